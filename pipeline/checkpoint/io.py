@@ -1,0 +1,101 @@
+"""How a checkpoint becomes bytes on a storage, and comes back: a CheckpointIO for any fsspec URL."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import fsspec
+import torch
+from lightning.pytorch.plugins import CheckpointIO
+
+from pipeline.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the length in bytes and `sha256:<hex>` of exactly those bytes."""
+
+    bytes: int
+    sha256: str
+
+
+class StreamingIO(CheckpointIO):
+    """Streams a checkpoint to its URL while hashing it, and loads without ever executing pickled code.
+
+    Lightning's own IO builds the whole file in memory first, and once more for S3. `written` holds what the last
+    save of this process put there; only the process that writes (rank 0) has one.
+    """
+
+    def __init__(self, run: RunDir | None) -> None:
+        self.run = run
+        self.written: dict[str, Written] = {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Any, storage_options: Any | None = None) -> None:
+        """Write one checkpoint; inside the run directory also force it to the disk and compare its length.
+
+        Raises:
+            TypeError: `storage_options` is given; the URL says everything.
+            OSError: The storage reports another length than was written.
+        """
+        if storage_options is not None:
+            raise TypeError("storage_options are not supported: fsspec reads them from the environment and its config")
+        url = str(path)
+        name = self._name(url)
+        if name is None:
+            # Somebody else's checkpoint, say of a second ModelCheckpoint: streamed all the same.
+            with fsspec.open(url, "wb", auto_mkdir=True) as file:
+                torch.save(checkpoint, file)
+            return
+        assert self.run is not None
+        with self.run.open_write(name) as file:
+            hashing = _Hashing(file)
+            torch.save(checkpoint, hashing)
+        self.run.durable(name)
+        stored = self.run.size(name)
+        if stored != hashing.bytes:
+            raise OSError(f"{url}: wrote {hashing.bytes} bytes, the storage reports {stored}")
+        self.written[url] = Written(hashing.bytes, f"sha256:{hashing.digest.hexdigest()}")
+
+    def load_checkpoint(
+        self, path: str | Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint from any URL.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        with fsspec.open(str(path), "rb") as file:
+            checkpoint: dict[str, Any] = torch.load(
+                file, map_location=map_location or "cpu", weights_only=weights_only is not False
+            )
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Any) -> None:
+        """Delete one checkpoint file; one that is not there is no error."""
+        fs, inner = fsspec.core.url_to_fs(str(path), use_listings_cache=False)
+        if fs.exists(inner):
+            fs.rm(inner, recursive=True)
+
+    def _name(self, url: str) -> str | None:
+        if self.run is None or not url.startswith(self.run.url + "/"):
+            return None
+        return url[len(self.run.url) + 1 :]
+
+
+class _Hashing:
+    """A write-only file that hashes and counts what goes through it; torch.save needs no more of a file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.bytes += len(data)
+        self._file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()

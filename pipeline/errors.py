@@ -1,0 +1,27 @@
+"""The exit statuses of a container, and the error that means "you must change something"."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+DONE = 0
+CRASH = 1
+USER_MUST_CHANGE = 2
+
+
+class UserError(Exception):
+    """A mistake that only the user can mend: printed without a traceback, exit status 2, never retried.
+
+    Args:
+        problems: One sentence per mistake: the name, the value found, what is allowed, how to mend it. All of them at
+            once, so that nobody mends them one start at a time.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the allowed name closest to a misspelt one, or nothing."""
+    close = get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,214 @@
+"""The names of everything that a run leaves behind, on any fsspec URL.
+
+A run directory is a URL: `runs/x`, `s3://bucket/x`, `memory://x` (within one process). This module owns every name
+in it and is the only one that speaks to its storage by name. It needs fsspec and the standard library only, so the
+submitter can read results without torch.
+
+    <run_dir>/
+      fit.yaml  test.yaml ...         the resolved configuration of each subcommand
+      checkpoints/step-00000120.ckpt  a checkpoint; it exists once its commit record does
+      checkpoints/step-00000120.json  the commit record, written last
+      logs/                           TensorBoard events, hparams.yaml
+      evaluation/receipt.json, evaluation/scores.csv
+"""
+
+import json
+import os
+import re
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.core import split_protocol, url_to_fs
+
+from pipeline.errors import UserError
+
+SCHEMA = 1
+"""The version of every JSON file in a run directory."""
+
+RECEIPT = "evaluation/receipt.json"
+SCORES = "evaluation/scores.csv"
+LOGS = "logs"
+CHECKPOINTS = "checkpoints"
+
+_CHECKPOINT = re.compile(r"step-(\d{8,})\.(ckpt|json)")
+_LOCAL = ("file", "local")
+
+
+class RunDir:
+    """One run's directory on any fsspec storage.
+
+    Args:
+        url: A local path or an fsspec URL. Nothing is created or asked before the first call.
+
+    Raises:
+        UserError: The URL's protocol is unknown, or what it needs is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not url or url.isspace():
+            raise UserError(f"run_dir={url!r} is empty: give a local path or an fsspec URL such as s3://bucket/run")
+        protocol, _ = split_protocol(url)
+        self.is_local = protocol is None or protocol in _LOCAL
+        self.is_memory = protocol == "memory"
+        try:
+            # Without a listing cache: another node's files must be seen the moment they are there.
+            self.fs, path = url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise UserError(
+                f"run_dir={url!r}: storage of the kind {protocol!r} needs a package that is missing ({error}). "
+                "For s3:// install the extra: pip install 'torchx-lightning-pipeline[s3]'"
+            ) from error
+        except ValueError as error:
+            known = ", ".join(("a local path", "s3://", "memory://"))
+            raise UserError(
+                f"run_dir={url!r}: {error}. Allowed: {known}, and every protocol that fsspec knows here"
+            ) from error
+        self.path = str(path).rstrip("/")
+        self.url = str(self.fs.unstrip_protocol(self.path)) if not self.is_local else self.path
+        # What a person reads and types again: local paths as they were given.
+        self.label = url.rstrip("/")
+
+    def __str__(self) -> str:
+        return self.label
+
+    def url_of(self, name: str) -> str:
+        """The full URL (a plain path on a local disk) of one name in the run directory."""
+        return f"{self.url}/{name}"
+
+    @staticmethod
+    def config(subcommand: str) -> str:
+        """The name of the resolved configuration of a subcommand."""
+        return f"{subcommand}.yaml"
+
+    @staticmethod
+    def checkpoint(step: int) -> str:
+        """The name of the checkpoint of an optimizer step."""
+        return f"{CHECKPOINTS}/step-{step:08d}.ckpt"
+
+    @staticmethod
+    def record(step: int) -> str:
+        """The name of the commit record of an optimizer step."""
+        return f"{CHECKPOINTS}/step-{step:08d}.json"
+
+    def steps(self) -> dict[str, dict[int, int]]:
+        """What lies in `checkpoints/`: for `ckpt` and for `json` the size in bytes by step. One listing."""
+        found: dict[str, dict[int, int]] = {"ckpt": {}, "json": {}}
+        try:
+            entries = self.fs.ls(f"{self.path}/{CHECKPOINTS}", detail=True)
+        except FileNotFoundError:
+            return found
+        for entry in entries:
+            match = _CHECKPOINT.fullmatch(str(entry["name"]).rsplit("/", 1)[-1])
+            if match and entry.get("type") == "file":
+                found[match[2]][int(match[1])] = int(entry["size"])
+        return found
+
+    def open_write(self, name: str) -> BinaryIO:
+        """Open a new file for streaming bytes into it. On a local disk: `durable` makes it last."""
+        if self.is_local:
+            os.makedirs(os.path.dirname(f"{self.path}/{name}"), exist_ok=True)
+        return cast("BinaryIO", self.fs.open(f"{self.path}/{name}", "wb"))
+
+    def durable(self, name: str) -> None:
+        """On a local disk: force the file and the entries of its folders to the disk. Object stores are durable."""
+        if not self.is_local:
+            return
+        path = Path(self.path, name)
+        for each in (path, path.parent, Path(self.path)):
+            descriptor = os.open(each, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def size(self, name: str) -> int | None:
+        """The length in bytes that the storage reports, or None where there is no such file."""
+        try:
+            return int(self.fs.info(f"{self.path}/{name}")["size"])
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file, or None where there is none."""
+        try:
+            with self.fs.open(f"{self.path}/{name}", "rb") as file:
+                return cast("bytes", file.read())
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file whole and make it durable."""
+        with self.open_write(name) as file:
+            file.write(data)
+        self.durable(name)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of this run, or None where it is missing, torn or of another schema."""
+        data = self.read(name)
+        if data is None:
+            return None
+        try:
+            value = json.loads(data)
+        except ValueError:
+            return None
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            return None
+        return value
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file of this run, with its schema and without NaN."""
+        text = json.dumps({"schema": SCHEMA, **value}, indent=2, allow_nan=False)
+        self.write(name, text.encode() + b"\n")
+
+    def write_nonce(self) -> str:
+        """Prove that this process may write here; another node proves with `sees` that it looks at the same place.
+
+        Raises:
+            UserError: The directory cannot be written.
+        """
+        name = f"nonce-{uuid.uuid4().hex}"
+        try:
+            self.write(name, name.encode())
+        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+            raise UserError(
+                f"run_dir={self.label!r} cannot be written: {storage_error(error)}. Give a folder or bucket that exists"
+                " and that this user may write, or mend its permissions and credentials"
+            ) from error
+        return name
+
+    def sees(self, nonce: str) -> bool:
+        """Whether this node reads back what another one wrote."""
+        try:
+            return self.read(nonce) == nonce.encode()
+        except Exception:  # noqa: BLE001 - every storage has errors of its own; whatever it is, it is not seen
+            return False
+
+    def remove(self, name: str) -> None:
+        """Delete one file."""
+        self.fs.rm_file(f"{self.path}/{name}")
+
+
+def next_run_dir(name: str, base: str = "runs") -> str:
+    """The first free `runs/<name>-<n>`, n counting up from 1."""
+    taken = (re.fullmatch(rf"{re.escape(name)}-(\d+)", entry) for entry in os.listdir(base)) if os.path.isdir(base) else ()
+    return f"{base}/{name}-{max((int(match[1]) for match in taken if match), default=0) + 1}"
+
+
+def now() -> str:
+    """The time in UTC, RFC 3339."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def storage_error(error: BaseException) -> str:
+    """An error of any storage in one line, with its kind, since many of them say little by themselves."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def read_url(url: str) -> bytes:
+    """The bytes behind any fsspec URL."""
+    with fsspec.open(url, "rb") as file:
+        return cast("bytes", file.read())

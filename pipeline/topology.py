@@ -1,0 +1,140 @@
+"""Which process this is among how many, as the launcher's environment says, and how all agree before training.
+
+Topology belongs to the launcher: torch's elastic agent sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE,
+GROUP_RANK and GROUP_WORLD_SIZE; without it there is one process. What must be the same for all ranks (the run
+directory, the checkpoint to go on from) is decided by rank 0 and passed on through the launcher's own key-value store,
+before a model is built or a device is taken.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+from torch.distributed import DistError, PrefixStore, Store, rendezvous
+
+from pipeline.errors import UserError
+
+_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
+_TIMEOUT = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The place of this process: `nodes` x `processes` (per node) make up `world_size`."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    processes: int
+    node: int
+    nodes: int
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str] = os.environ) -> "Topology":
+        """Read the launcher's variables; none of them means one process.
+
+        Raises:
+            UserError: Some are set and others not, or one is no number, or they contradict each other.
+        """
+        if "WORLD_SIZE" not in environment and "RANK" not in environment:
+            return Topology(rank=0, local_rank=0, world_size=1, processes=1, node=0, nodes=1)
+        problems = []
+        values = {}
+        for name in _VARIABLES:
+            text = environment.get(name)
+            if text is None or not text.isdecimal():
+                found = "is not set" if text is None else f"={text!r} is not a number"
+                problems.append(f"{name} {found}: start through torchrun or a TorchX component, which set all of them")
+            else:
+                values[name] = int(text)
+        if not problems and values["WORLD_SIZE"] != values["LOCAL_WORLD_SIZE"] * values["GROUP_WORLD_SIZE"]:
+            problems.append(
+                f"WORLD_SIZE={values['WORLD_SIZE']} is not LOCAL_WORLD_SIZE={values['LOCAL_WORLD_SIZE']} x "
+                f"GROUP_WORLD_SIZE={values['GROUP_WORLD_SIZE']}: every node must run the same number of processes"
+            )
+        if problems:
+            raise UserError(*problems)
+        return Topology(
+            rank=values["RANK"],
+            local_rank=values["LOCAL_RANK"],
+            world_size=values["WORLD_SIZE"],
+            processes=values["LOCAL_WORLD_SIZE"],
+            node=values["GROUP_RANK"],
+            nodes=values["GROUP_WORLD_SIZE"],
+        )
+
+    @cached_property
+    def _store(self) -> Store:
+        store, _, _ = next(rendezvous("env://", self.rank, self.world_size, timeout=_TIMEOUT))
+        # A restart in place may meet the same store again, with the answers of the attempt before.
+        return PrefixStore(f"pipeline/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+    def agree(self, name: str, decide: Callable[[], Any]) -> Any:
+        """Rank 0 decides, all ranks get its answer.
+
+        Args:
+            name: What is decided; each name is decided once.
+            decide: Called on rank 0 only; what it returns must survive JSON.
+
+        Raises:
+            UserError: On every rank, if `decide` raised one on rank 0.
+        """
+        if self.world_size == 1:
+            return decide()
+        if self.rank == 0:
+            try:
+                answer = {"value": decide()}
+            except UserError as error:
+                answer = {"problems": list(error.problems)}
+            self._store.set(name, json.dumps(answer))
+        else:
+            answer = json.loads(self._store.get(name))
+        if "problems" in answer:
+            raise UserError(*answer["problems"])
+        return answer["value"]
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        self._store.set(f"{name}/{self.rank}", json.dumps(value))
+        return [json.loads(self._store.get(f"{name}/{rank}")) for rank in range(self.world_size)]
+
+    def together(self, name: str, do: Callable[[], None]) -> None:
+        """All ranks do it; a user's mistake on any of them is raised on all, so that none waits for the others.
+
+        Raises:
+            UserError: With the problems of every rank, each once.
+        """
+        problems: tuple[str, ...] = ()
+        try:
+            do()
+        except UserError as error:
+            problems = error.problems
+        gathered = self.gather(name, [list(problems), socket.gethostname()])
+        found: dict[str, list[str]] = {}
+        for rank, (texts, node) in enumerate(gathered):
+            for text in texts:
+                found.setdefault(text, []).append(f"rank {rank} on {node}")
+        if found:
+            raise UserError(
+                *(text if len(who) == self.world_size else f"{text} ({', '.join(who)})" for text, who in found.items())
+            )
+
+    def signal(self, name: str) -> None:
+        """Let `wait` return on every rank."""
+        if self.world_size > 1:
+            self._store.set(name, "")
+
+    def wait(self, name: str, seconds: float) -> bool:
+        """Whether `signal` was called on some rank, within a limit."""
+        try:
+            self._store.wait([name], timedelta(seconds=seconds))
+        except DistError:
+            return False
+        return True
