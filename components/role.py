@@ -57,7 +57,9 @@ def role(
         parsed_mounts = specs.parse_mounts(list(mounts)) if mounts else []
     except (KeyError, ValueError, AttributeError) as error:
         parsed_mounts = []
-        problems.append(f"mounts={list(mounts or ())!r}: {error}; write type=bind,src=/on/the/host,dst=/in/the/container")
+        problems.append(
+            f"mounts={list(mounts or ())!r}: {error}; write type=bind,src=/on/the/host,dst=/in/the/container"
+        )
     if problems:
         raise UserError(*problems)
     return specs.Role(

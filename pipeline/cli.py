@@ -7,7 +7,6 @@ checked, all problems at once), where the run lies (the same for all nodes, prov
 import argparse
 import hashlib
 import logging
-import re
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -16,25 +15,22 @@ import fsspec
 import lightning.pytorch as pl
 import torch.distributed
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_summary import ModelSummary
 
-from pipeline import console
+from pipeline import configuration, console
 from pipeline.checkpoint.callback import Checkpoints
 from pipeline.checkpoint.io import StreamingIO
 from pipeline.checkpoint.record import CommitRecord, newest, select
-from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError, did_you_mean
+from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
 from pipeline.evaluation import Checkpoint, Evaluation, ProofFailed
 from pipeline.logs import RunLogger
 from pipeline.run_dir import RunDir, next_run_dir, storage_error
 from pipeline.topology import Topology
 
 log = logging.getLogger(__name__)
-
-_FROM_RUN = ("validate", "test", "predict")
-"""Subcommands that take model and data from the run's own fit.yaml."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,7 +90,7 @@ class PipelineCLI(LightningCLI):
         self.start: dict[str, Any] = {}
         self.given_checkpoint: str | None = None
         super().__init__(
-            args=_with_run_config(arguments),
+            args=configuration.with_run_config(arguments),
             trainer_class=Trainer,
             trainer_defaults={"devices": topology.processes, "num_nodes": topology.nodes},
             seed_everything_default=42,
@@ -126,9 +122,9 @@ class PipelineCLI(LightningCLI):
                 help="The run directory: a local path or any fsspec URL (s3://bucket/run). The same one goes on where "
                 "it stopped. Default for fit: the next free runs/<name>-<n>.",
             )
-        if subcommand == "fit":
-            parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        if subcommand in _FROM_RUN:
+        # Only fit saves, but the same YAML file serves all of them.
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        if subcommand in configuration.FROM_RUN:
             parser.add_argument(
                 "--checkpoint",
                 type=str | None,
@@ -143,7 +139,7 @@ class PipelineCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            raise UserError(_explain(error, parser, self._subcommand_parsers, args)) from error
+            raise UserError(configuration.explain(error, parser, self._subcommand_parsers, args)) from error
         config = self.config[self.config.subcommand]
         # Lightning would merge the hyperparameters of a local checkpoint over the flags, and not those of a remote one.
         self.given_checkpoint = config.get("ckpt_path")
@@ -157,7 +153,7 @@ class PipelineCLI(LightningCLI):
             config.data = None
             config.trainer.update(accelerator="cpu", devices=1, num_nodes=1, logger=False)
             return
-        problems = _problems(str(self.subcommand), config, self.given_checkpoint, self.topology)
+        problems = configuration.problems(str(self.subcommand), config, self.given_checkpoint, self.topology)
         if problems:
             raise UserError(*problems)
         if config.trainer.fast_dev_run:
@@ -165,7 +161,7 @@ class PipelineCLI(LightningCLI):
                 self.start = self.topology.agree("start", self._choose_checkpoint)
             return
         if self.subcommand == "fit" or config.run_dir is not None:
-            url = self.topology.agree("run_dir", lambda: config.run_dir or next_run_dir(_run_name(config)))
+            url = self.topology.agree("run_dir", lambda: config.run_dir or next_run_dir(configuration.run_name(config)))
             self.run_dir = RunDir(url)
             self._meet()
         if self.subcommand == "fit":
@@ -206,7 +202,7 @@ class PipelineCLI(LightningCLI):
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        if self.subcommand == "fit" and config["enable_checkpointing"] is False:
+        if self.subcommand != "fit" or config["enable_checkpointing"] is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
         return super()._instantiate_trainer(config, callbacks)
 
@@ -288,11 +284,12 @@ class PipelineCLI(LightningCLI):
         """
         run, topology = self.run_dir, self.topology
         assert run is not None
+        host = socket.gethostname()
         nonce = topology.agree("nonce", run.write_nonce)
         blind = [
             f"node {node} ({name})"
             for node, name, sees in sorted(
-                {tuple(each) for each in topology.gather("sees", [topology.node, socket.gethostname(), run.sees(nonce)])}
+                {tuple(each) for each in topology.gather("sees", [topology.node, host, run.sees(nonce)])}
             )
             if not sees
         ]
@@ -309,11 +306,11 @@ class PipelineCLI(LightningCLI):
         run = self.run_dir
         assert run is not None
         resolved = self._resolved()
-        saved = _saved_config(run, "fit")
+        saved = configuration.saved_config(run, "fit")
         record = newest(run)
-        start = {"finished": False, "url": self.given_checkpoint, "step": None, "own": False}
+        start: dict[str, Any] = {"finished": False, "url": self.given_checkpoint, "step": None, "own": False}
         if record is not None:
-            _same_model(run, saved, resolved)
+            configuration.same_model(run, saved, resolved)
             own = run.url_of(record.name)
             if self.given_checkpoint not in (None, own, (saved or {}).get("ckpt_path")):
                 raise UserError(
@@ -324,7 +321,7 @@ class PipelineCLI(LightningCLI):
             start = {"finished": False, "url": own, "step": record.step, "own": True}
             if "end" in record.reason and saved == resolved:
                 return {**start, "finished": True}
-        run.write(RunDir.config("fit"), _dump(resolved))
+        run.write(RunDir.config("fit"), configuration.dump(resolved))
         return start
 
     def _choose_checkpoint(self) -> dict[str, Any]:
@@ -336,10 +333,10 @@ class PipelineCLI(LightningCLI):
             return {}
         run = RunDir(config.run_dir)
         resolved = self._resolved()
-        _same_model(run, _saved_config(run, "fit"), resolved, wholly=True)
+        configuration.same_model(run, configuration.saved_config(run, "fit"), resolved, wholly=True)
         record: CommitRecord = select(run, config.checkpoint)
         if self.run_dir is not None:
-            run.write(RunDir.config(str(self.subcommand)), _dump(resolved))
+            run.write(RunDir.config(str(self.subcommand)), configuration.dump(resolved))
         return {"url": run.url_of(record.name), "sha256": record.sha256, "own": True}
 
     def _resolved(self) -> dict[str, Any]:
@@ -356,143 +353,6 @@ class PipelineCLI(LightningCLI):
 
 class _Finished(Exception):
     """There is nothing left to train."""
-
-
-def _with_run_config(arguments: list[str]) -> list[str]:
-    """Let validate, test and predict start from the configuration that the run was trained with.
-
-    It goes before the user's own flags, so they override it. Only what makes model and data is taken: the rest of
-    training's configuration (callbacks, limits, topology) is not evaluation's.
-    """
-    if not arguments or arguments[0] not in _FROM_RUN:
-        return arguments
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--run_dir")
-    try:
-        url = finder.parse_known_args(arguments[1:])[0].run_dir
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from error
-    if url is None:
-        return arguments
-    run = RunDir(url)
-    try:
-        saved = _saved_config(run, "fit")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"run_dir={url!r} cannot be read: {storage_error(error)}") from error
-    if saved is None:
-        raise UserError(
-            f"run_dir={url!r} holds no fit.yaml: nothing was trained there. Train first, or name the right directory"
-        )
-    base = {key: saved[key] for key in ("seed_everything", "model", "data") if saved.get(key) is not None}
-    base["trainer"] = {key: saved["trainer"][key] for key in ("accelerator", "precision")}
-    return [arguments[0], "--config", _dump(base).decode(), *arguments[1:]]
-
-
-def _problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology: Topology) -> list[str]:
-    """What the user must change, known from the configuration alone; all of it at once."""
-    problems = []
-    trainer = config.trainer
-    if subcommand == "test" and topology.world_size > 1:
-        problems.append(
-            f"WORLD_SIZE={topology.world_size}: test scores each sample once only in one process on one device, for "
-            "DDP pads uneven shards with doubles. Start it as one process: torchx component components/evaluate.py, "
-            "or python -m pipeline test without torchrun"
-        )
-    for name, launched in (("devices", topology.processes), ("num_nodes", topology.nodes)):
-        value = trainer[name]
-        count = len(value) if isinstance(value, list) else value
-        if str(count) not in (str(launched), "auto", "-1"):
-            problems.append(
-                f"trainer.{name}={value!r}, but the launcher started {launched}: topology belongs to the launcher. "
-                "Leave it out, and set --nodes and --processes of the component (--nnodes, --nproc_per_node of torchrun)"
-            )
-        trainer[name] = launched
-    strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.get("class_path", "")
-    if not re.fullmatch(r"auto|ddp(_find_unused_parameters_(true|false))?|(.*\.)?(DDP|SingleDevice)Strategy", strategy):
-        problems.append(
-            f"trainer.strategy={strategy!r}: allowed are 'auto' and 'ddp' with its variants, whose checkpoint is one "
-            "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
-        )
-    if ckpt_path in ("best", "last", "hpc", "registry"):
-        hint = "Leave it out: fit goes on by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
-        problems.append(f"ckpt_path={ckpt_path!r}: give the URL of a checkpoint file. {hint}")
-    if ckpt_path is not None and config.get("checkpoint") is not None:
-        problems.append(f"ckpt_path={ckpt_path!r} and checkpoint={config.checkpoint!r} both name a checkpoint: give one")
-    if config.run_dir is not None and topology.world_size > 1 and str(config.run_dir).startswith("memory:"):
-        problems.append(
-            f"run_dir={config.run_dir!r} lives within one process, and there are {topology.world_size}: use storage "
-            "that all of them see, such as a folder or s3://"
-        )
-    if subcommand == "test" and config.run_dir is None and not trainer.fast_dev_run:
-        problems.append("run_dir is missing: name the run to evaluate, --run_dir <url>; its receipt goes there")
-    return problems
-
-
-def _explain(
-    error: argparse.ArgumentError,
-    parser: LightningArgumentParser,
-    subparsers: dict[str, LightningArgumentParser],
-    arguments: Sequence[str],
-) -> str:
-    """The parser's complaint as one line, with the nearest allowed name for a misspelt one."""
-    message = re.sub(r"\s*\n\s*", " ", str(error)).strip()
-    misspelt = re.search(r"(?:[Uu]nrecognized arguments: --|[Kk]ey ['\"]|[Oo]ption ['\"])([\w.]+)", message)
-    hint = ""
-    if misspelt:
-        sub = subparsers.get(arguments[0] if arguments else "", parser)
-        known = {name for action in sub._actions for name in (action.dest, *(o.lstrip("-") for o in action.option_strings))}
-        hint = did_you_mean(misspelt[1], known)
-    return f"{message}{hint} (python -m pipeline {arguments[0] if arguments else ''} --help shows what is allowed)"
-
-
-def _same_model(run: RunDir, saved: dict[str, Any] | None, resolved: dict[str, Any], wholly: bool = False) -> None:
-    """Refuse to load a run's checkpoint into another model: another class, or where `wholly` other arguments."""
-    trained, asked = (saved or {}).get("model"), resolved["model"]
-    if trained is None:
-        return
-    if trained["class_path"] != asked["class_path"]:
-        raise UserError(
-            f"model.class_path={asked['class_path']!r}, but {run} was trained with {trained['class_path']!r}: give the "
-            "run's own configuration, or another --run_dir"
-        )
-    if wholly and trained != asked:
-        ours, theirs = asked.get("init_args") or {}, trained.get("init_args") or {}
-        raise UserError(
-            *(
-                f"model.{key}={ours.get(key)!r}, but {run} was trained with {theirs.get(key)!r}: leave the flag out, "
-                "the model comes from the run"
-                for key in {**theirs, **ours}
-                if ours.get(key) != theirs.get(key)
-            )
-        )
-
-
-def _saved_config(run: RunDir, subcommand: str) -> dict[str, Any] | None:
-    data = run.read(RunDir.config(subcommand))
-    if data is None:
-        return None
-    try:
-        value = yaml.safe_load(data)
-    except yaml.YAMLError as error:
-        raise UserError(f"{run}/{RunDir.config(subcommand)} is damaged: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("trainer"), dict):
-        raise UserError(f"{run}/{RunDir.config(subcommand)} is not a configuration that this program wrote")
-    return value
-
-
-def _dump(config: dict[str, Any]) -> bytes:
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
-
-
-def _run_name(config: Namespace) -> str:
-    """`digits` for --config .../digits.yaml, else the model's class in lower case."""
-    files = config.get("config") or []
-    named = [str(file) for file in files if file is not None]
-    if named:
-        return re.sub(r"\W+", "-", named[-1].rsplit("/", 1)[-1].rsplit(".", 1)[0])
-    return str(config.model.class_path).rsplit(".", 1)[-1].lower()
 
 
 def _sha256(url: str) -> str:

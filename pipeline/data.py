@@ -1,6 +1,6 @@
 """The DataModule for map-style datasets: a user names datasets, the pipeline does the rest."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
@@ -8,8 +8,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pipeline.errors import UserError
 
-# jsonargparse takes a parametrised generic for a type without arguments of its own.
-AnyDataset = Dataset  # type: ignore[type-arg]
+if TYPE_CHECKING:
+    AnyDataset: TypeAlias = Dataset[Any]
+else:
+    # jsonargparse takes a parametrised generic for a type without arguments of its own.
+    AnyDataset = Dataset
 
 
 class DataModule(pl.LightningDataModule):

@@ -172,7 +172,7 @@ class RunDir:
         name = f"nonce-{uuid.uuid4().hex}"
         try:
             self.write(name, name.encode())
-        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        except Exception as error:
             raise UserError(
                 f"run_dir={self.label!r} cannot be written: {storage_error(error)}. Give a folder or bucket that exists"
                 " and that this user may write, or mend its permissions and credentials"
@@ -193,8 +193,9 @@ class RunDir:
 
 def next_run_dir(name: str, base: str = "runs") -> str:
     """The first free `runs/<name>-<n>`, n counting up from 1."""
-    taken = (re.fullmatch(rf"{re.escape(name)}-(\d+)", entry) for entry in os.listdir(base)) if os.path.isdir(base) else ()
-    return f"{base}/{name}-{max((int(match[1]) for match in taken if match), default=0) + 1}"
+    entries = os.listdir(base) if os.path.isdir(base) else []
+    taken = [int(entry[len(name) + 1 :]) for entry in entries if re.fullmatch(rf"{re.escape(name)}-\d+", entry)]
+    return f"{base}/{name}-{max(taken, default=0) + 1}"
 
 
 def now() -> str:

@@ -67,7 +67,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, reason: list[str]) -> None:
         step = trainer.global_step
-        if self.run is None or trainer.fast_dev_run or step == self._committed_step:
+        if self.run is None or step == self._committed_step:
             return
         url = self.run.url_of(RunDir.checkpoint(step))
         started = time.monotonic()

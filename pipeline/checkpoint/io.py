@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import torch
@@ -50,7 +50,7 @@ class StreamingIO(CheckpointIO):
         assert self.run is not None
         with self.run.open_write(name) as file:
             hashing = _Hashing(file)
-            torch.save(checkpoint, hashing)
+            torch.save(checkpoint, cast("BinaryIO", hashing))
         self.run.durable(name)
         stored = self.run.size(name)
         if stored != hashing.bytes:

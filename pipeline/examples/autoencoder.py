@@ -1,6 +1,6 @@
 """The autoencoder of Lightning's own documentation, ready for DDP. It knows nothing of this pipeline.
 
-    python -m pipeline fit --config pipeline/configs/digits.yaml --model.learning_rate=0.01
+python -m pipeline fit --config pipeline/configs/digits.yaml --model.learning_rate=0.01
 """
 
 from typing import Any

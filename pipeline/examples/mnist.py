@@ -1,7 +1,7 @@
 """MNIST from any fsspec URL of a folder with its four IDX files, gzipped or not.
 
-IDX: two zero bytes, a type (8: unsigned byte), the number of dimensions, each dimension as a big-endian uint32, then the
-values (Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits").
+IDX: two zero bytes, a type (8: unsigned byte), the number of dimensions, each dimension as a big-endian uint32, then
+the values (Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits").
 """
 
 import gzip
@@ -32,7 +32,7 @@ class MNIST(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         root: A folder as a local path or any fsspec URL (s3://, https://, ...) with `train-images-idx3-ubyte`,
-            `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each with or without `.gz`.
+            `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, with or without `.gz`.
         split: `train`, `val` or `test`.
 
     Raises:
@@ -47,10 +47,16 @@ class MNIST(Dataset[tuple[Tensor, Tensor]]):
         if images.shape[1:] != (28, 28):
             raise ValueError(f"{root}/{images_name}: images of {images.shape[1:]}, expected (28, 28)")
         if len(images) != len(labels):
-            raise ValueError(f"{root}: {len(images)} images in {images_name}, but {len(labels)} labels in {labels_name}")
+            raise ValueError(
+                f"{root}: {len(images)} images in {images_name}, but {len(labels)} labels in {labels_name}"
+            )
         if split != "test" and len(images) <= _VAL:
-            raise ValueError(f"{root}/{images_name}: {len(images)} images; {_VAL} are validation, none is left to train")
-        part = {"train": slice(0, len(images) - _VAL), "val": slice(len(images) - _VAL, None), "test": slice(None)}[split]
+            raise ValueError(
+                f"{root}/{images_name}: {len(images)} images; {_VAL} are validation, none is left to train"
+            )
+        part = {"train": slice(0, len(images) - _VAL), "val": slice(len(images) - _VAL, None), "test": slice(None)}[
+            split
+        ]
         self.images = torch.from_numpy(images[part])
         self.labels = torch.from_numpy(labels[part].astype(np.int64))
 
@@ -71,7 +77,9 @@ def _idx(root: str, name: str, dimensions: int) -> npt.NDArray[np.uint8]:
         raise ValueError(f"{url}: damaged gzip ({error})") from error
     magic = bytes((0, 0, 8, dimensions))
     if raw[:4] != magic:
-        raise ValueError(f"{url}: starts with {raw[:4].hex(' ')}, an IDX file of {dimensions} dimensions with {magic.hex(' ')}")
+        raise ValueError(
+            f"{url}: starts with {raw[:4].hex(' ')}, an IDX file of {dimensions} dimensions with {magic.hex(' ')}"
+        )
     start = 4 + 4 * dimensions
     if len(raw) < start:
         raise ValueError(f"{url}: {len(raw)} bytes are shorter than its header of {start}")

@@ -1,0 +1,55 @@
+# `make` explains itself. Everything runs in .venv, which the first target makes.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+RUN_DIR ?= runs/quickstart
+CONFIG ?= pipeline/configs/digits.yaml
+NODES ?= 2
+SCHEDULER ?= local_cwd
+# The app's own flags, such as ARGS="--trainer.max_epochs=3".
+ARGS ?=
+READY := .venv/.ready
+# The stages that a launcher starts on this machine find their Python first.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup check format test pipeline train evaluate clean
+
+help: ## Explain every target.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  RUN_DIR=$(RUN_DIR)   a path or any fsspec URL, such as s3://bucket/run'
+	@echo '  CONFIG=$(CONFIG)  NODES=$(NODES)  SCHEDULER=$(SCHEDULER)'
+	@echo '  ARGS="--trainer.max_epochs=3"   flags of the app itself'
+
+setup: $(READY) ## Make .venv with the exact versions of constraints.txt.
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python %d.%d is too old: 3.11 or newer is needed, make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo 'error: no virtual environments here; on Debian: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'setting up .venv (the first time takes a few minutes)'
+	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+check: $(READY) ## Lint, types, spelling: all that pre-commit runs.
+	@pre-commit run --all-files
+
+format: $(READY) ## Format the code.
+	@ruff check --fix-only --quiet . && ruff format --quiet .
+
+test: $(READY) ## Run the tests.
+	@python -m pytest
+
+pipeline: $(READY) ## Train on NODES nodes, then evaluate on one device, and show the result.
+	@python -m components.launch -s $(SCHEDULER) --nodes $(NODES) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
+
+train: $(READY) ## Only train.
+	@torchx run -s $(SCHEDULER) components/train.py:train --nodes $(NODES) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
+
+evaluate: $(READY) ## Only evaluate what was trained.
+	@torchx run -s $(SCHEDULER) components/evaluate.py:evaluate --run_dir $(RUN_DIR) -- $(ARGS)
+
+clean: ## Remove .venv and caches; never a run.
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,163 @@
+"""What the user asked for: the run's own configuration, and every mistake that the parsed one shows by itself."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from pipeline.errors import UserError, did_you_mean
+from pipeline.run_dir import RunDir, storage_error
+from pipeline.topology import Topology
+
+FROM_RUN = ("validate", "test", "predict")
+"""Subcommands that take model and data from the run's own fit.yaml."""
+
+
+def with_run_config(arguments: list[str]) -> list[str]:
+    """Let validate, test and predict start from the configuration that the run was trained with.
+
+    It goes before the user's own flags, so they override it. Only what makes model and data is taken: the rest of
+    training's configuration (callbacks, limits, topology) is not evaluation's.
+    """
+    if not arguments or arguments[0] not in FROM_RUN:
+        return arguments
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--run_dir")
+    try:
+        url = finder.parse_known_args(arguments[1:])[0].run_dir
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from error
+    if url is None:
+        return arguments
+    run = RunDir(url)
+    try:
+        saved = saved_config(run, "fit")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"run_dir={url!r} cannot be read: {storage_error(error)}") from error
+    if saved is None:
+        raise UserError(
+            f"run_dir={url!r} holds no fit.yaml: nothing was trained there. Train first, or name the right directory"
+        )
+    base = {key: saved[key] for key in ("seed_everything", "model", "data") if saved.get(key) is not None}
+    base["trainer"] = {key: saved["trainer"][key] for key in ("accelerator", "precision")}
+    return [arguments[0], "--config", dump(base).decode(), *arguments[1:]]
+
+
+def problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology: Topology) -> list[str]:
+    """What the user must change, known from the configuration alone; all of it at once."""
+    found = []
+    trainer = config.trainer
+    if subcommand == "test" and topology.world_size > 1:
+        found.append(
+            f"WORLD_SIZE={topology.world_size}: test scores each sample once only in one process on one device, for "
+            "DDP pads uneven shards with doubles. Start it as one process: torchx component components/evaluate.py, "
+            "or python -m pipeline test without torchrun"
+        )
+    for name, launched in (("devices", topology.processes), ("num_nodes", topology.nodes)):
+        value = trainer[name]
+        count = len(value) if isinstance(value, list) else value
+        if str(count) not in (str(launched), "auto", "-1"):
+            found.append(
+                f"trainer.{name}={value!r}, but the launcher started {launched}: topology belongs to the launcher. "
+                "Leave it out, and set --nodes and --processes of the component, or torchrun's --nnodes and "
+                "--nproc_per_node"
+            )
+        trainer[name] = launched
+    strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.get("class_path", "")
+    if not re.fullmatch(r"auto|ddp(_find_unused_parameters_(true|false))?|(.*\.)?(DDP|SingleDevice)Strategy", strategy):
+        found.append(
+            f"trainer.strategy={strategy!r}: allowed are 'auto' and 'ddp' with its variants, whose checkpoint is one "
+            "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
+        )
+    if ckpt_path in ("best", "last", "hpc", "registry"):
+        hint = "Leave it out: fit goes on by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
+        found.append(f"ckpt_path={ckpt_path!r}: give the URL of a checkpoint file. {hint}")
+    if ckpt_path is not None and config.get("checkpoint") is not None:
+        found.append(f"ckpt_path={ckpt_path!r} and checkpoint={config.checkpoint!r} both name a checkpoint: give one")
+    if config.run_dir is not None and topology.world_size > 1 and str(config.run_dir).startswith("memory:"):
+        found.append(
+            f"run_dir={config.run_dir!r} lives within one process, and there are {topology.world_size}: use storage "
+            "that all of them see, such as a folder or s3://"
+        )
+    if subcommand == "test" and config.run_dir is None and not trainer.fast_dev_run:
+        found.append("run_dir is missing: name the run to evaluate, --run_dir <url>; its receipt goes there")
+    return found
+
+
+def explain(
+    error: argparse.ArgumentError,
+    parser: LightningArgumentParser,
+    subparsers: dict[str, LightningArgumentParser],
+    arguments: Sequence[str],
+) -> str:
+    """The parser's complaint as one line, with the nearest allowed name for a misspelt one."""
+    message = re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    misspelt = re.search(r"(?:[Uu]nrecognized arguments: --|[Kk]ey ['\"]|[Oo]ption ['\"])([\w.]+)", message)
+    hint = ""
+    if misspelt:
+        sub = subparsers.get(arguments[0] if arguments else "", parser)
+        known = {
+            name for action in sub._actions for name in (action.dest, *(o.lstrip("-") for o in action.option_strings))
+        }
+        hint = did_you_mean(misspelt[1], known)
+    return f"{message}{hint} (python -m pipeline {arguments[0] if arguments else ''} --help shows what is allowed)"
+
+
+def same_model(run: RunDir, saved: dict[str, Any] | None, resolved: dict[str, Any], wholly: bool = False) -> None:
+    """Refuse to load a run's checkpoint into another model: another class, or where `wholly` other arguments."""
+    trained, asked = (saved or {}).get("model"), resolved["model"]
+    if trained is None:
+        return
+    if trained["class_path"] != asked["class_path"]:
+        raise UserError(
+            f"model.class_path={asked['class_path']!r}, but {run} was trained with {trained['class_path']!r}: give the "
+            "run's own configuration, or another --run_dir"
+        )
+    if wholly and trained != asked:
+        ours, theirs = asked.get("init_args") or {}, trained.get("init_args") or {}
+        raise UserError(
+            *(
+                f"model.{key}={ours.get(key)!r}, but {run} was trained with {theirs.get(key)!r}: leave the flag out, "
+                "the model comes from the run"
+                for key in {**theirs, **ours}
+                if ours.get(key) != theirs.get(key)
+            )
+        )
+
+
+def saved_config(run: RunDir, subcommand: str) -> dict[str, Any] | None:
+    """The resolved configuration that a subcommand left in its run, or None.
+
+    Raises:
+        UserError: It is damaged or foreign.
+    """
+    data = run.read(RunDir.config(subcommand))
+    if data is None:
+        return None
+    try:
+        value = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        raise UserError(f"{run}/{RunDir.config(subcommand)} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("trainer"), dict):
+        raise UserError(f"{run}/{RunDir.config(subcommand)} is not a configuration that this program wrote")
+    return value
+
+
+def dump(config: dict[str, Any]) -> bytes:
+    """A configuration as YAML."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
+
+
+def run_name(config: Namespace) -> str:
+    """`digits` for --config .../digits.yaml, else the model's class in lower case."""
+    files = config.get("config") or []
+    named = [str(file) for file in files if file is not None]
+    if named:
+        return re.sub(r"\W+", "-", named[-1].rsplit("/", 1)[-1].rsplit(".", 1)[0])
+    return str(config.model.class_path).rsplit(".", 1)[-1].lower()

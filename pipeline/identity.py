@@ -1,0 +1,165 @@
+"""Which samples are in a batch: an index and a digest of the content, attached where the dataset hands a sample out.
+
+The identity travels with the sample through collate function, loader workers and whatever wraps the loader.
+"""
+
+import copy
+import hashlib
+import pickle
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+
+class ProofFailed(Exception):
+    """Samples were not used as they should have been: the numbers that came out are worth nothing."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample with its identity, on its way from the dataset to the collate function."""
+
+    index: int
+    digest: bytes
+    canonical: bool
+    item: Any
+
+
+class IdentifiedBatch(NamedTuple):
+    """A batch with the identities of its samples, on its way from the collate function to the trainer."""
+
+    indices: list[int]
+    digests: list[bytes]
+    canonical: list[bool]
+    batch: Any
+
+
+class _IdentifiedDataset:
+    """Hands out each sample with its identity."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return _identify(index, self.dataset[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        if not getattr(self.dataset, "__getitems__", None):
+            return [self[index] for index in indices]
+        items = self.dataset.__getitems__(indices)
+        if len(items) != len(indices):
+            raise ProofFailed(
+                f"{type(self.dataset).__name__}.__getitems__ returned {len(items)} samples for {len(indices)} indices: "
+                "which of them are missing or double cannot be told"
+            )
+        return [_identify(index, item) for index, item in zip(indices, items, strict=True)]
+
+
+class _IdentifiedCollate:
+    """Collates the samples as the user's function does, and keeps their identities beside."""
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Any) -> IdentifiedBatch:
+        if isinstance(samples, Sample):  # a loader with batch_size=None: one sample is one batch
+            return IdentifiedBatch([samples.index], [samples.digest], [samples.canonical], self.collate(samples.item))
+        return IdentifiedBatch(
+            [sample.index for sample in samples],
+            [sample.digest for sample in samples],
+            [sample.canonical for sample in samples],
+            self.collate([sample.item for sample in samples]),
+        )
+
+
+class Watched:
+    """The outermost iterable around a loader: takes the identities off, so that the model sees its own batches.
+
+    Between here and `test_step` batches stay in order: only the trainer's fetcher, a queue, lies between.
+    """
+
+    def __init__(self, loader: DataLoader[Any], in_flight: deque[IdentifiedBatch]) -> None:
+        self.loader = loader
+        self.in_flight = in_flight
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for identified in self.loader:
+            if not isinstance(identified, IdentifiedBatch):
+                raise ProofFailed(
+                    f"the test loader {type(self.loader).__name__} yields a {type(identified).__name__} that its "
+                    "collate function did not make: which samples are in it cannot be told"
+                )
+            self.in_flight.append(identified._replace(batch=None))
+            yield identified.batch
+
+
+def identified(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The same loader, of the same class and with the same sampler and workers, whose samples have identities."""
+    twin = copy.copy(loader)
+    # A DataLoader forbids replacing its dataset by attribute, lest its sampler no longer fit; this one has the same
+    # length and order.
+    twin.__dict__.update(dataset=_IdentifiedDataset(loader.dataset), collate_fn=_IdentifiedCollate(loader.collate_fn))
+    return twin
+
+
+def _identify(index: int, item: Any) -> Sample:
+    hasher = hashlib.sha256()
+    canonical = _hash(hasher, item)
+    return Sample(int(index), hasher.digest(), canonical, item)
+
+
+def _hash(hasher: Any, value: Any) -> bool:
+    """Feed a sample's content into a hash, each value with its type and extent.
+
+    Returns:
+        False where a part is of a type without a canonical form and was pickled: another Python may hash it otherwise.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        hasher.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        hasher.update(value.contiguous().reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
+        return True
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind != "O":
+        array = np.ascontiguousarray(value)
+        hasher.update(f"array {array.dtype.str} {array.shape}".encode())
+        hasher.update(array.tobytes())
+        return True
+    if value is None or isinstance(value, (bool, int, float, complex)):
+        hasher.update(f"{type(value).__name__} {value!r};".encode())
+        return True
+    if isinstance(value, (str, bytes)):
+        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        hasher.update(f"{type(value).__name__} {len(data)};".encode())
+        hasher.update(data)
+        return True
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        hasher.update(f"mapping {len(value)};".encode())
+        parts = [part for key in sorted(value, key=repr) for part in (key, value[key])]
+        return _hash_all(hasher, parts)
+    if isinstance(value, (list, tuple)):
+        hasher.update(f"sequence {len(value)};".encode())
+        return _hash_all(hasher, value)
+    data = pickle.dumps(value, protocol=5)
+    hasher.update(f"pickle {len(data)};".encode())
+    hasher.update(data)
+    return False
+
+
+def _hash_all(hasher: Any, parts: Iterable[Any]) -> bool:
+    canonical = True
+    for part in parts:
+        canonical &= _hash(hasher, part)
+    return canonical
