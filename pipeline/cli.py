@@ -139,7 +139,7 @@ class PipelineCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            raise UserError(configuration.explain(error, parser, self._subcommand_parsers, args)) from error
+            raise UserError(configuration.explain(error, self._subcommand_parsers, args)) from error
         config = self.config[self.config.subcommand]
         # Lightning would merge the hyperparameters of a local checkpoint over the flags, and not those of a remote one.
         self.given_checkpoint = config.get("ckpt_path")
@@ -180,7 +180,7 @@ class PipelineCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, OSError, MisconfigurationException) as error:
-            raise UserError(" ".join(str(error).split())) from error
+            raise configuration.cause(error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with this project's checkpoints, logger and console."""
@@ -196,6 +196,8 @@ class PipelineCLI(LightningCLI):
             config["enable_progress_bar"] = False
             config["callbacks"].append(console.Lines())
         trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit" and self.run_dir is not None:
+            trainer.callbacks.insert(0, _SaveConfig(self.run_dir, self._resolved()))  # type: ignore[attr-defined]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints) and self.run_dir is not None:
                 callback.attach(self.run_dir, self.start["step"] if self.start["own"] else None)
@@ -302,7 +304,7 @@ class PipelineCLI(LightningCLI):
             )
 
     def _choose_start(self) -> dict[str, Any]:
-        """On rank 0: where this fit goes on. Writes fit.yaml where there is something to train."""
+        """On rank 0: where this fit goes on."""
         run = self.run_dir
         assert run is not None
         resolved = self._resolved()
@@ -321,7 +323,6 @@ class PipelineCLI(LightningCLI):
             start = {"finished": False, "url": own, "step": record.step, "own": True}
             if "end" in record.reason and saved == resolved:
                 return {**start, "finished": True}
-        run.write(RunDir.config("fit"), configuration.dump(resolved))
         return start
 
     def _choose_checkpoint(self) -> dict[str, Any]:
@@ -349,6 +350,18 @@ class PipelineCLI(LightningCLI):
         dumped["ckpt_path"] = self.given_checkpoint
         assert isinstance(dumped, dict)
         return dumped
+
+
+class _SaveConfig(pl.Callback):
+    """Writes fit.yaml once the model stands and the checkpoint fits it: a mistake must not replace a good one."""
+
+    def __init__(self, run: RunDir, resolved: dict[str, Any]) -> None:
+        self.run = run
+        self.resolved = resolved
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.run.write(RunDir.config("fit"), configuration.dump(self.resolved))
 
 
 class _Finished(Exception):

@@ -1,7 +1,9 @@
 """What the user asked for: the run's own configuration, and every mistake that the parsed one shows by itself."""
 
 import argparse
+import inspect
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +34,8 @@ def with_run_config(arguments: list[str]) -> list[str]:
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from error
     if url is None:
+        if not any(argument.startswith(("-c", "--config", "-h", "--help", "--model")) for argument in arguments[1:]):
+            raise UserError(f"run_dir is missing: name the run whose model and data to {arguments[0]}, --run_dir <url>")
         return arguments
     run = RunDir(url)
     try:
@@ -91,22 +95,52 @@ def problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology
 
 
 def explain(
-    error: argparse.ArgumentError,
-    parser: LightningArgumentParser,
-    subparsers: dict[str, LightningArgumentParser],
-    arguments: Sequence[str],
+    error: argparse.ArgumentError, subparsers: dict[str, LightningArgumentParser], arguments: Sequence[str]
 ) -> str:
-    """The parser's complaint as one line, with the nearest allowed name for a misspelt one."""
-    message = re.sub(r"\s*\n\s*", " ", str(error)).strip()
-    misspelt = re.search(r"(?:[Uu]nrecognized arguments: --|[Kk]ey ['\"]|[Oo]ption ['\"])([\w.]+)", message)
-    hint = ""
+    """The parser's complaint in one line: name, value, reason, and the nearest allowed name for a misspelt one."""
+    subcommand = arguments[0] if arguments and arguments[0] in subparsers else ""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    text = " ".join(lines)
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    if keys:
+        # A type that may be one of several is refused once for each of them; what None would have been says nothing.
+        noise = r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|.*'NoneType'"
+        reasons = [re.sub(r"<class '([\w.]+)'>", r"\1", line) for line in lines if line and not re.match(noise, line)]
+        # The value that did not fit is the innermost, which comes first.
+        values = [line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")]
+        value = f"={values[0]!r}" if values and len(values[0]) < 100 and "NestedArg" not in values[0] else ""
+        classes = re.findall(r"Problem with given class_path '([^']+)'", text)
+        where = f" for {classes[-1]}" if classes else ""
+        text = f"{'.'.join(keys)}{value}{where}: {', '.join(dict.fromkeys(reasons)) or 'not accepted'}"
+    misspelt = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", text)
     if misspelt:
-        sub = subparsers.get(arguments[0] if arguments else "", parser)
-        known = {
-            name for action in sub._actions for name in (action.dest, *(o.lstrip("-") for o in action.option_strings))
-        }
-        hint = did_you_mean(misspelt[1], known)
-    return f"{message}{hint} (python -m pipeline {arguments[0] if arguments else ''} --help shows what is allowed)"
+        text += did_you_mean(misspelt[1], _known(subparsers.get(subcommand), text))
+    return (
+        f"{text} (python -m pipeline {subcommand or '--help'}{' --help' if subcommand else ''} shows what is allowed)"
+    )
+
+
+def _known(parser: LightningArgumentParser | None, text: str) -> set[str]:
+    """The names that would be allowed in the place of a misspelt one."""
+    owner = re.search(r" for ([\w.]+): Option", text)
+    if owner:
+        module, _, name = owner[1].rpartition(".")
+        return set(inspect.signature(getattr(sys.modules[module], name)).parameters)
+    actions = parser._actions if parser is not None else []
+    return {option.lstrip("-") for action in actions for option in (action.dest, *action.option_strings)}
+
+
+def cause(error: BaseException) -> UserError:
+    """What a constructor refused, from under the parser's own words about the types that it tried."""
+    chain = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(below)
+    for each in reversed(chain):
+        if isinstance(each, UserError):
+            return each
+    # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
+    named = [each for each in chain if isinstance(each, ValueError)]
+    return UserError(" ".join(str(named[-1] if named else error).split()))
 
 
 def same_model(run: RunDir, saved: dict[str, Any] | None, resolved: dict[str, Any], wholly: bool = False) -> None:

@@ -151,7 +151,7 @@ class Evaluation(pl.Callback):
 
     def _table(self) -> str:
         names = list(dict.fromkeys(name for _, columns in self._scores for name in columns))
-        rows = [
+        rows: list[tuple[Any, ...]] = [
             (index, *(columns[name][at] if name in columns else "" for name in names))
             for indices, columns in self._scores
             for at, index in enumerate(indices)
@@ -159,12 +159,12 @@ class Evaluation(pl.Callback):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("index", *names))
-        writer.writerows(sorted(rows, key=lambda row: row[0]))
+        writer.writerows(sorted(rows, key=lambda row: int(row[0])))
         return text.getvalue()
 
 
 def _only(loaders: Any) -> DataLoader[Any]:
-    loader: Any = loaders[0] if isinstance(loaders, (list, tuple)) and len(loaders) == 1 else loaders
+    loader = loaders[0] if isinstance(loaders, (list, tuple)) and len(loaders) == 1 else loaders
     if not isinstance(loader, DataLoader):
         found = f"{len(loader)} loaders" if isinstance(loader, (list, tuple, dict)) else f"a {type(loader).__name__}"
         raise UserError(

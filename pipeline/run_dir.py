@@ -62,9 +62,8 @@ class RunDir:
                 "For s3:// install the extra: pip install 'torchx-lightning-pipeline[s3]'"
             ) from error
         except ValueError as error:
-            known = ", ".join(("a local path", "s3://", "memory://"))
             raise UserError(
-                f"run_dir={url!r}: {error}. Allowed: {known}, and every protocol that fsspec knows here"
+                f"run_dir={url!r}: {error}. Allowed are a local path, s3:// and every protocol that fsspec knows here"
             ) from error
         self.path = str(path).rstrip("/")
         self.url = str(self.fs.unstrip_protocol(self.path)) if not self.is_local else self.path
