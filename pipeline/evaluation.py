@@ -64,8 +64,10 @@ class Evaluation(pl.Callback):
         """Have the test loader of `source` (a data module, or a model that brings its own) carry identities.
 
         Raises:
-            UserError: Once the loader is asked for: it could leave a sample out or repeat one.
+            UserError: At once, or when the loader is asked for: it could leave a sample out or repeat one.
         """
+        if trainer.limit_test_batches == 0:  # the trainer would not even ask for the loader
+            raise UserError("trainer.limit_test_batches=0 leaves every sample out: remove the limit")
         original = source.test_dataloader
 
         def test_dataloader() -> Watched:
@@ -156,10 +158,11 @@ class Evaluation(pl.Callback):
             for indices, columns in self._scores
             for at, index in enumerate(indices)
         ]
+        rows.sort(key=lambda row: int(row[0]))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("index", *names))
-        writer.writerows(sorted(rows, key=lambda row: int(row[0])))
+        writer.writerows(rows)
         return text.getvalue()
 
 

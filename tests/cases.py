@@ -1,0 +1,207 @@
+"""Models and datasets of users, reached by class path, as the pipeline reaches theirs."""
+
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data.distributed import DistributedSampler
+
+
+class Rows(Dataset[tuple[Tensor, Tensor]]):
+    """n rows of four numbers and a target, drawn from a fixed seed."""
+
+    def __init__(self, n: int = 101) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.x = torch.randn(n, 4, generator=generator)
+        self.y = self.x.sum(dim=1, keepdim=True) + 0.1 * torch.randn(n, 1, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.y[index]
+
+
+class Regression(pl.LightningModule):
+    """A plain LightningModule: its test_step only logs."""
+
+    def __init__(self, learning_rate: float = 0.05, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = nn.functional.mse_loss(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", nn.functional.mse_loss(self(batch[0]), batch[1]), sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams["learning_rate"])
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.9)]
+
+
+class Recording(Regression):
+    """Writes each rank's losses and final parameters beside the run."""
+
+    def __init__(self, out: str, learning_rate: float = 0.05) -> None:
+        super().__init__(learning_rate)
+        self.save_hyperparameters()
+        self.out = out
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(loss.item())
+        return loss
+
+    def on_train_end(self) -> None:
+        torch.save({"losses": self.losses, "state": self.state_dict()}, f"{self.out}-{self.global_rank}.pt")
+
+
+class Returning(Regression):
+    """Returns what belongs into scores.csv, and what does not."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        prediction = self(batch[0])
+        loss = nn.functional.mse_loss(prediction, batch[1])
+        self.log("test_loss", loss)
+        return {"loss": loss, "prediction": prediction.flatten(), "x": batch[0], "note": "not a tensor"}
+
+
+class FailsToTrain(Regression):
+    """Raises in its second step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if batch_idx == 1:
+            raise RuntimeError("the model is broken")
+        return super().training_step(batch, batch_idx)
+
+
+class SkipsTheRest(Regression):
+    """Gives up an epoch after its second batch."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 2 else None
+
+
+class WritesAsItIsRead(pl.Callback):
+    """Loaded by class path: says that it was."""
+
+    def __init__(self, word: str = "hello") -> None:
+        self.word = word
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        print(f"callback says {self.word}", file=sys.stderr)
+
+
+class _Drops(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return (batch for number, batch in enumerate(super().__iter__()) if number != 1)
+
+
+class _Doubles(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        for number, batch in enumerate(super().__iter__()):
+            yield batch
+            if number == 1:
+                yield batch
+
+
+class _Swaps(DataLoader[Any]):
+    """The second batch is the first one again: the number of batches and of samples is right."""
+
+    def __iter__(self) -> Any:
+        first = None
+        for number, batch in enumerate(super().__iter__()):
+            first = batch if first is None else first
+            yield first if number == 1 else batch
+
+
+
+class _DropsRows(Rows):
+    """Fetches whole batches, but forgets a sample."""
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in indices][: 6 if 50 in indices else None]
+
+
+class _Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter([(torch.zeros(4), torch.zeros(1))])
+
+
+class Own(pl.LightningDataModule):
+    """A user's own data module, whose test loader is right or wrong in the way that `kind` names."""
+
+    def __init__(self, kind: str = "plain", n: int = 101, batch_size: int = 7, num_workers: int = 0) -> None:
+        super().__init__()
+        self.kind = kind
+        self.rows = Rows(n)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.rows, batch_size=self.batch_size)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.rows, batch_size=self.batch_size)
+
+    def test_dataloader(self) -> Any:
+        rows, more = self.rows, {"batch_size": self.batch_size, "num_workers": self.num_workers}
+        weights = torch.ones(len(rows))
+        return {
+            "plain": lambda: DataLoader(rows, **more),
+            "list of one": lambda: [DataLoader(rows, **more)],
+            "shuffled": lambda: DataLoader(rows, shuffle=True, **more),
+            "one by one": lambda: DataLoader(rows, batch_size=None),
+            "one replica": lambda: DataLoader(rows, sampler=DistributedSampler(rows, 1, 0), **more),
+            "loader drops": lambda: _Drops(rows, **more),
+            "loader doubles": lambda: _Doubles(rows, **more),
+            "loader swaps": lambda: _Swaps(rows, **more),
+            "dataset drops": lambda: DataLoader(_DropsRows(), **more),
+            "drop_last": lambda: DataLoader(rows, drop_last=True, **more),
+            "replacement": lambda: DataLoader(rows, sampler=RandomSampler(rows, replacement=True), **more),
+            "more samples": lambda: DataLoader(rows, sampler=RandomSampler(rows, num_samples=150), **more),
+            "weighted": lambda: DataLoader(rows, sampler=WeightedRandomSampler(weights.tolist(), len(rows)), **more),
+            "two replicas": lambda: DataLoader(rows, sampler=DistributedSampler(rows, 2, 0), **more),
+            "own batches": lambda: DataLoader(rows, batch_sampler=[[0, 1], [1, 2]]),
+            "stream": lambda: DataLoader(_Stream(), batch_size=2),
+            "two loaders": lambda: [DataLoader(rows), DataLoader(rows)],
+            "a list": lambda: [(rows.x, rows.y)],
+            "empty": lambda: DataLoader(Rows(0), **more),
+        }[self.kind]()
+
+
+class Mixed(Dataset[Any]):
+    """Samples of every kind that a collate function may meet."""
+
+    def __init__(self, n: int = 10, twist: float = 0.0) -> None:
+        self.n = n
+        self.twist = twist
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": torch.full((4,), float(index)), "name": f"sample {index}", "nested": [index, {"f": self.twist}]}
+
+
+class Drawing(Rows):
+    """Adds noise, as an augmentation does."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index] + random.random(), self.y[index]
