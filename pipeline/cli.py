@@ -15,7 +15,7 @@ import fsspec
 import lightning.pytorch as pl
 import torch.distributed
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_summary import ModelSummary
@@ -151,7 +151,7 @@ class PipelineCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "summary":
             config.data = None
-            config.trainer.update(accelerator="cpu", devices=1, num_nodes=1, logger=False)
+            config.trainer.update(Namespace(accelerator="cpu", devices=1, num_nodes=1, logger=False))
             return
         problems = configuration.problems(str(self.subcommand), config, self.given_checkpoint, self.topology)
         if problems:
@@ -233,11 +233,11 @@ class PipelineCLI(LightningCLI):
 
     def validate(self, model: pl.LightningModule, **kwargs: Any) -> None:
         """Lightning's validation of one of the run's checkpoints."""
-        self._run_model(self.trainer.validate, model, **kwargs, **self._chosen())
+        self._run_model(self.trainer.validate, model, **{**kwargs, **self._chosen()})
 
     def predict(self, model: pl.LightningModule, **kwargs: Any) -> None:
         """Lightning's prediction with one of the run's checkpoints; a BasePredictionWriter keeps what it predicts."""
-        self._run_model(self.trainer.predict, model, **kwargs, **self._chosen())
+        self._run_model(self.trainer.predict, model, **{**kwargs, **self._chosen()})
 
     def test(self, model: pl.LightningModule, **kwargs: Any) -> None:
         """Score the test set exactly once, and leave a receipt that says so."""

@@ -111,6 +111,8 @@ def explain(
         value = f"={values[0]!r}" if values and len(values[0]) < 100 and "NestedArg" not in values[0] else ""
         classes = re.findall(r"Problem with given class_path '([^']+)'", text)
         where = f" for {classes[-1]}" if classes else ""
+        # The last key's line may itself say what is wrong.
+        reasons += re.findall(r'Parser key "[^"]+": (?!Does not|Problem)(\S.*)', str(error))
         text = f"{'.'.join(keys)}{value}{where}: {', '.join(dict.fromkeys(reasons)) or 'not accepted'}"
     misspelt = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", text)
     if misspelt:

@@ -131,7 +131,6 @@ class _Swaps(DataLoader[Any]):
             yield first if number == 1 else batch
 
 
-
 class _DropsRows(Rows):
     """Fetches whole batches, but forgets a sample."""
 

@@ -227,7 +227,10 @@ def test_the_checkpoint_is_chosen_by_name_by_step_and_by_url(app: App, tmp_path:
         assert receipt_of(url)["checkpoint"].endswith(f"step-{step:08d}.ckpt")
     assert app("test", "--run_dir", url, "--ckpt_path", f"{url}/checkpoints/step-{steps[1]:08d}.ckpt").status == 0
     receipt = receipt_of(url)
-    assert receipt["checkpoint_sha256"] == json.loads(Path(url, f"checkpoints/step-{steps[1]:08d}.json").read_text())["sha256"]
+    assert (
+        receipt["checkpoint_sha256"]
+        == json.loads(Path(url, f"checkpoints/step-{steps[1]:08d}.json").read_text())["sha256"]
+    )
 
 
 def test_model_and_data_come_from_the_run_and_the_model_cannot_be_changed(app: App, run: str) -> None:

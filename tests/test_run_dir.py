@@ -30,7 +30,14 @@ def test_another_process_sees_what_was_written_after_it_looked(storage: str) -> 
 
 def test_steps_are_found_among_foreign_files(storage: str) -> None:
     run = RunDir(storage)
-    for name in ("step-00000120.ckpt", "step-00000120.json", "step-123456789.ckpt", "last.ckpt", "step-1.ckpt", "x.json"):
+    for name in (
+        "step-00000120.ckpt",
+        "step-00000120.json",
+        "step-123456789.ckpt",
+        "last.ckpt",
+        "step-1.ckpt",
+        "x.json",
+    ):
         run.write(f"checkpoints/{name}", b"12345")
     assert run.steps() == {"ckpt": {120: 5, 123456789: 5}, "json": {120: 5}}
 

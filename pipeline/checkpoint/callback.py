@@ -15,6 +15,9 @@ from pipeline.run_dir import RunDir, now
 
 log = logging.getLogger(__name__)
 
+_OWN_KEY = "pipeline"
+"""What this project adds to Lightning's checkpoint stands under this key."""
+
 
 class Checkpoints(Checkpoint):
     """Commits a checkpoint of the run after each epoch and at the end of training.
@@ -42,6 +45,9 @@ class Checkpoints(Checkpoint):
         self.every_n_epochs = every_n_epochs
         self.run: RunDir | None = None
         self._committed_step: int | None = None
+        self._saving = False
+        self._resumes_at_epoch_start = False
+        self._validated = False
 
     def attach(self, run: RunDir, resumed_step: int | None) -> None:
         """Say where to save, and which step is committed already."""
@@ -54,6 +60,36 @@ class Checkpoints(Checkpoint):
         if self.run is None or newest(self.run) is None:
             return ""
         return self.run.url_of(select(self.run, None).name)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say in the checkpoint that an epoch is about to begin, in Lightning's words and in ours."""
+        if not self._saving:
+            return  # somebody else's checkpoint, at a moment of its own
+        for counters in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            counters["ready"] = counters["processed"]
+        checkpoint[_OWN_KEY] = {"position": _position(trainer), "world_size": trainer.world_size}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember whether the checkpoint is one of ours."""
+        self._resumes_at_epoch_start = _OWN_KEY in checkpoint
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the epoch afresh where the checkpoint says so.
+
+        Lightning takes every resume under `max_steps` for one in the middle of an epoch: it would skip the epoch's
+        batches, validation and learning rate schedule.
+        """
+        if self._resumes_at_epoch_start:
+            trainer.fit_loop._restarting = False
+            trainer.fit_loop.epoch_loop.restarting = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember that what validation logs is known by now."""
+        self._validated = self._validated or not trainer.sanity_checking
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the epoch that has just ended."""
@@ -71,7 +107,11 @@ class Checkpoints(Checkpoint):
             return
         url = self.run.url_of(RunDir.checkpoint(step))
         started = time.monotonic()
-        trainer.save_checkpoint(url)
+        self._saving = True
+        try:
+            trainer.save_checkpoint(url)
+        finally:
+            self._saving = False
         monitor = self._monitored(trainer)
         if trainer.is_global_zero:
             io = trainer.strategy.checkpoint_io
@@ -92,11 +132,12 @@ class Checkpoints(Checkpoint):
             value = f", {monitor.name} {monitor.value:.6g}" if monitor else ""
             log.info("saved step %d%s (%.1f s)", step, value, time.monotonic() - started)
         self._committed_step = step
-        if self.monitor is not None and self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"
+        known = trainer.callback_metrics
+        could_know = self._validated or not sum(trainer.num_val_batches)
+        if self.monitor is not None and self.monitor not in known and could_know:
             raise UserError(
-                f"checkpoints.monitor={self.monitor!r} is not logged by the model; logged are: {known}. "
-                f"Step {step} is saved: mend the name and start again"
+                f"checkpoints.monitor={self.monitor!r} is not logged by the model; logged are: "
+                f"{', '.join(sorted(known)) or 'none'}. Step {step} is saved: mend the name and start again"
             )
 
     def _monitored(self, trainer: pl.Trainer) -> Monitor | None:
