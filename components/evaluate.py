@@ -7,7 +7,7 @@ from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's compo
 
 from torchx import specs
 
-from components.role import IMAGE, check_run_dir, quoted, role
+from components.role import IMAGE, problems_of, quoted, role
 from pipeline.errors import UserError
 
 
@@ -41,7 +41,7 @@ def evaluate(
     Raises:
         UserError: Arguments that cannot work; all of them at once.
     """
-    problems = check_run_dir(run_dir)
+    problems = problems_of(run_dir, cpu, memory, gpu, mounts)
     if gpu > 1:
         problems.append(f"gpu={gpu}: allowed are 0 and 1, for on several devices samples would be scored twice")
     if checkpoint and checkpoint not in ("best", "latest") and not checkpoint.isdecimal():

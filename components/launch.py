@@ -60,12 +60,14 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
         if options.scheduler == "local_cwd" and not os.path.exists(parameters["config"]):
             raise UserError(f"config={parameters['config']!r} does not exist here; the stages run in {os.getcwd()}")
-    signal.signal(signal.SIGTERM, _interrupt)
     with get_runner() as runner:
         if options.scheduler not in runner.scheduler_backends():
             known = ", ".join(sorted(runner.scheduler_backends()))
             raise UserError(f"scheduler={options.scheduler!r}: allowed are {known}")
         cfg = runner.scheduler_run_opts(options.scheduler).cfg_from_str(options.scheduler_args)
+        # TorchX's local schedulers have just set handlers of their own, whose exception nobody would catch.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
         for stage in stages:
             try:
                 status = _run(runner, stage, options.scheduler, cfg)

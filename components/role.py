@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from torchx import specs
 
-from pipeline.errors import UserError
-
 IMAGE = "torchx-lightning-pipeline:latest"
 
 _NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
@@ -43,25 +41,8 @@ def role(
         nodes: How many of them.
         min_nodes: How many suffice to start.
         port_map: Named ports.
-
-    Raises:
-        UserError: A resource that no node can have, or a malformed mount.
     """
     assert _NAME.fullmatch(name), name
-    problems = [
-        f"{key}={value}: allowed are {least} and more"
-        for key, value, least in (("cpu", cpu, 1), ("memory", memory, 1), ("gpu", gpu, 0))
-        if value < least
-    ]
-    try:
-        parsed_mounts = specs.parse_mounts(list(mounts)) if mounts else []
-    except (KeyError, ValueError, AttributeError) as error:
-        parsed_mounts = []
-        problems.append(
-            f"mounts={list(mounts or ())!r}: {error}; write type=bind,src=/on/the/host,dst=/in/the/container"
-        )
-    if problems:
-        raise UserError(*problems)
     return specs.Role(
         name=name,
         image=image,
@@ -73,20 +54,28 @@ def role(
         env={"OMP_NUM_THREADS": str(threads), **(env or {})},
         resource=specs.Resource(cpu=cpu, memMB=memory, gpu=gpu),
         port_map=port_map or {},
-        mounts=parsed_mounts,
+        mounts=specs.parse_mounts(list(mounts)) if mounts else [],
     )
 
 
-def check_run_dir(run_dir: str) -> list[str]:
-    """What is wrong with a run directory that another process, maybe on another machine, shall use."""
+def problems_of(run_dir: str, cpu: int, memory: int, gpu: int, mounts: Sequence[str] | None) -> list[str]:
+    """What cannot work in the parameters that every component has."""
+    found = []
     if not run_dir.strip():
-        return ["run_dir is empty: give a local path or an fsspec URL such as s3://bucket/run"]
-    if run_dir.startswith("memory:"):
-        return [
+        found.append("run_dir is empty: give a local path or an fsspec URL such as s3://bucket/run")
+    elif run_dir.startswith("memory:"):
+        found.append(
             f"run_dir={run_dir!r} lives within one process and is gone with it: use a folder or a URL such as "
             "s3://bucket/run"
-        ]
-    return []
+        )
+    for name, value, least in (("cpu", cpu, 1), ("memory", memory, 1), ("gpu", gpu, 0)):
+        if value < least:
+            found.append(f"{name}={value}: allowed are {least} and more")
+    try:
+        specs.parse_mounts(list(mounts or ()))
+    except (KeyError, ValueError, AttributeError) as error:
+        found.append(f"mounts={list(mounts or ())!r}: {error}; write type=bind,src=/on/the/host,dst=/in/the/container")
+    return found
 
 
 def quoted(arguments: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's compo
 from torchx import specs
 from torchx.specs import macros
 
-from components.role import IMAGE, check_run_dir, quoted, role
+from components.role import IMAGE, problems_of, quoted, role
 from pipeline.errors import UserError
 
 _PORTS = range(20_000, 30_000)
@@ -56,7 +56,7 @@ def train(
     Raises:
         UserError: Arguments that cannot work; all of them at once.
     """
-    problems = check_run_dir(run_dir)
+    problems = problems_of(run_dir, cpu, memory, gpu, mounts)
     match = re.fullmatch(r"(?:([1-9]\d*):)?([1-9]\d*)", nodes)
     most = int(match[2]) if match else 1
     least = int(match[1]) if match and match[1] else most
@@ -64,7 +64,7 @@ def train(
         problems.append(f"nodes={nodes!r}: allowed are a number such as 2, or MIN:MAX such as 1:4")
     if processes < 0:
         problems.append(f"processes={processes}: allowed are 0 (one per GPU) and more per node")
-    if gpu and processes > gpu:
+    if 0 < gpu < processes:
         problems.append(f"processes={processes} on gpu={gpu}: each process needs a device of its own")
     if max_restarts < 0:
         problems.append(f"max_restarts={max_restarts}: allowed are 0 and more")

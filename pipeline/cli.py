@@ -15,7 +15,7 @@ import fsspec
 import lightning.pytorch as pl
 import torch.distributed
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_summary import ModelSummary
@@ -151,7 +151,8 @@ class PipelineCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "summary":
             config.data = None
-            config.trainer.update(Namespace(accelerator="cpu", devices=1, num_nodes=1, logger=False))
+            for key, value in {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "logger": False}.items():
+                config.trainer[key] = value
             return
         problems = configuration.problems(str(self.subcommand), config, self.given_checkpoint, self.topology)
         if problems:
@@ -196,6 +197,9 @@ class PipelineCLI(LightningCLI):
             config["enable_progress_bar"] = False
             config["callbacks"].append(console.Lines())
         trainer = super().instantiate_trainer(**kwargs)
+        # Lightning's own handler of SIGTERM talks to the other ranks from inside the signal and hangs when they have
+        # been signalled too. Without it the process ends at once, and the last durable checkpoint stands.
+        trainer._signal_connector.register_signal_handlers = _leave_signals_alone  # type: ignore[method-assign]
         if self.subcommand == "fit" and self.run_dir is not None:
             trainer.callbacks.insert(0, _SaveConfig(self.run_dir, self._resolved()))  # type: ignore[attr-defined]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -350,6 +354,10 @@ class PipelineCLI(LightningCLI):
         dumped["ckpt_path"] = self.given_checkpoint
         assert isinstance(dumped, dict)
         return dumped
+
+
+def _leave_signals_alone() -> None:
+    """SIGTERM keeps its default: to end the process."""
 
 
 class _SaveConfig(pl.Callback):

@@ -80,7 +80,7 @@ def test_all_problems_are_said_at_once(app: App) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["traner: {max_epochs: 1}", "trainer: {max_epoch: 1}", "model: {init_args: {dim: 1}}", "a: ["]
+    "text", ["training: {max_epochs: 1}", "trainer: {max_epoch: 1}", "model: {init_args: {dim: 1}}", "a: ["]
 )
 def test_a_misspelt_yaml_key_is_refused(app: App, tmp_path: Path, text: str) -> None:
     (tmp_path / "own.yaml").write_text(text)
@@ -161,11 +161,8 @@ def test_the_trainers_flags_do_what_they_say(app: App, tmp_path: Path, flags: tu
 
 
 @pytest.mark.parametrize(("value", "steps"), [("true", 1), ("7", 7)])
-def test_fast_dev_run_writes_nothing(
-    app: App, tmp_path: Path, value: str, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fast_dev_run_writes_nothing(app: App, tmp_path: Path, value: str, steps: int) -> None:
     config = str(ROOT / DIGITS)
-    monkeypatch.setattr("tests.conftest.ROOT", ROOT)
     ended = app("fit", "--config", config, f"--trainer.fast_dev_run={value}", "--run_dir", tmp_path / "run")
     assert ended.status == 0
     assert f"trained {steps} step" in ended.err

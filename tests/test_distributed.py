@@ -1,0 +1,91 @@
+"""Two real gloo ranks under torchrun: one model, one run directory, the same losses for ever."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import DIGITS, command, torchrun
+
+ROWS = (
+    *("-m", "pipeline", "fit", "--model", "tests.cases.Recording", "--data", "pipeline.data.DataModule"),
+    *("--data.train", "tests.cases.Rows", "--data.val", "tests.cases.Rows", "--data.batch_size=8"),
+    "--trainer.enable_model_summary=false",
+)
+
+# The first 20 losses of rank 0: seed 42, 101 rows, two ranks with a batch of 8 each, one thread. They change only when
+# the order of samples, the initial weights or the arithmetic do; write them anew with
+# `python -m pytest tests/test_distributed.py -k golden -s` and say why in the commit.
+GOLDEN = [
+    *(2.458862, 1.890968, 3.867771, 0.9501865, 2.542932, 4.084176, 5.380564, 1.834393, 0.7120259, 1.456159),
+    *(0.21372, 0.09043782, 0.1424037, 0.08884912, 0.350453, 0.3309518, 0.2575572, 0.1931976, 0.4961013, 0.5573726),
+]
+
+
+def recorded(out: Path) -> list[dict[str, object]]:
+    return [torch.load(f"{out}-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def fit(run: Path, out: Path, epochs: int) -> str:
+    ended = torchrun(2, *ROWS, "--run_dir", run, "--model.out", out, f"--trainer.max_epochs={epochs}")
+    assert ended.status == 0, ended.text
+    return ended.err
+
+
+@pytest.mark.timeout(240)
+def test_ranks_agree_losses_are_golden_and_a_resume_equals_straight(tmp_path: Path) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    log = fit(straight, tmp_path / "s", 4)
+    assert "started on 1 node x 2 processes" in log
+    assert log.count("saved step") == 4, "only rank 0 speaks"
+    first, second = recorded(tmp_path / "s")
+    states: list[dict[str, Tensor]] = [first["state"], second["state"]]  # type: ignore[list-item]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert first["losses"] != second["losses"], "each rank trains on samples of its own"
+    losses = first["losses"][:20]  # type: ignore[index]
+    print(f"\nGOLDEN = {[float(f'{loss:.7g}') for loss in losses]}")
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(GOLDEN), rtol=1e-5, atol=0)
+
+    fit(resumed, tmp_path / "r", 2)
+    assert "resumed at step 14" in fit(resumed, tmp_path / "r", 4)
+    after = recorded(tmp_path / "r")[0]
+    assert after["losses"] == first["losses"][14:]  # type: ignore[index]
+    assert all(torch.equal(states[0][name], after["state"][name]) for name in states[0])  # type: ignore[index]
+    record = json.loads((resumed / "checkpoints" / "step-00000028.json").read_text())
+    assert record["world_size"] == 2
+
+
+@pytest.mark.timeout(120)
+def test_nodes_that_do_not_see_the_same_directory_are_found_and_named(tmp_path: Path) -> None:
+    # Each rank starts in a folder of its own, so that a relative run directory is another place for each: as on two
+    # nodes that share no disk.
+    script = tmp_path / "own_folder.py"
+    script.write_text(
+        "import os, sys\n"
+        "os.makedirs(f'{sys.argv[1]}/{os.environ[\"RANK\"]}')\n"
+        "os.chdir(f'{sys.argv[1]}/{os.environ[\"RANK\"]}')\n"
+        "from pipeline.cli import main\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+    arguments = [str(argument) for argument in ROWS[2:]]
+    ended = torchrun(
+        2, script, tmp_path / "nodes", *arguments, "--model.out=x", "--run_dir=runs/x", env={"PYTHONPATH": "."}
+    )
+    assert ended.status != 0
+    assert "run_dir='runs/x' is not the same place on all nodes" in ended.err
+    assert ended.err.count("cannot see what rank 0 wrote there") == 1
+    assert "exitcode  : 2" in ended.err
+    assert list((tmp_path / "nodes" / "0" / "runs" / "x").iterdir()) == [], "the nonce is gone"
+
+
+@pytest.mark.timeout(120)
+def test_without_run_dir_all_ranks_take_the_same_one(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    arguments = ("-m", "pipeline", "fit", "--config", root / DIGITS, "--trainer.max_epochs=1")
+    environment = {"PYTHONPATH": str(root)}
+    torchrun_here = ("torchrun", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nproc-per-node=2")
+    ended = command(*torchrun_here, *arguments, env=environment, cwd=tmp_path)
+    assert ended.status == 0, ended.text
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-1"]
