@@ -7,6 +7,8 @@ PYTHON ?= python3
 RUN_DIR ?= runs/quickstart
 CONFIG ?= pipeline/configs/digits.yaml
 NODES ?= 2
+# Cores per node, and so threads per process: all nodes of a local run share this machine.
+CPU ?= 1
 SCHEDULER ?= local_cwd
 # The app's own flags, such as ARGS="--trainer.max_epochs=3".
 ARGS ?=
@@ -42,10 +44,10 @@ test: $(READY) ## Run the tests.
 	@python -m pytest
 
 pipeline: $(READY) ## Train on NODES nodes, then evaluate on one device, and show the result.
-	@python -m components.launch -s $(SCHEDULER) --nodes $(NODES) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
+	@python -m components.launch -s $(SCHEDULER) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
 
 train: $(READY) ## Only train.
-	@torchx run -s $(SCHEDULER) components/train.py:train --nodes $(NODES) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
+	@torchx run -s $(SCHEDULER) components/train.py:train --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
 
 evaluate: $(READY) ## Only evaluate what was trained.
 	@torchx run -s $(SCHEDULER) components/evaluate.py:evaluate --run_dir $(RUN_DIR) -- $(ARGS)

@@ -88,6 +88,8 @@ def app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def command(*arguments: object, env: dict[str, str] | None = None, timeout: float = 90, cwd: Path = ROOT) -> Ended:
     """Any command, to its end, within a limit; its process group dies with it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make test` that runs this
+        environment.pop(name, None)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     process = subprocess.Popen(
         [str(argument) for argument in arguments],

@@ -119,7 +119,7 @@ def test_make_pipeline_trains_on_two_nodes_scores_each_sample_once_and_fits_on_a
     for word in ("Warning", "Traceback", "warn(", "it/s", "[W", "Error"):
         assert word not in ended.text
     assert "started on 2 nodes x 1 process" in ended.text
-    shown = dict(line.rsplit("  ", 1) for line in lines[-4:])
+    shown = dict(line.rsplit("  ", 1) for line in ended.out.splitlines()[-4:])
     assert shown["test samples scored"] == "360 of 360, once each"
     assert shown["run directory"] == str(run)
     assert 0 < float(shown["test_loss"]) < 0.05

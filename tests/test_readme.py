@@ -1,0 +1,69 @@
+"""Every command of the README runs as it stands there."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, command
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+]
+HERE = ("make test",)  # this is it
+ELSEWHERE = {"make pipeline": "test_launch.py runs it twice and looks at what it prints"}
+
+
+@pytest.mark.timeout(400)
+def test_every_command_of_the_readme_runs(tmp_path: Path, s3: str) -> None:
+    ran = 0
+    for line in COMMANDS:
+        if line in HERE or line in ELSEWHERE:
+            continue
+        # What it leaves lands in a place of the test's own.
+        placed = line.replace("runs/", f"{tmp_path}/").replace("s3://bucket/", f"{s3}/{tmp_path.name}/")
+        ended = command(*shlex.split(placed), timeout=120)
+        assert ended.status == 0, f"{line}\n{ended.text}"
+        ran += 1
+    assert ran >= 8, "the README's blocks were not found"
+
+
+def test_every_make_target_that_the_readme_names_is_explained_by_make() -> None:
+    explained = command("make").out
+    named = set(re.findall(r"\bmake ([a-z][\w-]*)", README))
+    assert {"pipeline", "test", "setup", "check"} <= named
+    for target in named:
+        assert f"make {target}" in explained
+
+
+@pytest.mark.parametrize("target", ["help", "setup", "check", "test", "pipeline", "train", "evaluate", "clean"])
+def test_every_target_exists(target: str) -> None:
+    assert command("make", "-n", target).status == 0
+
+
+def test_a_second_setup_has_nothing_to_do() -> None:
+    first = subprocess.run(["make", "-n", "setup"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "pip install" not in first.stdout, "make test has just set it up"
+
+
+def test_every_file_that_the_readme_links_to_is_there() -> None:
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_version_that_gets_installed_stands_in_the_constraints() -> None:
+    from importlib.metadata import distributions
+
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-").replace(".", "-"): line.split("==")[1]
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    for distribution in distributions():
+        name = distribution.metadata["Name"].lower().replace("_", "-").replace(".", "-")
+        if name in ("pip", "torchx-lightning-pipeline") or name.startswith(("nvidia-", "cuda-", "triton")):
+            continue  # pip comes with Python; torch itself pins its CUDA libraries exactly
+        assert pinned.get(name) == distribution.version.split("+")[0], name
