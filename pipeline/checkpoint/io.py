@@ -36,7 +36,7 @@ class StreamingIO(CheckpointIO):
 
         Raises:
             TypeError: `storage_options` is given; the URL says everything.
-            OSError: The storage reports another length than was written.
+            OSError: The storage failed, or reports another length than was written.
         """
         if storage_options is not None:
             raise TypeError("storage_options are not supported: fsspec reads them from the environment and its config")
@@ -50,7 +50,11 @@ class StreamingIO(CheckpointIO):
         assert self.run is not None
         with self.run.open_write(name) as file:
             hashing = _Hashing(file)
-            torch.save(checkpoint, cast("BinaryIO", hashing))
+            try:
+                torch.save(checkpoint, cast("BinaryIO", hashing))
+            except RuntimeError as error:
+                # torch reports a failed write as a position that it did not expect.
+                raise hashing.error or error from error
         self.run.durable(name)
         stored = self.run.size(name)
         if stored != hashing.bytes:
@@ -90,11 +94,16 @@ class _Hashing:
         self._file = file
         self.digest = hashlib.sha256()
         self.bytes = 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.bytes += len(data)
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
         return len(data)
 
     def flush(self) -> None:
