@@ -80,7 +80,7 @@ def train(
     # The scheduler puts the address of node 0 into a variable of its own; on one machine there may be none.
     endpoint = f'"$${{{macros.rank0_env}:-localhost}}:{port}"'
     command = (
-        f"python -m torch.distributed.run --rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id {macros.app_id} "
+        f"python -m pipeline.agent --rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id {macros.app_id} "
         f"--nnodes {f'{least}:{most}' if least != most else most} --nproc-per-node {per_node} "
         f"--max-restarts {max_restarts} --role train "
         f"-m pipeline fit --config {quoted([config])} --run_dir {quoted([run_dir, *app_args])}"

@@ -48,7 +48,7 @@ def test_train_is_an_appdef_field_by_field() -> None:
     assert role.entrypoint == "sh"
     assert substituted(app) == [
         "-c",
-        "exec python -m torch.distributed.run --rdzv-backend c10d "
+        "exec python -m pipeline.agent --rdzv-backend c10d "
         '--rdzv-endpoint "${TORCHX_RANK0_HOST:-localhost}:29500" --rdzv-id app-1 --nnodes 2 --nproc-per-node 4 '
         "--max-restarts 3 --role train -m pipeline fit --config my.yaml --run_dir s3://bucket/run "
         "--trainer.max_epochs=3 '--model.name=a b $HOME'",
