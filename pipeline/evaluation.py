@@ -24,6 +24,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pipeline.checkpoint.record import CommitRecord
 from pipeline.errors import UserError
+from pipeline.fetching import Keyed
 from pipeline.identity import IdentifiedBatch, ProofFailed, Watched, identified
 from pipeline.run_dir import RECEIPT, SCORES, RunDir, now
 
@@ -75,7 +76,7 @@ class Evaluation(pl.Callback):
             problems = _refusals(trainer, loader)
             if problems:
                 raise UserError(*problems)
-            dataset: Any = loader.dataset
+            dataset = _dataset_of(loader)
             self._dataset = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
             self._count = np.zeros(len(dataset), np.uint32)
             self._digests = np.zeros((len(dataset), 32), np.uint8)
@@ -101,15 +102,16 @@ class Evaluation(pl.Callback):
         identity = self._in_flight.popleft()
         # Indices may come twice within one batch, which plain indexed addition would count once.
         np.add.at(self._count, identity.indices, 1)
-        for index, digest, canonical in zip(identity.indices, identity.digests, identity.canonical, strict=True):
+        indices = identity.indices.tolist()
+        for index, digest, canonical in zip(indices, identity.digests, identity.canonical, strict=True):
             self._digests[index] = np.frombuffer(digest, np.uint8)
             self._canonical &= canonical
         columns = {}
         if isinstance(outputs, Mapping):
             for name, value in outputs.items():
-                if isinstance(value, torch.Tensor) and value.shape == (len(identity.indices),):
+                if isinstance(value, torch.Tensor) and value.shape == (len(indices),):
                     columns[str(name)] = value.detach().cpu().tolist()
-        self._scores.append((identity.indices, columns))
+        self._scores.append((indices, columns))
 
     def conclude(self, trainer: pl.Trainer) -> None:
         """Write scores and receipt, and judge.
@@ -177,9 +179,14 @@ def _only(loaders: Any) -> DataLoader[Any]:
     return loader
 
 
+def _dataset_of(loader: DataLoader[Any]) -> Any:
+    """The user's own dataset."""
+    return loader.dataset.dataset if isinstance(loader.dataset, Keyed) else loader.dataset
+
+
 def _refusals(trainer: pl.Trainer, loader: DataLoader[Any]) -> list[str]:
     """Why this loader could leave a sample out or repeat one, known before the first batch."""
-    dataset: Any = loader.dataset
+    dataset = _dataset_of(loader)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return [
             f"the test set {type(dataset).__name__} has no length: whether each sample was scored cannot be proven. "

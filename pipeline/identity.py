@@ -7,13 +7,19 @@ import copy
 import hashlib
 import pickle
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
+
+from pipeline.fetching import Keyed, rows
+from pipeline.sampler import Permutation
+
+_FINGERPRINTED = 64
 
 
 class ProofFailed(Exception):
@@ -31,9 +37,16 @@ class Sample:
 
 
 class IdentifiedBatch(NamedTuple):
-    """A batch with the identities of its samples, on its way from the collate function to the trainer."""
+    """A batch with the identities of its samples, on its way from the collate function to the trainer.
 
-    indices: list[int]
+    Attributes:
+        indices: (n,) int64.
+        digests: n digests of 32 bytes; empty where only indices are asked for.
+        canonical: Whether each digest is of content in canonical form.
+        batch: What the model sees.
+    """
+
+    indices: npt.NDArray[np.int64]
     digests: list[bytes]
     canonical: list[bool]
     batch: Any
@@ -42,25 +55,37 @@ class IdentifiedBatch(NamedTuple):
 class _IdentifiedDataset:
     """Hands out each sample with its identity."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, digests: bool) -> None:
         self.dataset = dataset
+        self.digests = digests
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return _identify(index, self.dataset[index])
+        return self._identify(index, self.dataset[index])
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        if not getattr(self.dataset, "__getitems__", None):
+    def __getitems__(self, indices: list[int]) -> list[Sample] | IdentifiedBatch:
+        if not callable(getattr(self.dataset, "__getitems__", None)):
             return [self[index] for index in indices]
         items = self.dataset.__getitems__(indices)
+        if isinstance(self.dataset, Keyed) and not isinstance(items, list):
+            hashed = [_digest(row) for row in rows(items)] if self.digests else []
+            return IdentifiedBatch(
+                np.array(indices, np.int64),
+                [digest for digest, _ in hashed],
+                [canonical for _, canonical in hashed],
+                items,
+            )
         if len(items) != len(indices):
             raise ProofFailed(
                 f"{type(self.dataset).__name__}.__getitems__ returned {len(items)} samples for {len(indices)} indices: "
                 "which of them are missing or double cannot be told"
             )
-        return [_identify(index, item) for index, item in zip(indices, items, strict=True)]
+        return [self._identify(index, item) for index, item in zip(indices, items, strict=True)]
+
+    def _identify(self, index: int, item: Any) -> Sample:
+        return Sample(int(index), *(_digest(item) if self.digests else (b"", True)), item)
 
 
 class _IdentifiedCollate:
@@ -70,10 +95,14 @@ class _IdentifiedCollate:
         self.collate = collate
 
     def __call__(self, samples: Any) -> IdentifiedBatch:
+        if isinstance(samples, IdentifiedBatch):
+            return samples
         if isinstance(samples, Sample):  # a loader with batch_size=None: one sample is one batch
-            return IdentifiedBatch([samples.index], [samples.digest], [samples.canonical], self.collate(samples.item))
+            return IdentifiedBatch(
+                np.array([samples.index]), [samples.digest], [samples.canonical], self.collate(samples.item)
+            )
         return IdentifiedBatch(
-            [sample.index for sample in samples],
+            np.array([sample.index for sample in samples], np.int64),
             [sample.digest for sample in samples],
             [sample.canonical for sample in samples],
             self.collate([sample.item for sample in samples]),
@@ -83,10 +112,11 @@ class _IdentifiedCollate:
 class Watched:
     """The outermost iterable around a loader: takes the identities off, so that the model sees its own batches.
 
-    Between here and `test_step` batches stay in order: only the trainer's fetcher, a queue, lies between.
+    Between here and the model's step batches stay in order: only the trainer's fetcher, a queue, lies between.
+    Everything else that is asked of it is the loader's own.
     """
 
-    def __init__(self, loader: DataLoader[Any], in_flight: deque[IdentifiedBatch]) -> None:
+    def __init__(self, loader: Any, in_flight: deque[IdentifiedBatch]) -> None:
         self.loader = loader
         self.in_flight = in_flight
 
@@ -94,29 +124,61 @@ class Watched:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
+        self.in_flight.clear()
         for identified in self.loader:
             if not isinstance(identified, IdentifiedBatch):
                 raise ProofFailed(
-                    f"the test loader {type(self.loader).__name__} yields a {type(identified).__name__} that its "
-                    "collate function did not make: which samples are in it cannot be told"
+                    f"the loader {type(self.loader).__name__} yields a {type(identified).__name__} that its collate "
+                    "function did not make: which samples are in it cannot be told"
                 )
             self.in_flight.append(identified._replace(batch=None))
             yield identified.batch
 
+    def __getattr__(self, name: str) -> Any:
+        # Copying asks for attributes before there is a loader to ask.
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
-def identified(loader: DataLoader[Any]) -> DataLoader[Any]:
+
+def identified(loader: DataLoader[Any], digests: bool = True) -> DataLoader[Any]:
     """The same loader, of the same class and with the same sampler and workers, whose samples have identities."""
     twin = copy.copy(loader)
     # A DataLoader forbids replacing its dataset by attribute, lest its sampler no longer fit; this one has the same
     # length and order.
-    twin.__dict__.update(dataset=_IdentifiedDataset(loader.dataset), collate_fn=_IdentifiedCollate(loader.collate_fn))
+    twin.__dict__.update(
+        dataset=_IdentifiedDataset(loader.dataset, digests), collate_fn=_IdentifiedCollate(loader.collate_fn)
+    )
     return twin
 
 
-def _identify(index: int, item: Any) -> Sample:
+def fingerprint(dataset: Any) -> tuple[str, str]:
+    """What tells one dataset from another, and how it was found.
+
+    Returns:
+        (kind, fingerprint). `own`: the dataset's attribute or method `fingerprint`. `samples`: a digest of its class
+        path, its length and 64 samples chosen by a fixed key; `pickled samples` where a sample holds an object without
+        a canonical form, whose digest another version of Python may not give again.
+    """
+    own = getattr(dataset, "fingerprint", None)
+    if own is not None:
+        return "own", str(own() if callable(own) else own)
+    size = len(dataset)
+    name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+    hasher = hashlib.sha256(f"{name} {size};".encode())
+    canonical = True
+    if size:
+        chosen = Permutation(size, 0, 0)(np.arange(min(size, _FINGERPRINTED))).tolist()
+        fetched = Keyed(dataset, 0).__getitems__(chosen)
+        for row in fetched if isinstance(fetched, list) else rows(fetched):
+            canonical &= _hash(hasher, row)
+    return "samples" if canonical else "pickled samples", f"sha256:{hasher.hexdigest()}"
+
+
+def _digest(item: Any) -> tuple[bytes, bool]:
     hasher = hashlib.sha256()
     canonical = _hash(hasher, item)
-    return Sample(int(index), hasher.digest(), canonical, item)
+    return hasher.digest(), canonical
 
 
 def _hash(hasher: Any, value: Any) -> bool:

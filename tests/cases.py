@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
+from torchmetrics import MeanMetric
 
 
 class Rows(Dataset[tuple[Tensor, Tensor]]):
@@ -52,6 +54,58 @@ class Regression(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams["learning_rate"])
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.9)]
+
+
+class Thorough(Regression):
+    """Everything that a resume could get wrong: dropout, batch norm, sums over an epoch, a metric, two schedules."""
+
+    def __init__(self, out: str = "", dropout: float = 0.3, skip_after: int | None = None) -> None:
+        super().__init__(dropout=dropout)
+        self.save_hyperparameters()
+        self.norm = nn.BatchNorm1d(4)
+        self.mean = MeanMetric()
+        self.out = out
+        self.skip_after = skip_after
+        self.seen: dict[int, Any] = {}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == self.skip_after else None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = nn.functional.mse_loss(self(self.norm(x)), y)
+        self.mean(loss)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        self.log("train_mean", self.mean, on_step=False, on_epoch=True)
+        self.log("train_max", loss, on_step=False, on_epoch=True, reduce_fx="max")
+        self.seen[self.trainer.fit_loop.epoch_loop.total_batch_idx] = (loss.item(), x.sum().item())
+        return loss
+
+    def on_train_end(self) -> None:
+        if self.out:
+            torch.save(self.seen, f"{self.out}-{self.global_rank}.pt")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
+        steps, epochs = (
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99**step),
+            torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0),
+        )
+        return [optimizer], [
+            {"scheduler": steps, "interval": "step"},
+            {"scheduler": epochs, "interval": "epoch", "monitor": "val_loss", "strict": False},
+        ]
+
+
+class Estimating(Thorough):
+    """Asks how many steps there will be, for which Lightning builds the loader before it restores its counters."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+        total = int(self.trainer.estimated_stepping_batches)
+        return [optimizer], [
+            {"scheduler": torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total), "interval": "step"}
+        ]
 
 
 class Recording(Regression):
@@ -197,6 +251,14 @@ class Mixed(Dataset[Any]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"x": torch.full((4,), float(index)), "name": f"sample {index}", "nested": [index, {"f": self.twist}]}
+
+
+class Noisy(Rows):
+    """Adds noise from each of the three global generators, as augmentations do."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        noise = torch.rand(()) + float(np.random.random()) + random.random()
+        return self.x[index] + noise, self.y[index]
 
 
 class Drawing(Rows):

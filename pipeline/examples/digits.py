@@ -29,6 +29,8 @@ class Digits(Dataset[tuple[Tensor, Tensor]]):
         ValueError: Another split is named.
     """
 
+    deterministic = True
+
     def __init__(self, split: str = "train") -> None:
         if split not in _SIZES:
             raise ValueError(f"split={split!r}: allowed are {', '.join(map(repr, _SIZES))}")
@@ -45,3 +47,8 @@ class Digits(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.pixels[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once: (n, 64) pixels and (n,) labels."""
+        rows = torch.tensor(indices)
+        return self.pixels[rows], self.labels[rows]
