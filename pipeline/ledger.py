@@ -1,0 +1,179 @@
+"""The ledger: which training samples were used, counted where they were used, carried over restarts.
+
+The identity of a sample travels with its batch through collate function, loader workers and whatever wraps the loader,
+and is counted after the optimizer step that used the batch. At the end of each epoch it is compared with what the
+epoch's order says; a difference is an error.
+"""
+
+import logging
+from collections import deque
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from pipeline.account import Account, Tally
+from pipeline.data import DataModule
+from pipeline.identity import IdentifiedBatch, ProofFailed, Watched
+from pipeline.loops import epoch_over
+
+log = logging.getLogger(__name__)
+
+_FLUSH = 256
+"""Batches whose indices are hashed at once: a step pays for an append only."""
+
+
+class Ledger(pl.Callback):
+    """Counts what the training of a DataModule used.
+
+    Args:
+        data: Whose training loader to watch.
+    """
+
+    def __init__(self, data: DataModule) -> None:
+        self.data = data
+        self.closed: list[Account] = []
+        self._before = Tally()
+        """Of the open epoch: what all ranks had used when this attempt began."""
+        self._own = Tally()
+        """Of the open epoch: what this rank has used in this attempt."""
+        self._unhashed: list[npt.NDArray[np.int64]] = []
+        self._accumulating: list[npt.NDArray[np.int64]] = []
+        self._in_flight: deque[IdentifiedBatch] = deque()
+        self._step = 0
+        original = data.train_dataloader
+        data.accounted = True
+
+        def train_dataloader() -> Any:
+            loader = original()
+            return loader if data.batches is None else Watched(loader, self._in_flight)
+
+        data.train_dataloader = train_dataloader  # type: ignore[method-assign]
+
+    def load(self, accounts: list[dict[str, Any]], epoch: int) -> None:
+        """Go on with the accounts of a checkpoint.
+
+        Args:
+            accounts: What `state` returned.
+            epoch: The epoch to go on with: its account, if there is one, is open again.
+
+        Raises:
+            ValueError: They are no accounts.
+        """
+        read = [Account.from_dict(account) for account in accounts]
+        self.closed = [account for account in read if account.epoch != epoch]
+        self._before = next((account.consumed for account in read if account.epoch == epoch), Tally())
+
+    def state(self, trainer: pl.Trainer, epoch: int, batches: int) -> list[dict[str, Any]]:
+        """The accounts of all epochs so far. All ranks must call it.
+
+        Args:
+            trainer: Whose ranks are summed up.
+            epoch: The epoch to go on with.
+            batches: Its batches that are over.
+
+        Raises:
+            ProofFailed: The open epoch has used another number of samples than its position says.
+        """
+        accounts = [account for account in self.closed if account.epoch < epoch + (batches > 0)]
+        if batches and self.data.batches is not None and not (accounts and accounts[-1].epoch == epoch):
+            account = self._account(trainer, batches)
+            if account.consumed.count != account.position:
+                raise ProofFailed(account.problem(Tally(account.position, 0)) or "")
+            accounts.append(account)
+        return [account.as_dict() for account in accounts]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count from the step where training goes on."""
+        self._step = trainer.global_step
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the account of an epoch."""
+        self._before, self._own = Tally(), Tally()
+        self._unhashed, self._accumulating = [], []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the samples of a batch, once a step has used it."""
+        if self.data.batches is None:
+            return
+        self._accumulating.append(self._in_flight.popleft().indices)
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            self._unhashed += self._accumulating
+            self._accumulating = []
+            if len(self._unhashed) >= _FLUSH:
+                self._hash()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the account of an epoch, and compare.
+
+        Raises:
+            ProofFailed: On every rank, if other samples were used than the epoch's order says.
+        """
+        if self.data.batches is None:
+            return
+        reason = self._reason(trainer)
+        completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        whole = reason in ("complete", "loader")
+        # What was accumulated and thrown away was not used; the last batches of an epoch make a step in any case.
+        over = completed if whole or not self._accumulating else completed - len(self._accumulating)
+        account = self._account(trainer, len(self.data.batches) if whole else over, reason)
+        expected = self._all(trainer, account.expected(trainer.global_rank, trainer.world_size))
+        problem = account.problem(expected)
+        if problem:
+            raise ProofFailed(problem)
+        self.closed.append(account)
+
+    def _account(self, trainer: pl.Trainer, batches: int, reason: str | None = None) -> Account:
+        """The account of the current epoch after so many batches of each rank."""
+        self._hash()
+        planned = self.data.batches
+        assert planned is not None
+        sampler = planned.sampler
+        position = planned.position(batches)
+        whole = reason in ("complete", "loader")
+        return Account(
+            epoch=sampler.epoch,
+            seed=sampler.seed,
+            samples=sampler.size,
+            position=position,
+            padded=sampler.padded(sampler.position) if batches == len(planned) and not planned.drop_last else 0,
+            dropped=sampler.size - position if whole else 0,
+            consumed=self._before + self._all(trainer, self._own),
+            closed=reason,
+        )
+
+    def _reason(self, trainer: pl.Trainer) -> str:
+        """What ended the epoch."""
+        planned = self.data.batches
+        assert planned is not None
+        loop = trainer.fit_loop.epoch_loop
+        progress: Any = loop.batch_progress.current
+        if epoch_over(trainer):
+            if progress.ready > progress.started:
+                return "skipped"
+            return "complete" if progress.completed >= len(planned) else "limit_train_batches"
+        if loop.max_steps != -1 and trainer.global_step >= loop.max_steps:
+            return "max_steps"
+        return "stopped" if trainer.should_stop else "loader"
+
+    def _hash(self) -> None:
+        if self._unhashed:
+            self._own += Tally.of(np.concatenate(self._unhashed))
+            self._unhashed = []
+
+    def _all(self, trainer: pl.Trainer, own: Tally) -> Tally:
+        """The sum over all ranks."""
+        if trainer.world_size == 1:
+            return own
+        # As signed numbers, whose sum wraps around modulo 2**64 like that of unsigned ones.
+        words = np.array([own.count, own.hash], np.uint64).view(np.int64)
+        summed = torch.from_numpy(words).to(trainer.strategy.root_device)
+        dist.all_reduce(summed)
+        count, digest = summed.cpu().numpy().view(np.uint64).tolist()
+        return Tally(count, digest)
