@@ -20,12 +20,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_summary import ModelSummary
 
-from pipeline import configuration, console
+from pipeline import configuration, console, loops
 from pipeline.checkpoint.callback import Checkpoints
 from pipeline.checkpoint.io import StreamingIO
 from pipeline.checkpoint.record import CommitRecord, newest, select
+from pipeline.data import DataModule
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
 from pipeline.evaluation import Checkpoint, Evaluation, ProofFailed
+from pipeline.ledger import Ledger
 from pipeline.logs import RunLogger
 from pipeline.run_dir import RunDir, next_run_dir, storage_error
 from pipeline.topology import Topology
@@ -196,15 +198,31 @@ class PipelineCLI(LightningCLI):
         if config["enable_progress_bar"] is None and not console.on_terminal():
             config["enable_progress_bar"] = False
             config["callbacks"].append(console.Lines())
+        if isinstance(self.datamodule, DataModule):
+            config["use_distributed_sampler"] = False  # it has samplers of its own, which Lightning would shuffle again
+        elif self.datamodule is not None and self.subcommand == "fit":
+            log.info(
+                "%s is a data module of its own kind: samples are not accounted for, and a resume in the middle of an "
+                "epoch repeats some and leaves others out (pipeline.data.DataModule does neither)",
+                type(self.datamodule).__name__,
+            )
         trainer = super().instantiate_trainer(**kwargs)
+        loops.install(trainer)
+        loops.exact_reduce(trainer)
         # Lightning's own handler of SIGTERM talks to the other ranks from inside the signal and hangs when they have
         # been signalled too. Without it the process ends at once, and the last durable checkpoint stands.
         trainer._signal_connector.register_signal_handlers = _leave_signals_alone  # type: ignore[method-assign]
         if self.subcommand == "fit" and self.run_dir is not None:
             trainer.callbacks.insert(0, _SaveConfig(self.run_dir, self._resolved()))  # type: ignore[attr-defined]
+        ledger = (
+            Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) and self.subcommand == "fit" else None
+        )
+        if ledger is not None:
+            trainer.callbacks.insert(0, ledger)  # type: ignore[attr-defined]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints) and self.run_dir is not None:
-                callback.attach(self.run_dir, self.start["step"] if self.start["own"] else None)
+                resumed = self.start["step"] if self.start["own"] else None
+                callback.attach(self.run_dir, resumed, ledger, self._facts())
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -343,6 +361,9 @@ class PipelineCLI(LightningCLI):
         if self.run_dir is not None:
             run.write(RunDir.config(str(self.subcommand)), configuration.dump(resolved))
         return {"url": run.url_of(record.name), "sha256": record.sha256, "own": True}
+
+    def _facts(self) -> dict[str, Any]:
+        return {"world_size": self.topology.world_size}
 
     def _resolved(self) -> dict[str, Any]:
         """The resolved configuration, without what belongs to the launcher and the place."""

@@ -1,4 +1,4 @@
-"""When a checkpoint is saved: after each epoch and at the end of training."""
+"""When a checkpoint is saved: after steps, after epochs and at the end of training; and what it is resumed with."""
 
 import logging
 import math
@@ -10,48 +10,74 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from pipeline.checkpoint.io import StreamingIO
 from pipeline.checkpoint.record import CommitRecord, Monitor, newest, select, write_record
+from pipeline.checkpoint.state import Restoring, collect
+from pipeline.data import DataModule
 from pipeline.errors import UserError
+from pipeline.gradient_order import GradientOrder
+from pipeline.ledger import Ledger
+from pipeline.loops import EpochLoop, epoch_over, settle
 from pipeline.run_dir import RunDir, now
 
 log = logging.getLogger(__name__)
 
-_OWN_KEY = "pipeline"
+OWN_KEY = "pipeline"
 """What this project adds to Lightning's checkpoint stands under this key."""
 
 
 class Checkpoints(Checkpoint):
-    """Commits a checkpoint of the run after each epoch and at the end of training.
+    """Commits a checkpoint of the run after steps, after epochs and at the end of training.
 
-    The save of an epoch waits for the start of the next one (or the end of training): only there is the epoch wholly
-    over, with its validation, its hooks and its learning rate schedulers, so that going on from it is the same as
-    never having stopped.
+    A save waits for the start of the next batch or epoch (or the end of training): only there is all that belongs to
+    the step over, with its validation, its hooks and its learning rate schedules, so that going on from it is the same
+    as never having stopped.
 
     Args:
         monitor: A logged metric that tells which checkpoint is best; None: the latest is.
         mode: Whether the least (`min`) or the greatest (`max`) value of `monitor` is best.
         every_n_epochs: Save after every n-th epoch; the end of training always saves.
+        every_n_steps: Save after every n-th optimizer step, too.
     """
 
-    def __init__(self, monitor: str | None = None, mode: str = "min", every_n_epochs: int = 1) -> None:
+    def __init__(
+        self, monitor: str | None = None, mode: str = "min", every_n_epochs: int = 1, every_n_steps: int | None = None
+    ) -> None:
         problems = []
         if mode not in ("min", "max"):
             problems.append(f"checkpoints.mode={mode!r}: allowed are 'min' and 'max'")
-        if every_n_epochs < 1:
-            problems.append(f"checkpoints.every_n_epochs={every_n_epochs}: allowed are 1 and more")
+        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
+            if value is not None and value < 1:
+                problems.append(f"checkpoints.{name}={value}: allowed are 1 and more")
         if problems:
             raise UserError(*problems)
         self.monitor = monitor
         self.mode = mode
         self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
         self.run: RunDir | None = None
+        self.ledger: Ledger | None = None
+        self._facts: dict[str, Any] = {}
         self._committed_step: int | None = None
-        self._saving = False
-        self._resumes_at_epoch_start = False
+        self._last_step = 0
+        self._due: list[str] = []
+        self._own: dict[str, Any] | None = None
+        self._restoring: Restoring | None = None
+        self._gradient_order = GradientOrder()
+        self._known_order: list[int] | None = None
+        self._cut: dict[str, Any] | None = None
         self._validated = False
 
-    def attach(self, run: RunDir, resumed_step: int | None) -> None:
-        """Say where to save, and which step is committed already."""
+    def attach(self, run: RunDir, resumed_step: int | None, ledger: Ledger | None, facts: dict[str, Any]) -> None:
+        """Say where to save, which step is committed already, and what is to stand in every checkpoint.
+
+        Args:
+            run: The run directory.
+            resumed_step: The step that this attempt goes on from, if the run itself committed it.
+            ledger: Counts the samples; None for foreign data.
+            facts: What a later resume is compared with, as tensors, numbers and strings.
+        """
         self.run = run
+        self.ledger = ledger
+        self._facts = facts
         self._committed_step = resumed_step
 
     @property
@@ -64,28 +90,40 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say in the checkpoint that an epoch is about to begin, in Lightning's words and in ours."""
-        if not self._saving:
+        """Write down where training stands, in Lightning's words and in ours."""
+        if self._own is None:
             return  # somebody else's checkpoint, at a moment of its own
-        for counters in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
-            counters["ready"] = counters["processed"]
-        checkpoint[_OWN_KEY] = {"position": _position(trainer), "world_size": trainer.world_size}
+        checkpoint["epoch"] = self._own["epoch"]
+        settle(checkpoint["loops"], self._own["epoch"], self._own["batches"])
+        checkpoint[OWN_KEY] = self._own
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember whether the checkpoint is one of ours."""
-        self._resumes_at_epoch_start = _OWN_KEY in checkpoint
+        """Stand where the checkpoint stands, if it is one of ours."""
+        own = checkpoint.get(OWN_KEY)
+        if own is None:
+            return
+        loop, data = trainer.fit_loop.epoch_loop, _data_of(trainer)
+        if data is not None and own["position"] is not None:
+            data.resume(own["epoch"], own["position"])
+        if isinstance(loop, EpochLoop):
+            loop.stands_at = own["batches"]
+        if self.ledger is not None:
+            self.ledger.load(own["ledger"], own["epoch"])
+        self._restoring = Restoring(own["state"])
+        self._known_order = own["gradient_order"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin the epoch afresh where the checkpoint says so.
-
-        Lightning takes every resume under `max_steps` for one in the middle of an epoch: it would skip the epoch's
-        batches, validation and learning rate schedule.
-        """
-        if self._resumes_at_epoch_start:
-            trainer.fit_loop._restarting = False
-            trainer.fit_loop.epoch_loop.restarting = False
+        """Restore what Lightning does not."""
+        loop, data = trainer.fit_loop.epoch_loop, _data_of(trainer)
+        self._last_step = trainer.global_step
+        if self._restoring is not None:
+            self._restoring.before_training(trainer)
+        self._gradient_order.begin(trainer, self._known_order)
+        if isinstance(loop, EpochLoop) and loop.stands_at and data is not None and data.batches is not None:
+            # In another world the same position is another number of batches. There is one more to come in any case.
+            loop.stands_at = min(data.batches.done, int(trainer.num_training_batches) - 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember that what validation logs is known by now."""
@@ -93,25 +131,91 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the epoch that has just ended."""
-        if trainer.global_step > 0 and trainer.current_epoch % self.every_n_epochs == 0:
-            self._save(trainer, ["epoch"])
+        if trainer.current_epoch % self.every_n_epochs == 0:
+            self._due.append("epoch")
+        if self._due and trainer.global_step > 0:
+            self._save(trainer, trainer.current_epoch, 0)
+        self._due = []
+        self._restore(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the step that has just ended."""
+        if self._due:
+            completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            self._save(trainer, trainer.current_epoch, completed)
+            self._due = []
+        self._restore(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Decide whether the step is to be saved."""
+        self._gradient_order.after_batch()
+        if self._restoring is not None:
+            self._restoring.after_batch(trainer)
+        step = trainer.global_step
+        if step != self._last_step:
+            self._last_step = step
+            if self.every_n_steps is not None and step % self.every_n_steps == 0:
+                self._due.append("steps")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Complete the sums of a resumed epoch; keep those of one that is left in its middle, for Lightning forgets."""
+        if self._restoring is not None:
+            self._restoring.at_epoch_end(trainer)
+            self._restoring = None
+        self._cut = None if epoch_over(trainer) else collect(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end of training."""
+        """Save the end of training: between two epochs, or in the middle of one that can go on some day."""
         if trainer.global_step > 0:
-            self._save(trainer, ["epoch", "end"] if trainer.fit_loop.epoch_loop._is_training_done else ["end"])
+            if epoch_over(trainer):
+                self._due.append("epoch")
+                self._save(trainer, trainer.current_epoch, 0, end=True)
+            else:
+                completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+                used = completed - completed % trainer.accumulate_grad_batches
+                self._save(trainer, trainer.current_epoch - 1, used, end=True)
+        self._due = []
 
-    def _save(self, trainer: pl.Trainer, reason: list[str]) -> None:
+    def _restore(self, trainer: pl.Trainer) -> None:
+        """Put back what must be as it was just here when the checkpoint was saved."""
+        if self._restoring is not None and not self._restoring.begun:
+            self._restoring.before_first_batch(trainer)
+
+    def _save(self, trainer: pl.Trainer, epoch: int, batches: int, end: bool = False) -> None:
+        """Save one step, if it is not committed yet.
+
+        Args:
+            trainer: Standing between two batches.
+            epoch: The epoch to go on with.
+            batches: Its batches that are over.
+            end: Whether training ends here.
+        """
         step = trainer.global_step
         if self.run is None or step == self._committed_step:
             return
         url = self.run.url_of(RunDir.checkpoint(step))
         started = time.monotonic()
-        self._saving = True
+        data = _data_of(trainer)
+        position = None
+        if data is not None and data.batches is not None:
+            position = data.batches.position(batches) if batches else 0
+        self._own = {
+            **self._facts,
+            "epoch": epoch,
+            "batches": batches,
+            "position": position,
+            "ledger": self.ledger.state(trainer, epoch, batches) if self.ledger is not None else None,
+            "state": self._cut or collect(trainer),
+            "gradient_order": self._gradient_order.indices,
+        }
         try:
             trainer.save_checkpoint(url)
         finally:
-            self._saving = False
+            self._own = None
         monitor = self._monitored(trainer)
         if trainer.is_global_zero:
             io = trainer.strategy.checkpoint_io
@@ -119,14 +223,14 @@ class Checkpoints(Checkpoint):
             written = io.written.pop(url)
             record = CommitRecord(
                 step=step,
-                epoch=trainer.current_epoch,
-                position=_position(trainer),
+                epoch=epoch,
+                position=position,
                 bytes=written.bytes,
                 sha256=written.sha256,
                 monitor=monitor,
                 world_size=trainer.world_size,
                 created=now(),
-                reason=reason,
+                reason=[*dict.fromkeys(self._due), *(["end"] if end else [])],
             )
             write_record(self.run, record)
             value = f", {monitor.name} {monitor.value:.6g}" if monitor else ""
@@ -149,6 +253,7 @@ class Checkpoints(Checkpoint):
         return Monitor(self.monitor, float(value), self.mode)
 
 
-def _position(trainer: pl.Trainer) -> int | None:
-    """Every save stands at the start of an epoch, where nothing is consumed; foreign data has no position."""
-    return getattr(getattr(trainer, "datamodule", None), "position", None)
+def _data_of(trainer: pl.Trainer) -> DataModule | None:
+    """The data, if they are ours: foreign ones have no position."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, DataModule) else None

@@ -1,0 +1,84 @@
+"""Lightning's loop over the batches of an epoch, which goes on exactly where a checkpoint of ours stands.
+
+Lightning saves from hooks in the middle of its own bookkeeping, and guesses on resume how far that had come; in 2.6.6
+it guesses wrong in several places (an epoch resumed at its start is empty, a learning rate schedule steps twice or
+never, a validation is lost). We save only where all bookkeeping of the last batch is over, write the counters as they
+are there (`settle`), and resume without a guess.
+"""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from torch import Tensor
+
+
+class EpochLoop(_TrainingEpochLoop):
+    """The batches of one epoch.
+
+    Attributes:
+        stands_at: Batches of the epoch that are over, where a settled checkpoint was loaded; else None.
+    """
+
+    stands_at: int | None = None
+
+    def reset(self) -> None:
+        """Begin the epoch, or go on in it."""
+        batches, self.stands_at = self.stands_at, None
+        if batches is not None:
+            self.restarting = False
+            self.trainer.fit_loop._restarting = False
+        if batches:
+            current: Any = self.batch_progress.current
+            current.ready = current.started = current.processed = current.completed = batches
+        else:
+            super().reset()
+
+
+def install(trainer: pl.Trainer) -> None:
+    """Have a trainer resume exactly."""
+    stock = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
+
+
+def epoch_over(trainer: pl.Trainer) -> bool:
+    """Between two epochs: whether the last one has had its last batch, the data's, a limit's or the model's choice.
+
+    Otherwise training was stopped within it, and can go on within it.
+    """
+    return bool(trainer.fit_loop.epoch_loop._num_ready_batches_reached())
+
+
+def settle(loops: dict[str, Any], epoch: int, batches: int) -> None:
+    """Write Lightning's counters into a checkpoint as they stand between two batches, or between two epochs.
+
+    Args:
+        loops: `checkpoint["loops"]`.
+        epoch: Epochs that are over.
+        batches: Batches of the epoch after those that are over.
+    """
+    begun = epoch + (batches > 0)
+    for counters in loops["fit_loop"]["epoch_progress"].values():
+        counters.update(ready=begun, started=begun, processed=epoch, completed=epoch)
+    if batches:
+        progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = False
+        for counter, value in progress["current"].items():
+            progress["total"][counter] -= value - batches
+            progress["current"][counter] = batches
+
+
+def exact_reduce(trainer: pl.Trainer) -> None:
+    """Have self.log(sync_dist=True) reduce counts as exactly as values.
+
+    The mean over ranks of whole numbers of samples is cut off to a whole number in Lightning 2.6.6, so that a metric
+    over ranks with unequal numbers of samples comes out wrong.
+    """
+    stock = trainer.strategy.reduce
+
+    def reduce(tensor: Any, *arguments: Any, **named: Any) -> Any:
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
+            tensor = tensor.double()
+        return stock(tensor, *arguments, **named)
+
+    trainer.strategy.reduce = reduce  # type: ignore[method-assign]
