@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from pipeline.sampler import Permutation, mix
 
+DRIFT = "drift"
+"""Closes an epoch that begins anew, because its data or its order are others than before and the user accepted that."""
+
 _BLOCK = 8192
 
 
@@ -50,7 +53,7 @@ class Account:
         dropped: Samples left out, so that the rest went evenly.
         consumed: What was used, over all ranks and attempts.
         closed: What ended the epoch: `complete`, `limit_train_batches`, `skipped` (the model returned -1), `max_steps`,
-            `stopped` (by a callback), `loader` (it ended too early: never right); None while it is open.
+            `stopped` (by a callback), `drift`, `loader` (it ended too early: never right); None while it is open.
     """
 
     epoch: int
@@ -115,7 +118,7 @@ class Account:
             numbers = {name: int(each) for name, each in known.items() if name != "closed"}
             closed = None if known["closed"] is None else str(known["closed"])
             return Account(**numbers, consumed=Tally(int(count), int(digest, 16)), closed=closed)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not the account of an epoch: {value!r}") from error
 
 

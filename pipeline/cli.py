@@ -5,34 +5,39 @@ checked, all problems at once), where the run lies (the same for all nodes, prov
 """
 
 import argparse
-import hashlib
 import logging
-import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-import fsspec
 import lightning.pytorch as pl
 import torch.distributed
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import dict_to_namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_summary import ModelSummary
 
-from pipeline import configuration, console, loops
+from pipeline import configuration, console, drift, loops, start
 from pipeline.checkpoint.callback import Checkpoints
 from pipeline.checkpoint.io import StreamingIO
-from pipeline.checkpoint.record import CommitRecord, newest, select
 from pipeline.data import DataModule
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
-from pipeline.evaluation import Checkpoint, Evaluation, ProofFailed
+from pipeline.evaluation import Checkpoint, Evaluation
+from pipeline.explain import explain
+from pipeline.identity import ProofFailed
 from pipeline.ledger import Ledger
 from pipeline.logs import RunLogger
-from pipeline.run_dir import RunDir, next_run_dir, storage_error
+from pipeline.run_dir import RunDir, next_run_dir
+from pipeline.start import Start
 from pipeline.topology import Topology
+from pipeline.verify import verify
 
 log = logging.getLogger(__name__)
+
+_PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+_VERIFY = "Judge from the ledger whether each training sample was used as often as it should have been, epoch by epoch."
+_EXPLAIN = "Say what the next fit would go on from, what would be different, and which samples come next."
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     except ProofFailed as error:
         log.error("error: %s", error)
         return CRASH
-    except _Finished:
-        return DONE
+    except _Ended as ended:
+        return ended.status
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -89,7 +94,7 @@ class PipelineCLI(LightningCLI):
         set_parsing_settings(config_read_mode_fsspec_enabled=True)
         self.topology = topology
         self.run_dir: RunDir | None = None
-        self.start: dict[str, Any] = {}
+        self.start = Start()
         self.given_checkpoint: str | None = None
         super().__init__(
             args=configuration.with_run_config(arguments),
@@ -98,14 +103,10 @@ class PipelineCLI(LightningCLI):
             seed_everything_default=42,
             save_config_callback=None,
             parser_kwargs={
+                **_PARSING,
                 "prog": "python -m pipeline",
                 "description": __doc__,
-                "exit_on_error": False,
-                "allow_abbrev": False,
-                **{
-                    name: {"exit_on_error": False, "allow_abbrev": False, "prog": f"python -m pipeline {name}"}
-                    for name in self.subcommands()
-                },
+                **{name: {**_PARSING, "prog": f"python -m pipeline {name}"} for name in self.subcommands()},
             },
         )
 
@@ -113,6 +114,24 @@ class PipelineCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's own, and `summary`."""
         return {**LightningCLI.subcommands(), "summary": {"model"}}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Lightning's, which its Trainer carries out, and those that only look at a run."""
+        super()._add_subcommands(parser, **kwargs)
+        verifying = self.init_parser(**_PARSING, prog="python -m pipeline verify", description=_VERIFY)
+        verifying.add_argument(
+            "--run_dir", type=str, required=True, help="The run directory, a path or any fsspec URL."
+        )
+        explaining = self._prepare_subcommand_parser(
+            Trainer, "fit", **_PARSING, prog="python -m pipeline explain_resume", description=_EXPLAIN
+        )
+        explaining.add_argument(
+            "--world_size", type=int | None, default=None, help="Processes that would train. Default: as the run had."
+        )
+        for name, each, text in (("verify", verifying, _VERIFY), ("explain_resume", explaining, _EXPLAIN)):
+            self._subcommand_parsers[name] = each
+            subcommands: Any = parser._subcommands_action
+            subcommands.add_subcommand(name, each, help=text)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -126,6 +145,14 @@ class PipelineCLI(LightningCLI):
             )
         # Only fit saves, but the same YAML file serves all of them.
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        if subcommand == "fit":
+            parser.add_argument(
+                "--accept_drift",
+                type=str | None,
+                default=None,
+                help="Differences from the run that would stop a resume, but are meant, separated by commas: "
+                f"{', '.join(drift.DANGEROUS)}.",
+            )
         if subcommand in configuration.FROM_RUN:
             parser.add_argument(
                 "--checkpoint",
@@ -135,6 +162,10 @@ class PipelineCLI(LightningCLI):
                 "monitored, else the latest.",
             )
         return parser
+
+    def _set_seed(self) -> None:
+        if self.subcommand != "verify":
+            super()._set_seed()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; turn the parser's complaints into ours."""
@@ -151,6 +182,10 @@ class PipelineCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check what was asked for, and decide where the run lies and where it goes on."""
         config = self.config[self.subcommand]
+        if self.subcommand == "verify":
+            verdict = verify(RunDir(config.run_dir))
+            print(verdict.text)  # noqa: T201 - it is what was asked for
+            raise _Ended(DONE if verdict.holds else CRASH)
         if self.subcommand == "summary":
             config.data = None
             for key, value in {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "logger": False}.items():
@@ -159,31 +194,76 @@ class PipelineCLI(LightningCLI):
         problems = configuration.problems(str(self.subcommand), config, self.given_checkpoint, self.topology)
         if problems:
             raise UserError(*problems)
-        if config.trainer.fast_dev_run:
-            if self.subcommand != "fit":
-                self.start = self.topology.agree("start", self._choose_checkpoint)
-            return
-        if self.subcommand == "fit" or config.run_dir is not None:
+        if self.subcommand == "explain_resume":
+            self._explain()
+        if not config.trainer.fast_dev_run and (self.subcommand == "fit" or config.run_dir is not None):
             url = self.topology.agree("run_dir", lambda: config.run_dir or next_run_dir(configuration.run_name(config)))
             self.run_dir = RunDir(url)
-            self._meet()
+            start.meet(self.run_dir, self.topology)
+        if self.subcommand != "fit" or self.run_dir is not None:
+            self.start = Start(**self.topology.agree("start", lambda: asdict(self._choose())))
+        if self.start.finished:
+            log.info("finished: %s is done at step %d; nothing to train", self.run_dir, self.start.step)
+            raise _Ended
+
+    def _choose(self) -> Start:
+        """On rank 0: where the subcommand goes on."""
+        config, resolved = self.config[self.subcommand], self._resolved()
         if self.subcommand == "fit":
-            self.start = self.topology.agree("start", self._choose_start)
-            if self.start["finished"]:
-                log.info("finished: %s is done at step %d; nothing to train", self.run_dir, self.start["step"])
-                raise _Finished
-        else:
-            self.start = self.topology.agree("start", self._choose_checkpoint)
+            assert self.run_dir is not None
+            return start.of_training(self.run_dir, resolved, self.given_checkpoint)
+        if self.given_checkpoint is not None or config.run_dir is None:
+            return Start(url=self.given_checkpoint)
+        chosen = start.of_evaluation(RunDir(config.run_dir), resolved, config.checkpoint)
+        if self.run_dir is not None:
+            self.run_dir.write(RunDir.config(str(self.subcommand)), configuration.dump(resolved))
+        return chosen
+
+    def _explain(self) -> None:
+        """Say what a fit would do; only the data are built."""
+        config = self.config[self.subcommand]
+        run = RunDir(config.run_dir)
+        self._build(lambda: setattr(self, "datamodule", self._only_data(config)))
+        known = config.seed_everything, config.trainer.accumulate_grad_batches
+        print(explain(run, self.datamodule, *known, config.world_size))  # noqa: T201 - it is what was asked for
+        raise _Ended
+
+    def _only_data(self, config: Any) -> Any:
+        if config.get("data") is None:
+            return None
+        parser = self._parser(self.subcommand)
+        return parser.instantiate_classes(dict_to_namespace({"data": config.data})).data
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what their constructors refuse is the user's to mend."""
-        self.topology.together("instantiated", self._instantiate)
+        self.topology.together("instantiated", lambda: self._build(super(PipelineCLI, self).instantiate_classes))
+        if self.subcommand == "fit":
+            self._prepare_training()
 
-    def _instantiate(self) -> None:
+    def _build(self, build: Callable[[], None]) -> None:
         try:
-            super().instantiate_classes()
+            build()
         except (ValueError, OSError, MisconfigurationException) as error:
             raise configuration.cause(error) from error
+
+    def _prepare_training(self) -> None:
+        """Compare with what the run goes on from, and have the samples counted and the checkpoints saved."""
+        config = self.config[self.subcommand]
+        facts: dict[str, Any] = {}
+        world_size, accumulate = self.topology.world_size, config.trainer.accumulate_grad_batches
+        self.topology.together(
+            "facts",
+            lambda: facts.update(drift.facts(world_size, config.seed_everything, accumulate, self.datamodule)),
+        )
+        start.same_data(facts, self.topology)
+        anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.accept_drift))
+        ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if ledger is not None:
+            callbacks.insert(0, ledger)
+        for callback in callbacks:
+            if isinstance(callback, Checkpoints) and self.run_dir is not None:
+                callback.attach(self.run_dir, self.start.step if self.start.own else None, ledger, facts, anew)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with this project's checkpoints, logger and console."""
@@ -213,16 +293,7 @@ class PipelineCLI(LightningCLI):
         # been signalled too. Without it the process ends at once, and the last durable checkpoint stands.
         trainer._signal_connector.register_signal_handlers = _leave_signals_alone  # type: ignore[method-assign]
         if self.subcommand == "fit" and self.run_dir is not None:
-            trainer.callbacks.insert(0, _SaveConfig(self.run_dir, self._resolved()))  # type: ignore[attr-defined]
-        ledger = (
-            Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) and self.subcommand == "fit" else None
-        )
-        if ledger is not None:
-            trainer.callbacks.insert(0, ledger)  # type: ignore[attr-defined]
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoints) and self.run_dir is not None:
-                resumed = self.start["step"] if self.start["own"] else None
-                callback.attach(self.run_dir, resumed, ledger, self._facts())
+            trainer.callbacks.insert(0, configuration.Save(self.run_dir, self._resolved()))  # type: ignore[attr-defined]
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -241,10 +312,10 @@ class PipelineCLI(LightningCLI):
             "es" * (processes > 1),
             self.run_dir or "fast_dev_run, nothing is written",
         )
-        if self.start.get("url"):
-            at = "" if self.start["step"] is None else f" at step {self.start['step']}"
-            log.info("resumed%s from %s", at, self.start["url"])
-        kwargs["ckpt_path"] = self.start.get("url")
+        if self.start.url:
+            at = "" if self.start.step is None else f" at step {self.start.step}"
+            log.info("resumed%s from %s", at, self.start.url)
+        kwargs["ckpt_path"] = self.start.url
         self._run_model(self.trainer.fit, model, **kwargs)
         if self.run_dir is not None:
             metrics = {
@@ -268,8 +339,8 @@ class PipelineCLI(LightningCLI):
         if self.run_dir is None:  # fast_dev_run: a try, which proves nothing
             self._run_model(self.trainer.test, model, **kwargs)
             return
-        url, sha256 = self.start["url"], self.start["sha256"]
-        evaluation = Evaluation(self.run_dir, Checkpoint(url, sha256 or _sha256(url)))
+        url = str(self.start.url)
+        evaluation = Evaluation(self.run_dir, Checkpoint(url, self.start.sha256 or start.sha256(url)))
         self.trainer.callbacks.append(evaluation)  # type: ignore[attr-defined]
         evaluation.watch(self.trainer, self.datamodule if self.datamodule is not None else model)
         log.info("evaluating %s on 1 device", url)
@@ -284,7 +355,7 @@ class PipelineCLI(LightningCLI):
         )
 
     def _chosen(self) -> dict[str, Any]:
-        return {"ckpt_path": self.start.get("url")}
+        return {"ckpt_path": self.start.url}
 
     def _run_model(self, run: Any, model: pl.LightningModule, **kwargs: Any) -> None:
         try:
@@ -300,112 +371,21 @@ class PipelineCLI(LightningCLI):
                 "--run_dir"
             ) from error
 
-    def _meet(self) -> None:
-        """Every node proves that it sees the same run directory.
-
-        Raises:
-            UserError: It cannot be written, or some nodes look at another place.
-        """
-        run, topology = self.run_dir, self.topology
-        assert run is not None
-        host = socket.gethostname()
-        nonce = topology.agree("nonce", run.write_nonce)
-        blind = [
-            f"node {node} ({name})"
-            for node, name, sees in sorted(
-                {tuple(each) for each in topology.gather("sees", [topology.node, host, run.sees(nonce)])}
-            )
-            if not sees
-        ]
-        topology.agree("nonce removed", lambda: run.remove(nonce))
-        if blind:
-            raise UserError(
-                f"run_dir={run.label!r} is not the same place on all nodes: {', '.join(blind)} cannot see what rank 0 "
-                "wrote there. Use storage that all nodes share: a network folder mounted at the same path everywhere, "
-                "or s3://"
-            )
-
-    def _choose_start(self) -> dict[str, Any]:
-        """On rank 0: where this fit goes on."""
-        run = self.run_dir
-        assert run is not None
-        resolved = self._resolved()
-        saved = configuration.saved_config(run, "fit")
-        record = newest(run)
-        start: dict[str, Any] = {"finished": False, "url": self.given_checkpoint, "step": None, "own": False}
-        if record is not None:
-            configuration.same_model(run, saved, resolved)
-            own = run.url_of(record.name)
-            if self.given_checkpoint not in (None, own, (saved or {}).get("ckpt_path")):
-                raise UserError(
-                    f"ckpt_path={self.given_checkpoint!r}: {run} stands at step {record.step} already, and committed "
-                    "steps are never written again. To go on from another checkpoint give a new --run_dir; to go on "
-                    "with this run leave --ckpt_path out"
-                )
-            start = {"finished": False, "url": own, "step": record.step, "own": True}
-            if "end" in record.reason and saved == resolved:
-                return {**start, "finished": True}
-        return start
-
-    def _choose_checkpoint(self) -> dict[str, Any]:
-        """On rank 0: which checkpoint a subcommand other than fit takes."""
-        config = self.config[self.subcommand]
-        if self.given_checkpoint is not None:
-            return {"url": self.given_checkpoint, "sha256": None, "own": False}
-        if config.run_dir is None:
-            return {}
-        run = RunDir(config.run_dir)
-        resolved = self._resolved()
-        configuration.same_model(run, configuration.saved_config(run, "fit"), resolved, wholly=True)
-        record: CommitRecord = select(run, config.checkpoint)
-        if self.run_dir is not None:
-            run.write(RunDir.config(str(self.subcommand)), configuration.dump(resolved))
-        return {"url": run.url_of(record.name), "sha256": record.sha256, "own": True}
-
-    def _facts(self) -> dict[str, Any]:
-        return {"world_size": self.topology.world_size}
-
     def _resolved(self) -> dict[str, Any]:
         """The resolved configuration, without what belongs to the launcher and the place."""
-        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
-        for key in ("config", "run_dir"):
-            dumped.pop(key, None)
-        for key in ("devices", "num_nodes"):
-            dumped["trainer"].pop(key, None)
-        dumped["ckpt_path"] = self.given_checkpoint
-        assert isinstance(dumped, dict)
-        return dumped
+        parsed = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        return configuration.resolved(parsed, self.given_checkpoint)
 
 
 def _leave_signals_alone() -> None:
     """SIGTERM keeps its default: to end the process."""
 
 
-class _SaveConfig(pl.Callback):
-    """Writes fit.yaml once the model stands and the checkpoint fits it: a mistake must not replace a good one."""
+class _Ended(Exception):
+    """There is nothing left to do."""
 
-    def __init__(self, run: RunDir, resolved: dict[str, Any]) -> None:
-        self.run = run
-        self.resolved = resolved
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.run.write(RunDir.config("fit"), configuration.dump(self.resolved))
-
-
-class _Finished(Exception):
-    """There is nothing left to train."""
-
-
-def _sha256(url: str) -> str:
-    digest = hashlib.sha256()
-    try:
-        with fsspec.open(url, "rb") as file:
-            while part := file.read(1 << 22):
-                digest.update(part)
-    except Exception as error:
-        raise UserError(f"ckpt_path={url!r} cannot be read: {storage_error(error)}") from error
-    return f"sha256:{digest.hexdigest()}"
+    def __init__(self, status: int = DONE) -> None:
+        self.status = status
 
 
 def _as_list(value: Any) -> list[Any]:

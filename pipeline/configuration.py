@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pipeline import drift
 from pipeline.errors import UserError, did_you_mean
 from pipeline.run_dir import RunDir, storage_error
 from pipeline.topology import Topology
@@ -20,12 +22,16 @@ FROM_RUN = ("validate", "test", "predict")
 
 
 def with_run_config(arguments: list[str]) -> list[str]:
-    """Let validate, test and predict start from the configuration that the run was trained with.
+    """Let the subcommands that look at a run start from the configuration that it was trained with.
 
-    It goes before the user's own flags, so they override it. Only what makes model and data is taken: the rest of
-    training's configuration (callbacks, limits, topology) is not evaluation's.
+    It goes before the user's own flags, so they override it. For validate, test and predict only what makes model and
+    data is taken: the rest of training's configuration (callbacks, limits, topology) is not evaluation's. For
+    explain_resume it is all of it, unless the user names a configuration, as the next fit would.
     """
-    if not arguments or arguments[0] not in FROM_RUN:
+    explaining = arguments[:1] == ["explain_resume"]
+    if not arguments or (arguments[0] not in FROM_RUN and not explaining):
+        return arguments
+    if explaining and any(argument.startswith(("-c", "--config", "--model=")) for argument in arguments[1:]):
         return arguments
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--run_dir")
@@ -48,6 +54,9 @@ def with_run_config(arguments: list[str]) -> list[str]:
         raise UserError(
             f"run_dir={url!r} holds no fit.yaml: nothing was trained there. Train first, or name the right directory"
         )
+    if explaining:
+        base = {key: value for key, value in saved.items() if key != "ckpt_path"}
+        return [arguments[0], "--config", dump(base).decode(), *arguments[1:]]
     base = {key: saved[key] for key in ("seed_everything", "model", "data") if saved.get(key) is not None}
     base["trainer"] = {key: saved["trainer"][key] for key in ("accelerator", "precision")}
     return [arguments[0], "--config", dump(base).decode(), *arguments[1:]]
@@ -79,6 +88,15 @@ def problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology
             f"trainer.strategy={strategy!r}: allowed are 'auto' and 'ddp' with its variants, whose checkpoint is one "
             "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
         )
+    if trainer.overfit_batches and topology.world_size > 1:
+        found.append(
+            f"trainer.overfit_batches={trainer.overfit_batches}: Lightning would give every one of the "
+            f"{topology.world_size} processes the same samples, and nothing would say so. Try it in one process"
+        )
+    try:
+        drift.accepted(config.get("accept_drift"))
+    except UserError as error:
+        found += error.problems
     if ckpt_path in ("best", "last", "hpc", "registry"):
         hint = "Leave it out: fit goes on by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
         found.append(f"ckpt_path={ckpt_path!r}: give the URL of a checkpoint file. {hint}")
@@ -89,6 +107,8 @@ def problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology
             f"run_dir={config.run_dir!r} lives within one process, and there are {topology.world_size}: use storage "
             "that all of them see, such as a folder or s3://"
         )
+    if subcommand == "explain_resume" and config.run_dir is None:
+        found.append("run_dir is missing: name the run whose resume to explain, --run_dir <url>")
     if subcommand == "test" and config.run_dir is None and not trainer.fast_dev_run:
         found.append("run_dir is missing: name the run to evaluate, --run_dir <url>; its receipt goes there")
     return found
@@ -185,6 +205,21 @@ def saved_config(run: RunDir, subcommand: str) -> dict[str, Any] | None:
     return value
 
 
+def resolved(parsed: dict[str, Any], ckpt_path: str | None) -> dict[str, Any]:
+    """A whole configuration without what belongs to the launcher, the place and a single start.
+
+    Args:
+        parsed: With every default; it is changed.
+        ckpt_path: What the user gave for it.
+    """
+    for key in ("config", "run_dir", "accept_drift"):
+        parsed.pop(key, None)
+    for key in ("devices", "num_nodes"):
+        parsed["trainer"].pop(key, None)
+    parsed["ckpt_path"] = ckpt_path
+    return parsed
+
+
 def dump(config: dict[str, Any]) -> bytes:
     """A configuration as YAML."""
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
@@ -197,3 +232,21 @@ def run_name(config: Namespace) -> str:
     if named:
         return re.sub(r"\W+", "-", named[-1].rsplit("/", 1)[-1].rsplit(".", 1)[0])
     return str(config.model.class_path).rsplit(".", 1)[-1].lower()
+
+
+class Save(pl.Callback):
+    """Writes fit.yaml once the model stands and the checkpoint fits it: a mistake must not replace a good one.
+
+    Args:
+        run: Where to write it.
+        resolved: What was asked for.
+    """
+
+    def __init__(self, run: RunDir, resolved: dict[str, Any]) -> None:
+        self.run = run
+        self.resolved = resolved
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it on rank 0."""
+        if trainer.is_global_zero:
+            self.run.write(RunDir.config("fit"), dump(self.resolved))

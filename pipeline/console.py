@@ -27,6 +27,7 @@ _HANDLED = (
     r".*Starting from v1\.9\.0, `tensorboardX` has been removed",  # tensorboard is a dependency
     r".*You defined a `validation_step` but have no `val_dataloader`",
     r".*The `srun` command is available on your system but is not used",  # topology belongs to the launcher
+    r".*Total length of `list` across ranks is zero",  # no validation set is named
     r".*barrier\(\): using the device under current context",
     r".*`enable_checkpointing=False`",
 )

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.errors import UserError
 from pipeline.fetching import Collate, Keyed, refuse_unsized
 from pipeline.identity import fingerprint, identified
-from pipeline.sampler import Batches, PositionedSampler
+from pipeline.sampler import Batches, PositionedSampler, Tail
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class DataModule(pl.LightningDataModule):
             Training samples per batch and process.
 
         Raises:
-            UserError: The global batch does not go evenly over them, or there are fewer samples than processes.
+            UserError: The global batch does not go evenly over them, or there are too few samples.
         """
         problems = []
         share = world_size * accumulate
@@ -119,6 +119,9 @@ class DataModule(pl.LightningDataModule):
                 f"x accumulate_grad_batches {accumulate}): the nearest that do are "
                 f"{' and '.join(str(size) for size in (below, below + share) if size)}"
             )
+        train: Any = self.datasets["train"]
+        if train is not None and not len(train):
+            problems.append(f"data.train={type(train).__name__} is empty: there is nothing to train on")
         val: Any = self.datasets["val"]
         if val is not None and len(val) < world_size:
             problems.append(
@@ -149,6 +152,26 @@ class DataModule(pl.LightningDataModule):
             )
         self._stands_at = (epoch, position)
 
+    def planned(self, epoch: int, position: int, rank: int = 0, world_size: int = 1, accumulate: int = 1) -> Batches:
+        """The training batches of a rank from a position of an epoch on.
+
+        Raises:
+            UserError: As `check`, or the samples fill no batch.
+        """
+        dataset = self._dataset("train")
+        batch_size = self.check(world_size, accumulate)
+        tail: Tail = "drop" if self.drop_last else "pad"
+        sampler = PositionedSampler(
+            dataset, world_size, rank, seed=self.seed, tail=tail, epoch=epoch, position=position
+        )
+        batches = Batches(sampler, batch_size, self.drop_last)
+        if not len(batches):
+            raise UserError(
+                f"data.train has {len(dataset)} samples, which fill no batch of {batch_size} on each of {world_size} "
+                "processes, and data.drop_last=true: use a smaller batch, or drop_last=false"
+            )
+        return batches
+
     @property
     def batches(self) -> Batches | None:
         """The training batches of this rank as the loader was last asked for, None before or without an order."""
@@ -174,20 +197,8 @@ class DataModule(pl.LightningDataModule):
         epoch, position = self._stands_at
         if trainer is not None and trainer.current_epoch > epoch:
             epoch, position = trainer.current_epoch, 0
-        sampler = PositionedSampler(
-            dataset,
-            *self._ranks(),
-            seed=self.seed,
-            tail="drop" if self.drop_last else "pad",
-            epoch=epoch,
-            position=position,
-        )
-        self._batches = Batches(sampler, self._per_process(), self.drop_last)
-        if not len(self._batches):
-            raise UserError(
-                f"data.train has {len(dataset)} samples, which fill no batch of {self._batches.batch_size} on each of "
-                f"{sampler.num_replicas} processes, and data.drop_last=true: use a smaller batch, or drop_last=false"
-            )
+        world_size, rank = self._ranks()
+        self._batches = self.planned(epoch, position, rank, world_size, self._accumulate())
         loader = self._loader(dataset, batch_sampler=self._batches)
         return identified(loader, digests=False) if self.accounted else loader
 

@@ -158,21 +158,28 @@ def fingerprint(dataset: Any) -> tuple[str, str]:
     Returns:
         (kind, fingerprint). `own`: the dataset's attribute or method `fingerprint`. `samples`: a digest of its class
         path, its length and 64 samples chosen by a fixed key; `pickled samples` where a sample holds an object without
-        a canonical form, whose digest another version of Python may not give again.
+        a canonical form, whose digest another version of Python may not give again; `length` without any sample, where
+        they are others each time, for the dataset draws from a generator of its own.
     """
     own = getattr(dataset, "fingerprint", None)
     if own is not None:
         return "own", str(own() if callable(own) else own)
     size = len(dataset)
-    name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
-    hasher = hashlib.sha256(f"{name} {size};".encode())
+    name = f"{type(dataset).__module__}.{type(dataset).__qualname__} {size};"
+    chosen = Permutation(size, 0, 0)(np.arange(min(size, _FINGERPRINTED))).tolist() if size else []
+    digest, canonical = _digest_of(dataset, name, chosen)
+    if _digest_of(dataset, name, chosen)[0] != digest:
+        return "length", f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+    return "samples" if canonical else "pickled samples", f"sha256:{digest}"
+
+
+def _digest_of(dataset: Any, name: str, indices: list[int]) -> tuple[str, bool]:
+    hasher = hashlib.sha256(name.encode())
     canonical = True
-    if size:
-        chosen = Permutation(size, 0, 0)(np.arange(min(size, _FINGERPRINTED))).tolist()
-        fetched = Keyed(dataset, 0).__getitems__(chosen)
-        for row in fetched if isinstance(fetched, list) else rows(fetched):
-            canonical &= _hash(hasher, row)
-    return "samples" if canonical else "pickled samples", f"sha256:{hasher.hexdigest()}"
+    fetched = Keyed(dataset, 0).__getitems__(indices) if indices else []
+    for row in fetched if isinstance(fetched, list) else rows(fetched):
+        canonical &= _hash(hasher, row)
+    return hasher.hexdigest(), canonical
 
 
 def _digest(item: Any) -> tuple[bytes, bool]:

@@ -7,6 +7,7 @@ epoch's order says; a difference is an error.
 
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from pipeline.account import Account, Tally
+from pipeline.account import DRIFT, Account, Tally
 from pipeline.data import DataModule
 from pipeline.identity import IdentifiedBatch, ProofFailed, Watched
 from pipeline.loops import epoch_over
@@ -53,22 +54,27 @@ class Ledger(pl.Callback):
 
         data.train_dataloader = train_dataloader  # type: ignore[method-assign]
 
-    def load(self, accounts: list[dict[str, Any]], epoch: int) -> None:
+    def load(self, accounts: list[dict[str, Any]], epoch: int, anew: bool = False) -> None:
         """Go on with the accounts of a checkpoint.
 
         Args:
             accounts: What `state` returned.
             epoch: The epoch to go on with: its account, if there is one, is open again.
+            anew: That epoch begins anew in another order: its account is closed as `drift`.
 
         Raises:
             ValueError: They are no accounts.
         """
         read = [Account.from_dict(account) for account in accounts]
-        self.closed = [account for account in read if account.epoch != epoch]
-        self._before = next((account.consumed for account in read if account.epoch == epoch), Tally())
+        reopened = [account for account in read if account.epoch == epoch and account.closed != DRIFT]
+        self.closed = [account for account in read if account not in reopened]
+        if anew:
+            self.closed += [replace(account, closed=DRIFT) for account in reopened]
+        elif reopened:
+            self._before = reopened[0].consumed
 
-    def state(self, trainer: pl.Trainer, epoch: int, batches: int) -> list[dict[str, Any]]:
-        """The accounts of all epochs so far. All ranks must call it.
+    def state(self, trainer: pl.Trainer, epoch: int, batches: int) -> list[dict[str, Any]] | None:
+        """The accounts of all epochs so far, None where there is no order to compare with. All ranks must call it.
 
         Args:
             trainer: Whose ranks are summed up.
@@ -78,8 +84,11 @@ class Ledger(pl.Callback):
         Raises:
             ProofFailed: The open epoch has used another number of samples than its position says.
         """
-        accounts = [account for account in self.closed if account.epoch < epoch + (batches > 0)]
-        if batches and self.data.batches is not None and not (accounts and accounts[-1].epoch == epoch):
+        if self.data.batches is None:
+            return None
+        accounts = [account for account in self.closed if account.epoch <= epoch]
+        ended = any(account.epoch == epoch and account.closed != DRIFT for account in accounts)
+        if batches and not ended:
             account = self._account(trainer, batches)
             if account.consumed.count != account.position:
                 raise ProofFailed(account.problem(Tally(account.position, 0)) or "")

@@ -1,5 +1,7 @@
 """Models and datasets of users, reached by class path, as the pipeline reaches theirs."""
 
+import json
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchmetrics import MeanMetric
+
+from pipeline.data import DataModule
 
 
 class Rows(Dataset[tuple[Tensor, Tensor]]):
@@ -59,9 +63,12 @@ class Regression(pl.LightningModule):
 class Thorough(Regression):
     """Everything that a resume could get wrong: dropout, batch norm, sums over an epoch, a metric, two schedules."""
 
-    def __init__(self, out: str = "", dropout: float = 0.3, skip_after: int | None = None) -> None:
+    def __init__(
+        self, out: str = "", dropout: float = 0.3, skip_after: int | None = None, die_at: int | None = None
+    ) -> None:
         super().__init__(dropout=dropout)
         self.save_hyperparameters()
+        self.die_at = die_at
         self.norm = nn.BatchNorm1d(4)
         self.mean = MeanMetric()
         self.out = out
@@ -80,6 +87,10 @@ class Thorough(Regression):
         self.log("train_max", loss, on_step=False, on_epoch=True, reduce_fx="max")
         self.seen[self.trainer.fit_loop.epoch_loop.total_batch_idx] = (loss.item(), x.sum().item())
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step == self.die_at and self.global_rank == 0:
+            os.kill(os.getpid(), 9)
 
     def on_train_end(self) -> None:
         if self.out:
@@ -162,6 +173,15 @@ class WritesAsItIsRead(pl.Callback):
         print(f"callback says {self.word}", file=sys.stderr)
 
 
+class Stops(pl.Callback):
+    """Stops training in the middle of the first epoch."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        trainer.should_stop = batch_idx == 4
+
+
 class _Drops(DataLoader[Any]):
     def __iter__(self) -> Any:
         return (batch for number, batch in enumerate(super().__iter__()) if number != 1)
@@ -237,6 +257,84 @@ class Own(pl.LightningDataModule):
             "a list": lambda: [(rows.x, rows.y)],
             "empty": lambda: DataLoader(Rows(0), **more),
         }[self.kind]()
+
+
+class _Tampered:
+    """Whatever a user may wrap around a loader."""
+
+    def __init__(self, loader: Any, kind: str) -> None:
+        self.loader = loader
+        self.kind = kind
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        first = None
+        for number, batch in enumerate(self.loader):
+            first = batch if first is None else first
+            if self.kind == "drops" and number == 1:
+                continue
+            yield first if self.kind == "swaps" and number == 1 else batch
+            if self.kind == "doubles" and number == 1:
+                yield batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+
+class Tampering(DataModule):
+    """A user's own data module that wraps the training loader in something that is wrong."""
+
+    def __init__(self, kind: str = "plain", **named: Any) -> None:
+        super().__init__(**named)
+        self.kind = kind
+
+    def train_dataloader(self) -> Any:
+        return _Tampered(super().train_dataloader(), self.kind)
+
+
+class Indexed(Rows):
+    """Rows whose first number is their own index."""
+
+    def __init__(self, n: int = 101, shift: float = 0.0) -> None:
+        super().__init__(n)
+        self.x = torch.cat([torch.arange(n).float().reshape(-1, 1), self.x[:, 1:] + shift], dim=1)
+
+
+class Noting(Regression):
+    """Notes the indices of every step at once, so that they outlast a kill; dies or stops where it is told to."""
+
+    def __init__(self, notes: str, die_at: int | None = None) -> None:
+        super().__init__()
+        self.notes = notes
+        self.die_at = die_at
+        self.indices: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.indices += batch[0][:, 0].long().tolist()
+        return super().training_step((batch[0] / 100, batch[1]), batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_mean", batch[0][:, 0].mean(), sync_dist=True, batch_size=len(batch[0]))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = self.trainer.global_step
+        with open(f"{self.notes}-{self.global_rank}.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "epoch": self.current_epoch, "indices": self.indices}) + "\n")
+        self.indices = []
+        if step == self.die_at and self.global_rank == 0:
+            os.kill(os.getpid(), 9)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class OwnGenerator(Rows):
+    """Draws from a generator of its own, so that its samples are others each time they are read."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index] + float(np.random.default_rng().random()), self.y[index]
 
 
 class Mixed(Dataset[Any]):

@@ -1,6 +1,5 @@
 """A run that was interrupted after any step ends like one that never was, bit for bit."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 
 from pipeline.run_dir import RunDir
 from tests.conftest import Ended
+from tests.ranks import only
 from tests.test_resume import equal, logged, state
 
 App = Callable[..., Ended]
@@ -38,15 +38,6 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "max steps": (("--trainer.max_epochs=-1", "--trainer.max_steps=17"), (1, 6, 7, 8, 16)),
     "another optimizer loop": (("--trainer.gradient_clip_val=0.1",), (5, 9)),
 }
-
-
-def only(straight: Path, run: Path, step: int) -> None:
-    """A run that was killed right after it had saved a step."""
-    run.mkdir(parents=True)
-    shutil.copy(straight / "fit.yaml", run)
-    (run / "checkpoints").mkdir()
-    for name in (RunDir.checkpoint(step), RunDir.record(step)):
-        shutil.copy(straight / name, run / name)
 
 
 def same_end(straight: Path, resumed: Path) -> None:

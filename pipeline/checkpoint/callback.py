@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from pipeline.checkpoint.io import StreamingIO
+from pipeline.checkpoint.io import OWN_KEY, StreamingIO
 from pipeline.checkpoint.record import CommitRecord, Monitor, newest, select, write_record
 from pipeline.checkpoint.state import Restoring, collect
 from pipeline.data import DataModule
@@ -16,12 +16,9 @@ from pipeline.errors import UserError
 from pipeline.gradient_order import GradientOrder
 from pipeline.ledger import Ledger
 from pipeline.loops import EpochLoop, epoch_over, settle
-from pipeline.run_dir import RunDir, now
+from pipeline.run_dir import SCHEMA, RunDir, now
 
 log = logging.getLogger(__name__)
-
-OWN_KEY = "pipeline"
-"""What this project adds to Lightning's checkpoint stands under this key."""
 
 
 class Checkpoints(Checkpoint):
@@ -56,6 +53,7 @@ class Checkpoints(Checkpoint):
         self.run: RunDir | None = None
         self.ledger: Ledger | None = None
         self._facts: dict[str, Any] = {}
+        self._anew = False
         self._committed_step: int | None = None
         self._last_step = 0
         self._due: list[str] = []
@@ -63,21 +61,30 @@ class Checkpoints(Checkpoint):
         self._restoring: Restoring | None = None
         self._gradient_order = GradientOrder()
         self._known_order: list[int] | None = None
-        self._cut: dict[str, Any] | None = None
+        self._left: tuple[()] | tuple[dict[str, Any] | None] = ()
         self._validated = False
 
-    def attach(self, run: RunDir, resumed_step: int | None, ledger: Ledger | None, facts: dict[str, Any]) -> None:
+    def attach(
+        self,
+        run: RunDir,
+        resumed_step: int | None,
+        ledger: Ledger | None,
+        facts: dict[str, Any],
+        anew: bool = False,
+    ) -> None:
         """Say where to save, which step is committed already, and what is to stand in every checkpoint.
 
         Args:
             run: The run directory.
             resumed_step: The step that this attempt goes on from, if the run itself committed it.
             ledger: Counts the samples; None for foreign data.
-            facts: What a later resume is compared with, as tensors, numbers and strings.
+            facts: What a later resume is compared with, see `pipeline.drift.facts`.
+            anew: Whether the epoch that the checkpoint stands in begins anew, since its order is another one.
         """
         self.run = run
         self.ledger = ledger
         self._facts = facts
+        self._anew = anew
         self._committed_step = resumed_step
 
     @property
@@ -106,12 +113,12 @@ class Checkpoints(Checkpoint):
             return
         loop, data = trainer.fit_loop.epoch_loop, _data_of(trainer)
         if data is not None and own["position"] is not None:
-            data.resume(own["epoch"], own["position"])
+            data.resume(own["epoch"], 0 if self._anew else own["position"])
         if isinstance(loop, EpochLoop):
-            loop.stands_at = own["batches"]
-        if self.ledger is not None:
-            self.ledger.load(own["ledger"], own["epoch"])
-        self._restoring = Restoring(own["state"])
+            loop.stands_at = 0 if self._anew else own["batches"]
+        if self.ledger is not None and own["ledger"] is not None:
+            self.ledger.load(own["ledger"], own["epoch"], self._anew)
+        self._restoring = Restoring(own["state"], with_sums=not self._anew)
         self._known_order = own["gradient_order"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -166,7 +173,7 @@ class Checkpoints(Checkpoint):
         if self._restoring is not None:
             self._restoring.at_epoch_end(trainer)
             self._restoring = None
-        self._cut = None if epoch_over(trainer) else collect(trainer)
+        self._left = () if epoch_over(trainer) else (collect(trainer),)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of training: between two epochs, or in the middle of one that can go on some day."""
@@ -204,12 +211,13 @@ class Checkpoints(Checkpoint):
         if data is not None and data.batches is not None:
             position = data.batches.position(batches) if batches else 0
         self._own = {
-            **self._facts,
+            "schema": SCHEMA,
+            "facts": self._facts,
             "epoch": epoch,
             "batches": batches,
             "position": position,
             "ledger": self.ledger.state(trainer, epoch, batches) if self.ledger is not None else None,
-            "state": self._cut or collect(trainer),
+            "state": self._left[0] if self._left else collect(trainer),
             "gradient_order": self._gradient_order.indices,
         }
         try:

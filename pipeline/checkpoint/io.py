@@ -8,8 +8,16 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import torch
 from lightning.pytorch.plugins import CheckpointIO
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipeline.run_dir import RunDir
+from pipeline.errors import UserError
+from pipeline.run_dir import RunDir, storage_error
+
+OWN_KEY = "pipeline"
+"""What this project adds to Lightning's checkpoint stands under this key."""
+
+_HEAD = 1 << 16
+"""Bytes asked of a storage at once, where only a small part is wanted."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,25 @@ class StreamingIO(CheckpointIO):
         if self.run is None or not url.startswith(self.run.url + "/"):
             return None
         return url[len(self.run.url) + 1 :]
+
+
+def read_own(url: str) -> dict[str, Any] | None:
+    """What this project added to a checkpoint, of which only the first few kilobytes' worth is read.
+
+    Returns:
+        Numbers and strings as they are, tensors without their content; None in somebody else's checkpoint.
+
+    Raises:
+        UserError: The file cannot be read, or is no checkpoint.
+    """
+    try:
+        fs, inner = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        with fs.open(inner, "rb", block_size=_HEAD) as file, FakeTensorMode():
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        own = checkpoint.get(OWN_KEY)
+    except Exception as error:
+        raise UserError(f"{url} cannot be read as a checkpoint: {storage_error(error)}") from error
+    return own if isinstance(own, dict) else None
 
 
 class _Hashing:

@@ -14,6 +14,8 @@ from pipeline.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
+UNCOMMITTED = "it has no commit record: its save did not come to its end"
+
 
 @dataclass(frozen=True)
 class Monitor:
@@ -37,7 +39,7 @@ class CommitRecord:
         monitor: The monitored value at this step; None without one.
         world_size: Processes that trained.
         created: RFC 3339, UTC.
-        reason: Why it was due: `epoch`, `end`.
+        reason: Why it was due: `steps`, `epoch`, `end`.
     """
 
     step: int
@@ -73,23 +75,30 @@ def read_record(run: RunDir, step: int) -> CommitRecord | None:
     return record if record.step == step else None
 
 
+def examined(run: RunDir) -> Iterator[tuple[int, CommitRecord | str]]:
+    """Every step that has left a file, newest first: its record, or why there is no checkpoint of it."""
+    found = run.steps()
+    for step in sorted({*found["json"], *found["ckpt"]}, reverse=True):
+        size = found["ckpt"].get(step)
+        record = read_record(run, step) if step in found["json"] else None
+        if step not in found["json"]:
+            yield step, UNCOMMITTED
+        elif record is None:
+            yield step, "its commit record is torn or foreign"
+        elif size != record.bytes:
+            has = "is missing" if size is None else f"has {size} bytes"
+            yield step, f"its file {has}, its record says {record.bytes} bytes"
+        else:
+            yield step, record
+
+
 def committed(run: RunDir) -> Iterator[CommitRecord]:
     """The committed checkpoints, newest first. One that its record does not match is passed over with a warning."""
-    found = run.steps()
-    for step in sorted(found["json"], reverse=True):
-        record = read_record(run, step)
-        if record is None:
-            log.warning("passing over step %d: its commit record is torn or foreign", step)
-        elif found["ckpt"].get(step) != record.bytes:
-            size = found["ckpt"].get(step)
-            log.warning(
-                "passing over step %d: its file %s, its record says %d bytes",
-                step,
-                "is missing" if size is None else f"has {size} bytes",
-                record.bytes,
-            )
-        else:
-            yield record
+    for step, found in examined(run):
+        if isinstance(found, CommitRecord):
+            yield found
+        elif found is not UNCOMMITTED:
+            log.warning("passing over step %d: %s", step, found)
 
 
 def newest(run: RunDir) -> CommitRecord | None:

@@ -35,11 +35,13 @@ class Restoring:
 
     Args:
         state: What `collect` returned on rank 0.
+        with_sums: Whether the epoch goes on in its middle, so that what it has summed up counts.
     """
 
-    def __init__(self, state: dict[str, Any]) -> None:
+    def __init__(self, state: dict[str, Any], with_sums: bool = True) -> None:
         self.state = state
         self.begun = False
+        self._with_sums = with_sums
         self._sums = sums.Sums({"logged": {}, "torchmetrics": {}})
 
     def before_training(self, trainer: pl.Trainer) -> None:
@@ -53,15 +55,17 @@ class Restoring:
         ranks, rank = self.state["ranks"], trainer.global_rank
         if len(ranks) == trainer.world_size:
             _set_random_state(trainer, ranks[rank]["random"])
-            self._sums = sums.Sums(ranks[rank]["sums"])
+            found = ranks[rank]["sums"]
         else:
             # Another world: no rank is one that it was. Each draws numbers of its own; the sums go to one of them.
-            entropy = np.random.SeedSequence([trainer.global_step, rank, len(ranks)]).generate_state(3).tolist()
+            key = [torch.initial_seed(), trainer.global_step, rank]
+            entropy = np.random.SeedSequence(key).generate_state(3).tolist()
             torch.manual_seed(entropy[0])
             np.random.seed(entropy[1])
             random.seed(entropy[2])
-            if rank == 0:
-                self._sums = sums.Sums(sums.combine([each["sums"] for each in ranks]))
+            found = sums.combine([each["sums"] for each in ranks]) if rank == 0 else None
+        if found is not None and self._with_sums:
+            self._sums = sums.Sums(found)
         self._sums.before_first_batch(trainer)
 
     def after_batch(self, trainer: pl.Trainer) -> None:

@@ -1,0 +1,138 @@
+"""Where a subcommand goes on: with which checkpoint of its run. Rank 0 decides for all.
+
+A run directory that holds checkpoints is never started afresh in silence, and what it has committed is never written
+again.
+"""
+
+import hashlib
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from pipeline import configuration
+from pipeline.checkpoint.record import newest, select
+from pipeline.errors import UserError
+from pipeline.run_dir import RunDir, storage_error
+from pipeline.topology import Topology
+
+
+@dataclass(frozen=True)
+class Start:
+    """A decision, in JSON's types.
+
+    Attributes:
+        url: The checkpoint to load; None: there is none to go on from.
+        step: Its optimizer step, None where only the user knows it.
+        sha256: Its digest, `sha256:<hex>`, None where only the user knows it.
+        own: Whether the run itself committed it.
+        finished: Whether training is over and nothing is asked that could go on.
+    """
+
+    url: str | None = None
+    step: int | None = None
+    sha256: str | None = None
+    own: bool = False
+    finished: bool = False
+
+
+def of_training(run: RunDir, resolved: dict[str, Any], given: str | None) -> Start:
+    """Where a fit goes on.
+
+    Args:
+        run: The run directory.
+        resolved: What was asked for.
+        given: The `ckpt_path` that the user gave.
+
+    Raises:
+        UserError: The run was trained with another model, or stands already where `given` would begin.
+    """
+    saved = configuration.saved_config(run, "fit")
+    record = newest(run)
+    if record is None:
+        return Start(url=given)
+    configuration.same_model(run, saved, resolved)
+    own = run.url_of(record.name)
+    if given not in (None, own, (saved or {}).get("ckpt_path")):
+        raise UserError(
+            f"ckpt_path={given!r}: {run} stands at step {record.step} already, and committed steps are never written "
+            "again. To go on from another checkpoint give a new --run_dir; to go on with this run leave --ckpt_path out"
+        )
+    finished = "end" in record.reason and saved == resolved
+    return Start(own, record.step, record.sha256, own=True, finished=finished)
+
+
+def of_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> Start:
+    """Which checkpoint a subcommand other than fit takes.
+
+    Args:
+        run: The run directory.
+        resolved: What was asked for.
+        which: `best`, `latest`, a step, or None, as in `pipeline.checkpoint.record.select`.
+
+    Raises:
+        UserError: The run was trained with another model, or has no such checkpoint.
+    """
+    configuration.same_model(run, configuration.saved_config(run, "fit"), resolved, wholly=True)
+    record = select(run, which)
+    return Start(run.url_of(record.name), record.step, record.sha256, own=True)
+
+
+def meet(run: RunDir, topology: Topology) -> None:
+    """Every node proves that it sees the same run directory.
+
+    Raises:
+        UserError: It cannot be written, or some nodes look at another place.
+    """
+    nonce = topology.agree("nonce", run.write_nonce)
+    seen = topology.gather("sees", [topology.node, socket.gethostname(), run.sees(nonce)])
+    topology.agree("nonce removed", lambda: run.remove(nonce))
+    blind = [f"node {node} ({name})" for node, name, sees in sorted({tuple(each) for each in seen}) if not sees]
+    if blind:
+        raise UserError(
+            f"run_dir={run.label!r} is not the same place on all nodes: {', '.join(blind)} cannot see what rank 0 "
+            "wrote there. Use storage that all nodes share: a network folder mounted at the same path everywhere, "
+            "or s3://"
+        )
+
+
+def same_data(facts: dict[str, Any], topology: Topology) -> None:
+    """Every process proves that it trains on the same data.
+
+    Args:
+        facts: This process's, see `pipeline.drift.facts`.
+        topology: Which process this is.
+
+    Raises:
+        UserError: Some have others than rank 0.
+    """
+    names = [name for name in facts if name.endswith("_data")]
+    seen = topology.gather("data", [topology.node, socket.gethostname(), [facts[name] for name in names]])
+    problems = []
+    for at, name in enumerate(names):
+        others = sorted({f"node {node} ({host})" for node, host, values in seen if values[at] != seen[0][2][at]})
+        if others:
+            split = name.removesuffix("_data")
+            problems.append(
+                f"data.{split} is not the same on all nodes: {', '.join(others)} read other samples than rank 0. Give "
+                "every node the same files, or put them on storage that all share"
+            )
+    if problems:
+        raise UserError(*problems)
+
+
+def sha256(url: str) -> str:
+    """The digest of a checkpoint that no commit record describes, `sha256:<hex>`.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with fsspec.open(url, "rb") as file:
+            while part := file.read(1 << 22):
+                digest.update(part)
+    except Exception as error:
+        raise UserError(f"ckpt_path={url!r} cannot be read: {storage_error(error)}") from error
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,87 @@
+"""`python -m pipeline verify`: what the ledger of a finished or running run proves, epoch by epoch."""
+
+from dataclasses import dataclass
+
+from pipeline.account import Account
+from pipeline.checkpoint.io import read_own
+from pipeline.checkpoint.record import CommitRecord, newest
+from pipeline.errors import UserError
+from pipeline.run_dir import RunDir
+
+_COLUMNS = ("epoch", "expected", "consumed", "padded", "dropped", "proof", "closed by")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found: a text to read, and whether every proof holds."""
+
+    text: str
+    holds: bool
+
+
+def verify(run: RunDir) -> Verdict:
+    """Judge what the newest committed checkpoint of a run says about its epochs.
+
+    The expected samples are computed anew from each epoch's seed and position; what was counted in training is only
+    compared with them.
+
+    Raises:
+        UserError: There is nothing that could be judged.
+    """
+    record = newest(run)
+    if record is None:
+        raise UserError(f"run_dir={run.label!r} has no checkpoint: there is nothing to verify yet")
+    own = read_own(run.url_of(record.name))
+    if own is None or own.get("ledger") is None:
+        raise UserError(
+            f"run_dir={run.label!r}: its newest checkpoint (step {record.step}) holds no ledger. Only what comes from "
+            "pipeline.data.DataModule, without overfit_batches, is accounted for"
+        )
+    try:
+        accounts = [Account.from_dict(each) for each in own["ledger"]]
+    except ValueError as error:
+        raise UserError(f"run_dir={run.label!r}: the ledger of step {record.step} is damaged: {error}") from error
+    problems = _gaps(accounts, record)
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    for account in accounts:
+        expected = account.expected()
+        problem = account.problem(expected)
+        problems += [problem] if problem else []
+        rows.append(
+            (
+                str(account.epoch),
+                str(expected.count),
+                str(account.consumed.count),
+                str(account.padded),
+                str(account.dropped),
+                "FAILED" if problem else "ok",
+                account.closed or "open",
+            )
+        )
+    lines = [f"ledger of {run} at step {record.step} (the newest committed checkpoint)", "", *_table(rows), ""]
+    if problems:
+        lines += [f"FAILED: {problem}" for problem in problems]
+    elif accounts:
+        lines.append("every sample is accounted for")
+    else:
+        lines.append("no epoch has been trained by now")
+    return Verdict("\n".join(lines), not problems)
+
+
+def _gaps(accounts: list[Account], record: CommitRecord) -> list[str]:
+    """Epochs without an account, from the first one that has one: what lies before it was another program's."""
+    known = {account.epoch for account in accounts}
+    begun = record.epoch + bool(record.position)
+    first = min(known, default=begun)
+    return [f"epoch {epoch} has no account" for epoch in range(first, begun) if epoch not in known]
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if name in ("proof", "closed by") else cell.rjust(width)
+            for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
