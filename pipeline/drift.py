@@ -62,7 +62,7 @@ def facts(world_size: int, seed: Any, accumulate: int, data: Any) -> dict[str, A
     """
     known: dict[str, Any] = {"world_size": world_size, "seed": seed, "accumulate_grad_batches": accumulate}
     if isinstance(data, DataModule):
-        known["batch_size"] = data.check(world_size, accumulate)
+        known["batch_size"] = data.planned(0, 0, 0, world_size, accumulate).batch_size
         known["global_batch_size"] = known["batch_size"] * world_size * accumulate
         known["data_seed"] = data.seed
         known |= {f"{split}_data": value for split, value in data.fingerprints().items()}
