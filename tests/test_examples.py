@@ -3,6 +3,7 @@
 import functools
 import gzip
 import http.server
+import pickle
 import struct
 import threading
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from pipeline.examples import mnist
 from pipeline.examples.autoencoder import LitAutoEncoder
 from pipeline.examples.digits import Digits
 from pipeline.examples.mnist import MNIST
+from pipeline.fetching import Collate, Keyed
 
 
 def test_the_digits_are_all_there_split_once_and_for_all() -> None:
@@ -59,8 +61,10 @@ def put(root: str, content: dict[str, bytes], zipped: bool) -> None:
 
 
 @pytest.fixture(autouse=True)
-def forget() -> None:
-    mnist._idx.cache_clear()
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PIPELINE_CACHE_DIR", str(folder))
+    return folder
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -91,8 +95,53 @@ def test_mnist_is_read_over_http(web: str) -> None:
 def test_training_and_validation_share_no_image(tmp_path: Path) -> None:
     put(str(tmp_path), files(), zipped=False)
     whole = np.frombuffer(files()["train-images-idx3-ubyte"], np.uint8, offset=16).reshape(-1, 28, 28)
-    joined = torch.cat([MNIST(str(tmp_path), "train").images, MNIST(str(tmp_path), "val").images])
-    assert np.array_equal(joined.numpy(), whole)
+    joined = np.concatenate([MNIST(str(tmp_path), "train").images, MNIST(str(tmp_path), "val").images])
+    assert np.array_equal(joined, whole)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_batch_of_mnist_is_what_its_samples_are(storage: str, zipped: bool) -> None:
+    put(storage, files(), zipped)
+    dataset = MNIST(storage, "val")
+    indices = [4_999, 0, 17, 17, -1]
+    pixels, labels = dataset.__getitems__(indices)
+    assert pixels.shape == (5, 28, 28)
+    for row, label, index in zip(pixels, labels, indices, strict=True):
+        assert torch.equal(row, dataset[index][0])
+        assert torch.equal(label, dataset[index][1])
+    pixels.zero_()
+    dataset[0][0].zero_()
+    assert dataset[0][0].any(), "a batch is the user's own to change"
+    with pytest.raises(IndexError):
+        dataset.__getitems__([5_000])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_mnist_reaches_loader_workers_as_a_name(tmp_path: Path, s3: str, cache: Path, zipped: bool) -> None:
+    for root in (str(tmp_path), f"{s3}/{tmp_path.name}"):
+        put(root, files(), zipped)
+        dataset = MNIST(root, "val")
+        assert dataset.images.source is not None
+        assert dataset.images.source.path.startswith(str(cache if zipped or "s3:" in root else tmp_path))
+        assert len(pickle.dumps(dataset)) < 50_000, "5,000 labels, and not a pixel"
+        again = pickle.loads(pickle.dumps(dataset))
+        assert torch.equal(again[7][0], dataset[7][0])
+    if zipped:
+        context = {"num_workers": 1, "multiprocessing_context": "spawn"}
+        loader = DataLoader(Keyed(dataset, 0), batch_size=1_000, collate_fn=Collate(None), **context)
+        assert torch.equal(torch.cat([pixels for pixels, _ in loader]), dataset.__getitems__(list(range(5_000)))[0])
+
+
+def test_mnist_has_one_fingerprint_wherever_it_lies(tmp_path: Path, s3: str) -> None:
+    roots = [str(tmp_path / "plain"), str(tmp_path / "zipped"), f"{s3}/{tmp_path.name}-zipped"]
+    for root in roots:
+        put(root, files(), "zipped" in root)
+    prints = {MNIST(root, split).fingerprint() for root in roots for split in ("train", "val", "test")}
+    assert len(prints) == 3
+    put(roots[0], files() | {"t10k-labels-idx1-ubyte": idx(np.zeros(20, np.uint8))}, zipped=False)
+    assert MNIST(roots[0], "test").fingerprint() not in prints
+    assert MNIST(roots[0], "train").fingerprint() in prints
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,16 @@ IDX: two zero bytes, a type (8: unsigned byte), the number of dimensions, each d
 the values (Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits").
 """
 
-import gzip
+import hashlib
 import math
-import zlib
-from functools import lru_cache
+from typing import cast
 
-import fsspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from pipeline.cache import Mapped, mapped
 
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -22,13 +21,14 @@ _FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 _VAL = 5_000
-_GZIP = b"\x1f\x8b"
 
 
 class MNIST(Dataset[tuple[Tensor, Tensor]]):
     """One split of MNIST: (pixels, label), (28, 28) float32 in 0..1 and an int64 in 0..9.
 
-    The validation set is the last 5,000 images of the training files; training has the 55,000 before them.
+    The validation set is the last 5,000 images of the training files; training has the 55,000 before them. The images
+    stay in their memory-mapped file: where it is, and what becomes of a remote or gzipped one, is told in
+    `pipeline.cache`.
 
     Args:
         root: A folder as a local path or any fsspec URL (s3://, https://, ...) with `train-images-idx3-ubyte`,
@@ -38,6 +38,8 @@ class MNIST(Dataset[tuple[Tensor, Tensor]]):
     Raises:
         ValueError: Another split is named, or a file is missing, short or not what its name says.
     """
+
+    deterministic = True
 
     def __init__(self, root: str, split: str = "train") -> None:
         if split not in _FILES:
@@ -57,45 +59,53 @@ class MNIST(Dataset[tuple[Tensor, Tensor]]):
         part = {"train": slice(0, len(images) - _VAL), "val": slice(len(images) - _VAL, None), "test": slice(None)}[
             split
         ]
-        self.images = torch.from_numpy(images[part])
+        self.images = images[part]
         self.labels = torch.from_numpy(labels[part].astype(np.int64))
+        self.split = split
+        self._files = images, labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index].float().div_(255), self.labels[index]
+        # A tensor needs memory that can be written: the pixels are copied first.
+        return torch.from_numpy(self.images[index].astype(np.float32)).div_(255), self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once: (n, 28, 28) pixels and (n,) labels."""
+        rows = np.asarray(indices, np.int64)
+        return torch.from_numpy(self.images[rows]).float().div_(255), self.labels[torch.from_numpy(rows)]
+
+    def fingerprint(self) -> str:
+        """A digest of the two files, uncompressed, and the split."""
+        digests = [file.source.sha256 for file in self._files if file.source is not None]
+        return f"sha256:{hashlib.sha256(' '.join([*digests, self.split]).encode()).hexdigest()}"
 
 
-@lru_cache(maxsize=4)
-def _idx(root: str, name: str, dimensions: int) -> npt.NDArray[np.uint8]:
-    """Read one IDX file of unsigned bytes. Cached, since training and validation share theirs."""
-    url, data = _fetch(root, name)
-    try:
-        raw = gzip.decompress(data) if data[:2] == _GZIP else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{url}: damaged gzip ({error})") from error
+def _idx(root: str, name: str, dimensions: int) -> Mapped:
+    """One IDX file of unsigned bytes."""
+    url, raw = _fetch(root, name)
     magic = bytes((0, 0, 8, dimensions))
-    if raw[:4] != magic:
+    if bytes(raw[:4]) != magic:
         raise ValueError(
-            f"{url}: starts with {raw[:4].hex(' ')}, an IDX file of {dimensions} dimensions with {magic.hex(' ')}"
+            f"{url}: starts with {bytes(raw[:4]).hex(' ')}, an IDX file of {dimensions} dimensions with "
+            f"{magic.hex(' ')}"
         )
     start = 4 + 4 * dimensions
     if len(raw) < start:
         raise ValueError(f"{url}: {len(raw)} bytes are shorter than its header of {start}")
-    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", dimensions, 4))
+    shape = tuple(int(size) for size in np.frombuffer(raw.data, ">u4", dimensions, 4))
     expected = start + math.prod(shape)
     if len(raw) != expected:
         raise ValueError(f"{url}: {len(raw)} bytes, but its header {shape} asks for {expected}")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+    return cast("Mapped", raw[start:].reshape(shape))
 
 
-def _fetch(root: str, name: str) -> tuple[str, bytes]:
+def _fetch(root: str, name: str) -> tuple[str, Mapped]:
     failures = []
     for url in (f"{root.rstrip('/')}/{name}.gz", f"{root.rstrip('/')}/{name}"):
         try:
-            with fsspec.open(url, "rb") as file:
-                return url, bytes(file.read())
-        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+            return url, mapped(url, decompress=True)
+        except OSError as error:
             failures.append(f"{url}: {type(error).__name__}: {error}")
     raise ValueError(f"{root}: neither {name}.gz nor {name} could be read ({'; '.join(failures)})")

@@ -1,0 +1,193 @@
+"""The folder of the cache: where it is, who reads or writes there now, and what goes when it is full."""
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.run_dir import storage_error
+
+log = logging.getLogger(__name__)
+
+_NAME = "torchx-lightning-pipeline"
+_BYTES = 50_000_000_000
+_FILE = re.compile(r"([0-9a-f]{32})-[0-9a-f]{16}\.(?:bin|part)")
+
+
+class CacheFolder:
+    """The folder and its limit, as the environment has them.
+
+    Raises:
+        UserError: A setting is wrong.
+    """
+
+    def __init__(self) -> None:
+        self.path = cache_folder()
+        self.limit = cache_bytes()
+
+    def lock(self, key: str, kind: int, wait: bool = True) -> AbstractContextManager[bool]:
+        """Hold the lock of a key's files, which dies with its process.
+
+        Args:
+            key: Of one URL.
+            kind: `fcntl.LOCK_SH` to read, `fcntl.LOCK_EX` to write or remove.
+            wait: Until it is free; else get False where it is not.
+        """
+        return _locked(self.path / f"{key}.lock", kind, wait)
+
+    def make_room(self, needed: int, url: str, held: str, keep: str = "") -> None:
+        """Remove the least recently used files until `needed` more bytes fit, but none that is in use.
+
+        Args:
+            needed: Bytes to come.
+            url: For which file.
+            held: The key that this process has locked.
+            keep: Files whose names start so stay.
+
+        Raises:
+            UserError: They will never fit, or others fill the disk.
+        """
+        if needed > self.limit:
+            raise self.too_large(url, needed)
+        files = []
+        for entry in os.scandir(self.path):
+            match = _FILE.fullmatch(entry.name)
+            with suppress(FileNotFoundError):
+                if match and entry.is_file(follow_symlinks=False):
+                    state = entry.stat(follow_symlinks=False)
+                    files.append((entry.name.endswith(".bin"), state.st_atime_ns, state.st_size, entry.name, match[1]))
+        total = sum(size for _, _, size, _, _ in files)
+        if shutil.disk_usage(self.path).free + total < needed:
+            raise self.no_space(url, needed)
+        for _, _, size, name, key in sorted(files):  # what killed downloads left goes first
+            if total + needed <= self.limit and shutil.disk_usage(self.path).free >= needed:
+                break
+            if keep and name.startswith(keep):
+                continue
+            # Whoever reads or fetches it holds its lock. Once mapped, a file may lose its name.
+            with nullcontext(True) if key == held else self.lock(key, fcntl.LOCK_EX, wait=False) as free:
+                if free:
+                    total -= self._remove(key, name, size, alone=key != held)
+        if shutil.disk_usage(self.path).free < needed:
+            raise self.no_space(url, needed)
+
+    def too_large(self, url: str, size: int) -> UserError:
+        """A file that the limit will never take."""
+        return UserError(
+            f"PIPELINE_CACHE_BYTES={self.limit}: {url} has {size} bytes or more and does not fit. Allow more, or copy "
+            "the file to a local path and name that"
+        )
+
+    def no_space(self, url: str, size: int | None) -> UserError:
+        """A disk that is full of other things."""
+        return UserError(
+            f"PIPELINE_CACHE_DIR={self.path}: {shutil.disk_usage(self.path).free} bytes are free there, not enough for "
+            f"{url} ({'of unknown size' if size is None else f'{size} bytes'}). Make room, or name a folder on a "
+            "larger disk"
+        )
+
+    def _remove(self, key: str, name: str, size: int, alone: bool) -> int:
+        path = self.path / name
+        try:
+            if path.suffix == ".bin":
+                path.with_suffix(".json").unlink(missing_ok=True)  # first: without it the bytes do not exist
+            path.unlink(missing_ok=True)
+            if alone and not any(self.path.glob(f"{key}-*")):
+                (self.path / f"{key}.lock").unlink(missing_ok=True)
+        except OSError:  # another user's
+            return 0
+        return size
+
+
+def cache_folder() -> Path:
+    """The folder of the cache, which exists and can be written.
+
+    Raises:
+        UserError: It cannot be, or somebody else's lies in its place.
+    """
+    named = os.environ.get("PIPELINE_CACHE_DIR", "")
+    if named:
+        folder = Path(named).expanduser().absolute()
+        if problem := _unwritable(folder):
+            raise UserError(
+                f"PIPELINE_CACHE_DIR={named!r} cannot be written: {problem}. Name a folder on a disk of this node that "
+                "this user may write"
+            )
+        return folder
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), _NAME)
+    if folder.is_absolute() and not _unwritable(folder):
+        return folder
+    # Read-only images and containers with any user id have no home to write.
+    folder = Path(tempfile.gettempdir(), f"{_NAME}-{os.getuid()}")
+    problem = _unwritable(folder)
+    if not problem:
+        state = os.lstat(folder)
+        mine = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o077
+        problem = "" if mine else "it is a link, another user's, or open to others"
+    if problem:
+        raise UserError(f"{folder} cannot hold the cache: {problem}. Name another folder by PIPELINE_CACHE_DIR")
+    return folder
+
+
+def cache_bytes() -> int:
+    """How many bytes the cache may hold.
+
+    Raises:
+        UserError: The setting is no number of bytes.
+    """
+    text = os.environ.get("PIPELINE_CACHE_BYTES", "") or str(_BYTES)
+    if not re.fullmatch(r"0*[1-9][0-9]*", text, re.ASCII) or len(text) > 18:
+        raise UserError(f"PIPELINE_CACHE_BYTES={text!r}: allowed is a whole number of bytes from 1, such as {_BYTES}")
+    return int(text)
+
+
+@contextmanager
+def _locked(path: Path, kind: int, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock that dies with its process; False where another one holds it and `wait` is off."""
+    while True:
+        descriptor = _open_lock(path)
+        try:
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
+                log.info("waiting for the process that holds %s", path)
+                fcntl.flock(descriptor, kind)
+            with suppress(FileNotFoundError):
+                # It may have been removed together with its files, while this process waited for it.
+                if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                    yield True
+                    return
+        finally:
+            # A child that was forked in between would hold on to what is only closed.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    while True:
+        for flags in (os.O_RDWR, os.O_RDONLY):  # another user's lock opens for reading, and locks as well
+            with suppress(PermissionError, FileNotFoundError):
+                return os.open(path, flags | os.O_NOFOLLOW)
+        with suppress(FileExistsError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+
+
+def _unwritable(folder: Path) -> str:
+    """Why a folder cannot be made or written, or nothing."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return storage_error(error)
