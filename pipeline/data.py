@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import UserError
-from pipeline.fetching import Collate, Keyed, refuse_unsized
+from pipeline.fetching import Collate, Keyed, Loader, refuse_unsized
 from pipeline.identity import fingerprint, identified
 from pipeline.sampler import Batches, PositionedSampler, Tail
 
@@ -230,9 +230,9 @@ class DataModule(pl.LightningDataModule):
                 "deterministic = True",
                 type(dataset).__name__,
             )
-        return DataLoader(
+        return Loader(
             keyed,
-            collate_fn=Collate(self.collate_fn),
+            collate_fn=Collate(self.collate_fn, keyed),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

@@ -69,7 +69,8 @@ class _IdentifiedDataset:
         if not callable(getattr(self.dataset, "__getitems__", None)):
             return [self[index] for index in indices]
         items = self.dataset.__getitems__(indices)
-        if isinstance(self.dataset, Keyed) and not isinstance(items, list):
+        if isinstance(self.dataset, Keyed) and (not self.digests or not isinstance(items, list)):
+            # Keyed has compared the numbers of samples; a list is still to be collated.
             hashed = [_digest(row) for row in rows(items)] if self.digests else []
             return IdentifiedBatch(
                 np.array(indices, np.int64),
@@ -85,7 +86,7 @@ class _IdentifiedDataset:
         return [self._identify(index, item) for index, item in zip(indices, items, strict=True)]
 
     def _identify(self, index: int, item: Any) -> Sample:
-        return Sample(int(index), *(_digest(item) if self.digests else (b"", True)), item)
+        return Sample(int(index), *_digest(item), item)
 
 
 class _IdentifiedCollate:
@@ -96,7 +97,8 @@ class _IdentifiedCollate:
 
     def __call__(self, samples: Any) -> IdentifiedBatch:
         if isinstance(samples, IdentifiedBatch):
-            return samples
+            batch = samples.batch
+            return samples._replace(batch=self.collate(batch)) if isinstance(batch, list) else samples
         if isinstance(samples, Sample):  # a loader with batch_size=None: one sample is one batch
             return IdentifiedBatch(
                 np.array([samples.index]), [samples.digest], [samples.canonical], self.collate(samples.item)

@@ -9,7 +9,7 @@ is always a prefix of it. Its length, the position, means the same at any world 
 import hashlib
 import math
 from collections.abc import Iterator, Sized
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ Tail = Literal["pad", "drop", "keep"]
 
 _BLOCK = 8192
 """Entries computed at once: enough to hide numpy's overhead per call, little enough to stay in the cache."""
+
+_LARGEST = 2**62
+"""Entries of the largest permutation: beyond, pairs of numbers would no longer fit into 64 bits with room to spare."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
@@ -37,11 +40,16 @@ class Permutation:
         size: Number of entries, 1 to 2**62.
         seed: With the epoch, the key.
         epoch: With the seed, the key.
+
+    Raises:
+        ValueError: A size out of its range.
     """
 
     def __init__(self, size: int, seed: int, epoch: int) -> None:
+        if not 1 <= size <= _LARGEST:
+            raise ValueError(f"size={size}: allowed are 1 to 2**62 entries")
         self.size = size
-        root = math.isqrt(max(size - 1, 0)) + 1
+        root = math.isqrt(size - 1) + 1
         # An odd rotation of an odd number of values is an even permutation: one half must have an even range, or half
         # of all permutations could never come out.
         self._a = root + root % 2
@@ -116,7 +124,7 @@ class PositionedSampler(DistributedSampler[Any]):
         position: Samples of that epoch that all ranks together have consumed already.
 
     Raises:
-        ValueError: A rank outside the world, or a position outside the dataset.
+        ValueError: A rank outside the world, a position outside the dataset, or another tail.
     """
 
     def __init__(
@@ -130,6 +138,10 @@ class PositionedSampler(DistributedSampler[Any]):
         epoch: int = 0,
         position: int = 0,
     ) -> None:
+        if num_replicas < 1:
+            raise ValueError(f"num_replicas={num_replicas}: allowed are 1 and more processes")
+        if tail not in get_args(Tail):
+            raise ValueError(f"tail={tail!r}: allowed are {', '.join(map(repr, get_args(Tail)))}")
         if not 0 <= position <= len(dataset):
             raise ValueError(f"position={position}: allowed are 0 to {len(dataset)}, the length of the dataset")
         as_dataset: Dataset[Any] = dataset  # type: ignore[assignment]
@@ -162,8 +174,8 @@ class PositionedSampler(DistributedSampler[Any]):
 
     def blocks(self) -> Iterator[npt.NDArray[np.int64]]:
         """The indices of this rank from the position on, some thousands at a time."""
-        permutation = Permutation(self.size, self.seed, self.epoch) if self.shuffle else None
         position, count = self.position, self.count(self.position)
+        permutation = Permutation(self.size, self.seed, self.epoch) if self.shuffle and count else None
         for start in range(0, count, _BLOCK):
             steps = np.arange(start, min(start + _BLOCK, count), dtype=np.int64)
             entries = position + self.rank + steps * self.num_replicas
@@ -178,14 +190,31 @@ class PositionedSampler(DistributedSampler[Any]):
 
 
 class Indices(list[int]):
-    """The indices of one batch. They carry their epoch: a loader worker outlives the one in which it was started."""
+    """The indices of one batch. They carry their epoch: a loader worker outlives the one in which it was started.
 
-    def __init__(self, indices: list[int], epoch: int) -> None:
-        super().__init__(indices)
+    numpy takes them as the array that they came from, without a look at each number: `np.asarray(indices)`.
+
+    Args:
+        array: (n,) int64.
+        epoch: Counted from 0.
+    """
+
+    def __init__(self, array: npt.NDArray[np.int64], epoch: int) -> None:
+        super().__init__(array.tolist())
         self.epoch = epoch
+        self._array = array
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        # Always a copy: whoever changes it must not change what others will read.
+        return np.array(self._array, dtype)
 
     def __reduce__(self) -> Any:
-        return Indices, (list(self), self.epoch)
+        # As bytes: numpy's own way to pickle an array would take longer than all else that a worker is told.
+        return _indices, (self._array.tobytes(), self.epoch)
+
+
+def _indices(data: bytes, epoch: int) -> Indices:
+    return Indices(np.frombuffer(data, np.int64), epoch)
 
 
 class Batches(Sampler[list[int]]):
@@ -195,9 +224,24 @@ class Batches(Sampler[list[int]]):
         sampler: Says which samples, in which order.
         batch_size: Samples per batch of this rank. With `tail="keep"` the last batch of a rank may hold one more.
         drop_last: Leave out a last batch that is not full on all ranks.
+
+    Raises:
+        ValueError: No samples per batch, or `tail="keep"` where samples would have to be left out: with `drop_last`, or
+            with fewer samples than ranks.
     """
 
     def __init__(self, sampler: PositionedSampler, batch_size: int, drop_last: bool = False) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: allowed are 1 and more samples")
+        if sampler.tail == "keep":
+            if drop_last:
+                raise ValueError("drop_last=True leaves samples out, and tail='keep' keeps all: choose one")
+            fewest = min(sampler.size, sampler.size - sampler.position or sampler.size)
+            if 0 < fewest < sampler.num_replicas:
+                raise ValueError(
+                    f"{fewest} samples for {sampler.num_replicas} ranks: with tail='keep' each rank needs one, or they "
+                    "could not run the same number of batches"
+                )
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
@@ -224,29 +268,28 @@ class Batches(Sampler[list[int]]):
         """The position after so many batches of the epoch on every rank, counted from its start.
 
         Args:
-            batches: At least `done`.
+            batches: From `done` to the length.
         """
-        new = batches - self.done
         sampler = self.sampler
         if batches >= len(self) and sampler.tail == "keep":
             return sampler.size
-        each = min(new * self.batch_size, sampler.count(sampler.position))
+        each = min((batches - self.done) * self.batch_size, sampler.count(sampler.position))
         return min(sampler.size, sampler.position + each * sampler.num_replicas)
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch = self.sampler.epoch
+        epoch, size = self.sampler.epoch, self.batch_size
         left = self.count(self.sampler.position)
-        held: list[int] = []
+        held = np.empty(0, np.int64)
         for block in self.sampler.blocks():
-            held += block.tolist()
-            full = min(left - 1, len(held) // self.batch_size) if left else 0
-            for start in range(0, full * self.batch_size, self.batch_size):
-                yield Indices(held[start : start + self.batch_size], epoch)
-            del held[: full * self.batch_size]
+            held = np.concatenate([held, block])
+            # The last one waits for the end: it holds what is left, less than a batch, or one sample more with `keep`.
+            full = max(0, min(left - 1, len(held) // size))
+            for start in range(0, full * size, size):
+                yield Indices(held[start : start + size], epoch)
+            held = held[full * size :]
             left -= full
         if left:
-            # The last one holds what is left: less than a batch, or one sample more with `keep`.
-            yield Indices(held[: self.batch_size] if self.sampler.tail != "keep" else held, epoch)
+            yield Indices(held if self.sampler.tail == "keep" else held[:size], epoch)
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -101,7 +101,7 @@ def test_an_indivisible_global_batch_is_named_with_the_nearest(world_size: int, 
                 "--trainer.callbacks=GradientAccumulationScheduler",
                 "--trainer.callbacks.scheduling={1: 2}",
             ),
-            "GradientAccumulationScheduler changes the batches per step",
+            "GradientAccumulationScheduler changes the batches per step, so that it",
         ),
     ],
 )
