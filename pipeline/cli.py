@@ -258,10 +258,8 @@ class PipelineCLI(LightningCLI):
         start.same_data(facts, self.topology)
         anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.accept_drift))
         ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if ledger is not None:
-            callbacks.insert(0, ledger)
-        for callback in callbacks:
+        loops.install(self.trainer, ledger)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints) and self.run_dir is not None:
                 callback.attach(self.run_dir, self.start.step if self.start.own else None, ledger, facts, anew)
 
@@ -287,7 +285,6 @@ class PipelineCLI(LightningCLI):
                 type(self.datamodule).__name__,
             )
         trainer = super().instantiate_trainer(**kwargs)
-        loops.install(trainer)
         loops.exact_reduce(trainer)
         # Lightning's own handler of SIGTERM talks to the other ranks from inside the signal and hangs when they have
         # been signalled too. Without it the process ends at once, and the last durable checkpoint stands.

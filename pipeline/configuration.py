@@ -96,8 +96,8 @@ def problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology
     per_step = ((config.get("data") or {}).get("init_args") or {}).get("global_batch_size")
     if per_step is not None and "GradientAccumulationScheduler" in str(trainer.callbacks):
         found.append(
-            f"data.global_batch_size={per_step}: GradientAccumulationScheduler changes the batches per step, so that it "
-            "could not be kept. Use data.batch_size, or leave the callback out"
+            f"data.global_batch_size={per_step}: GradientAccumulationScheduler changes the batches per step, so that "
+            "it could not be kept. Use data.batch_size, or leave the callback out"
         )
     try:
         drift.accepted(config.get("accept_drift"))

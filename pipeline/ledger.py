@@ -19,7 +19,6 @@ import torch.distributed as dist
 from pipeline.account import DRIFT, Account, Tally
 from pipeline.data import DataModule
 from pipeline.identity import IdentifiedBatch, ProofFailed, Watched
-from pipeline.loops import epoch_over
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +26,11 @@ _FLUSH = 256
 """Batches whose indices are hashed at once: a step pays for an append only."""
 
 
-class Ledger(pl.Callback):
+class Ledger:
     """Counts what the training of a DataModule used.
+
+    The loop over the batches tells it of each (`pipeline.loops`); it is no callback, for Lightning's calls of one more
+    would cost a step more than the counting.
 
     Args:
         data: Whose training loader to watch.
@@ -95,39 +97,50 @@ class Ledger(pl.Callback):
             accounts.append(account)
         return [account.as_dict() for account in accounts]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from the step where training goes on."""
+    def open(self, trainer: pl.Trainer, anew: bool) -> None:
+        """Open the account of an epoch, or go on with the one that `load` has opened.
+
+        Args:
+            trainer: Stands before the next batch.
+            anew: The epoch begins at its start.
+        """
         self._step = trainer.global_step
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the account of an epoch."""
-        self._before, self._own = Tally(), Tally()
+        self._own = Tally()
         self._unhashed, self._accumulating = [], []
+        if anew:
+            self._before = Tally()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the samples of a batch, once a step has used it."""
+    def count(self, step: int) -> None:
+        """Count the samples of the batch that is over, once a step has used it.
+
+        Args:
+            step: Optimizer steps done.
+        """
         if self.data.batches is None:
             return
         self._accumulating.append(self._in_flight.popleft().indices)
-        if trainer.global_step != self._step:
-            self._step = trainer.global_step
+        if step != self._step:
+            self._step = step
             self._unhashed += self._accumulating
             self._accumulating = []
             if len(self._unhashed) >= _FLUSH:
                 self._hash()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the account of an epoch, and compare.
+    def close(self, trainer: pl.Trainer, reason: str, completed: int) -> None:
+        """Close the account of an epoch, and compare. All ranks must call it.
+
+        Args:
+            trainer: Stands between two epochs.
+            reason: What ended the epoch, see `Account`; `complete` also where a limit made it shorter.
+            completed: Batches of the epoch that are over.
 
         Raises:
             ProofFailed: On every rank, if other samples were used than the epoch's order says.
         """
         if self.data.batches is None:
             return
-        reason = self._reason(trainer)
-        completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if reason == "complete" and completed < len(self.data.batches):
+            reason = "limit_train_batches"
         whole = reason in ("complete", "loader")
         # What was accumulated and thrown away was not used; the last batches of an epoch make a step in any case.
         over = completed if whole or not self._accumulating else completed - len(self._accumulating)
@@ -156,20 +169,6 @@ class Ledger(pl.Callback):
             consumed=self._before + self._all(trainer, self._own),
             closed=reason,
         )
-
-    def _reason(self, trainer: pl.Trainer) -> str:
-        """What ended the epoch."""
-        planned = self.data.batches
-        assert planned is not None
-        loop = trainer.fit_loop.epoch_loop
-        progress: Any = loop.batch_progress.current
-        if epoch_over(trainer):
-            if progress.ready > progress.started:
-                return "skipped"
-            return "complete" if progress.completed >= len(planned) else "limit_train_batches"
-        if loop.max_steps != -1 and trainer.global_step >= loop.max_steps:
-            return "max_steps"
-        return "stopped" if trainer.should_stop else "loader"
 
     def _hash(self) -> None:
         if self._unhashed:

@@ -12,15 +12,19 @@ import lightning.pytorch as pl
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
 
+from pipeline.ledger import Ledger
+
 
 class EpochLoop(_TrainingEpochLoop):
     """The batches of one epoch.
 
     Attributes:
         stands_at: Batches of the epoch that are over, where a settled checkpoint was loaded; else None.
+        ledger: Is told of each batch; None for foreign data.
     """
 
     stands_at: int | None = None
+    ledger: Ledger | None = None
 
     def reset(self) -> None:
         """Begin the epoch, or go on in it."""
@@ -33,12 +37,36 @@ class EpochLoop(_TrainingEpochLoop):
             current.ready = current.started = current.processed = current.completed = batches
         else:
             super().reset()
+        if self.ledger is not None:
+            self.ledger.open(self.trainer, anew=not batches)
+
+    def advance(self, data_fetcher: Any) -> None:
+        """Train on one batch, which then is accounted for."""
+        super().advance(data_fetcher)
+        if self.ledger is not None:
+            self.ledger.count(self.trainer.global_step)
+
+    def run(self, data_fetcher: Any) -> None:
+        """Train on the batches of one epoch, whose account is then closed."""
+        super().run(data_fetcher)
+        if self.ledger is not None:
+            self.ledger.close(self.trainer, self._ended_by(), self.batch_progress.current.completed)
+
+    def _ended_by(self) -> str:
+        """What ended the epoch."""
+        progress: Any = self.batch_progress.current
+        if self._num_ready_batches_reached():
+            return "skipped" if progress.ready > progress.started else "complete"
+        if self.max_steps != -1 and self.trainer.global_step >= self.max_steps:
+            return "max_steps"
+        return "stopped" if self.trainer.should_stop else "loader"
 
 
-def install(trainer: pl.Trainer) -> None:
-    """Have a trainer resume exactly."""
+def install(trainer: pl.Trainer, ledger: Ledger | None) -> None:
+    """Have a trainer resume exactly, and a ledger count what it uses."""
     stock = trainer.fit_loop.epoch_loop
-    trainer.fit_loop.epoch_loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
+    trainer.fit_loop.epoch_loop = loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
+    loop.ledger = ledger
 
 
 def epoch_over(trainer: pl.Trainer) -> bool:

@@ -10,6 +10,7 @@ import torch
 from pipeline.run_dir import RunDir
 from tests.conftest import Ended
 from tests.ranks import only
+from tests.test_ledger import verified
 from tests.test_resume import equal, logged, state
 
 App = Callable[..., Ended]
@@ -110,3 +111,16 @@ def test_every_record_says_where_in_the_epoch_it_stands(app: App, tmp_path: Path
     found = [(record["step"], record["epoch"], record["position"]) for record in records(tmp_path)]
     assert found[:8] == [(1, 0, 16), (2, 0, 32), (3, 0, 48), (4, 0, 64), (5, 0, 80), (6, 0, 96), (7, 1, 0), (8, 1, 16)]
     assert found[-1] == (21, 3, 0)
+
+
+def test_where_another_batch_leaves_nothing_over_the_epoch_is_complete(app: App, tmp_path: Path) -> None:
+    more = ("--data.drop_last=true", "--trainer.max_epochs=-1", "--run_dir", tmp_path)
+    assert app(*BASE, *more, "--trainer.max_steps=5").status == 0
+    # 80 of 101 are used, and the rest does not fill a batch of 32.
+    ended = app(*BASE, *more, "--data.batch_size=32", "--trainer.max_steps=9")
+    assert ended.status == 0, ended.err
+    assert verified(app("verify", "--run_dir", tmp_path)) == [
+        ["0", "80", "80", "0", "21", "ok", "complete"],
+        ["1", "96", "96", "0", "5", "ok", "complete"],
+        ["2", "32", "32", "0", "0", "ok", "max_steps"],
+    ]

@@ -115,7 +115,9 @@ class Checkpoints(Checkpoint):
         if data is not None and own["position"] is not None:
             data.resume(own["epoch"], 0 if self._anew else own["position"])
         if isinstance(loop, EpochLoop):
-            loop.stands_at = 0 if self._anew else own["batches"]
+            # Without a position (under overfit_batches) our data begin at their start.
+            begins = self._anew or (data is not None and own["position"] is None)
+            loop.stands_at = 0 if begins else own["batches"]
         if self.ledger is not None and own["ledger"] is not None:
             self.ledger.load(own["ledger"], own["epoch"], self._anew)
         self._restoring = Restoring(own["state"], with_sums=not self._anew)
@@ -129,8 +131,10 @@ class Checkpoints(Checkpoint):
             self._restoring.before_training(trainer)
         self._gradient_order.begin(trainer, self._known_order)
         if isinstance(loop, EpochLoop) and loop.stands_at and data is not None and data.batches is not None:
-            # In another world the same position is another number of batches. There is one more to come in any case.
-            loop.stands_at = min(data.batches.done, int(trainer.num_training_batches) - 1)
+            # In another world the same position is another number of batches. There is one more to come, unless what
+            # is left fills none.
+            left = data.batches.count(data.batches.sampler.position)
+            loop.stands_at = min(data.batches.done, int(trainer.num_training_batches) - (left > 0))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember that what validation logs is known by now."""
