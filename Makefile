@@ -16,7 +16,7 @@ READY := .venv/.ready
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test pipeline train evaluate clean
+.PHONY: help setup check format test benchmark pipeline train evaluate clean
 
 help: ## Explain every target.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(READY) ## Format the code.
 
 test: $(READY) ## Run the tests.
 	@python -m pytest
+
+benchmark: $(READY) ## Measure the order of samples, loading and the ledger, side by side.
+	@for name in sampler loading ledger; do python -m tests.benchmarks.$$name || exit 1; done
 
 pipeline: $(READY) ## Train on NODES nodes, then evaluate on one device, and show the result.
 	@python -m components.launch -s $(SCHEDULER) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)

@@ -5,8 +5,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.sampler import Batches, Permutation, PositionedSampler
 from tests.conftest import ROOT, command
 
 README = (ROOT / "README.md").read_text()
@@ -31,6 +33,17 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, s3: str) -> None:
     assert ran >= 8, "the README's blocks were not found"
 
 
+def test_the_drawing_of_the_order_shows_the_real_one() -> None:
+    drawing = (ROOT / "docs/data_order.md").read_text().split("## The rules")[0]
+    order = re.findall(r"\d+", re.findall(r"permutation (.*)", drawing)[0])
+    assert order == [str(index) for index in Permutation(11, 0, 0)(np.arange(11))]
+    ranks = [[int(number) for number in re.findall(r"\d+", line)] for line in re.findall(r"rank \d(.*)│", drawing)]
+    expected = [(2, rank, 2, 0) for rank in range(2)] + [(4, rank, 1, 4) for rank in range(4)]
+    for found, (world, rank, batch_size, position) in zip(ranks, expected, strict=True):
+        batches = Batches(PositionedSampler(range(11), world, rank, position=position), batch_size)
+        assert found == [index for batch in batches for index in batch], (world, rank)
+
+
 def test_every_make_target_that_the_readme_names_is_explained_by_make() -> None:
     explained = command("make").out
     named = set(re.findall(r"\bmake ([a-z][\w-]*)", README))
@@ -39,7 +52,9 @@ def test_every_make_target_that_the_readme_names_is_explained_by_make() -> None:
         assert f"make {target}" in explained
 
 
-@pytest.mark.parametrize("target", ["help", "setup", "check", "test", "pipeline", "train", "evaluate", "clean"])
+@pytest.mark.parametrize(
+    "target", ["help", "setup", "check", "test", "benchmark", "pipeline", "train", "evaluate", "clean"]
+)
 def test_every_target_exists(target: str) -> None:
     assert command("make", "-n", target).status == 0
 
@@ -52,6 +67,9 @@ def test_a_second_setup_has_nothing_to_do() -> None:
 def test_every_file_that_the_readme_links_to_is_there() -> None:
     for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / path).exists(), path
+    for page in ROOT.glob("docs/*.md"):
+        for path in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+            assert (page.parent / path).exists(), (page, path)
 
 
 def test_every_version_that_gets_installed_stands_in_the_constraints() -> None:
