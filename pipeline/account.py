@@ -117,6 +117,8 @@ class Account:
             known = {field.name: value[field.name] for field in fields(Account) if field.name != "consumed"}
             numbers = {name: int(each) for name, each in known.items() if name != "closed"}
             closed = None if known["closed"] is None else str(known["closed"])
+            if not 0 <= numbers["position"] <= numbers["samples"] <= 2**62 or min(numbers["padded"], count) < 0:
+                raise ValueError("numbers out of range")
             return Account(**numbers, consumed=Tally(int(count), int(digest, 16)), closed=closed)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not the account of an epoch: {value!r}") from error

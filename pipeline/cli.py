@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.model_summary import ModelSummary
 from pipeline import configuration, console, drift, loops, start
 from pipeline.checkpoint.callback import Checkpoints
 from pipeline.checkpoint.io import StreamingIO
+from pipeline.checkpoint.resume import Resume
 from pipeline.data import DataModule
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
 from pipeline.evaluation import Checkpoint, Evaluation
@@ -259,9 +260,12 @@ class PipelineCLI(LightningCLI):
         anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.accept_drift))
         ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
         loops.install(self.trainer, ledger)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        resume = Resume(ledger, anew)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.append(resume)
+        for callback in callbacks:
             if isinstance(callback, Checkpoints) and self.run_dir is not None:
-                callback.attach(self.run_dir, self.start.step if self.start.own else None, ledger, facts, anew)
+                callback.attach(self.run_dir, self.start.step if self.start.own else None, facts, resume)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with this project's checkpoints, logger and console."""

@@ -1,5 +1,6 @@
 """A run that was interrupted after any step ends like one that never was, bit for bit."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,31 @@ def test_every_record_says_where_in_the_epoch_it_stands(app: App, tmp_path: Path
     found = [(record["step"], record["epoch"], record["position"]) for record in records(tmp_path)]
     assert found[:8] == [(1, 0, 16), (2, 0, 32), (3, 0, 48), (4, 0, 64), (5, 0, 80), (6, 0, 96), (7, 1, 0), (8, 1, 16)]
     assert found[-1] == (21, 3, 0)
+
+
+def test_an_attempt_that_saves_nothing_goes_on_exactly_too(app: App, tmp_path: Path) -> None:
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    assert app(*BASE, "--run_dir", straight, "--model.out", tmp_path / "seen").status == 0
+    only(straight, run, 10)
+    more = ("--trainer.enable_checkpointing=false", "--model.out", tmp_path / "again")
+    ended = app(*BASE, "--run_dir", run, *more)
+    assert ended.status == 0, ended.err
+    seen, again = (torch.load(tmp_path / f"{name}-0.pt") for name in ("seen", "again"))
+    assert again == {batch: seen[batch] for batch in range(10, 21)}
+
+
+def test_a_state_of_another_version_is_refused(app: App, tmp_path: Path) -> None:
+    assert app(*BASE, "--run_dir", tmp_path, "--trainer.max_epochs=1").status == 0
+    name = max(tmp_path.glob("checkpoints/*.ckpt"))
+    checkpoint = torch.load(name, weights_only=True)
+    checkpoint["pipeline"]["schema"] = 2
+    torch.save(checkpoint, name)
+    record = json.loads(name.with_suffix(".json").read_text())
+    name.with_suffix(".json").write_text(json.dumps({**record, "bytes": name.stat().st_size}))
+    for command in (BASE, ("verify",), ("explain_resume",)):
+        ended = app(*command, "--run_dir", tmp_path)
+        assert ended.status == 2, ended.err
+        assert "schema 2; this version reads 1" in ended.err
 
 
 def test_where_another_batch_leaves_nothing_over_the_epoch_is_complete(app: App, tmp_path: Path) -> None:

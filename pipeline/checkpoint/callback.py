@@ -1,4 +1,4 @@
-"""When a checkpoint is saved: after steps, after epochs and at the end of training; and what it is resumed with."""
+"""When a checkpoint is saved: after steps, after epochs and at the end of training."""
 
 import logging
 import math
@@ -10,12 +10,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from pipeline.checkpoint.io import OWN_KEY, StreamingIO
 from pipeline.checkpoint.record import CommitRecord, Monitor, newest, select, write_record
-from pipeline.checkpoint.state import Restoring, collect
-from pipeline.data import DataModule
+from pipeline.checkpoint.resume import Resume, data_of
+from pipeline.checkpoint.state import collect
 from pipeline.errors import UserError
-from pipeline.gradient_order import GradientOrder
-from pipeline.ledger import Ledger
-from pipeline.loops import EpochLoop, epoch_over, settle
+from pipeline.loops import epoch_over, settle
 from pipeline.run_dir import SCHEMA, RunDir, now
 
 log = logging.getLogger(__name__)
@@ -51,41 +49,28 @@ class Checkpoints(Checkpoint):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.run: RunDir | None = None
-        self.ledger: Ledger | None = None
+        self._resume = Resume(None, anew=False)
         self._facts: dict[str, Any] = {}
-        self._anew = False
         self._committed_step: int | None = None
         self._last_step = 0
         self._due: list[str] = []
         self._own: dict[str, Any] | None = None
-        self._restoring: Restoring | None = None
-        self._gradient_order = GradientOrder()
-        self._known_order: list[int] | None = None
         self._left: tuple[()] | tuple[dict[str, Any] | None] = ()
         self._validated = False
 
-    def attach(
-        self,
-        run: RunDir,
-        resumed_step: int | None,
-        ledger: Ledger | None,
-        facts: dict[str, Any],
-        anew: bool = False,
-    ) -> None:
+    def attach(self, run: RunDir, resumed_step: int | None, facts: dict[str, Any], resume: Resume) -> None:
         """Say where to save, which step is committed already, and what is to stand in every checkpoint.
 
         Args:
             run: The run directory.
             resumed_step: The step that this attempt goes on from, if the run itself committed it.
-            ledger: Counts the samples; None for foreign data.
             facts: What a later resume is compared with, see `pipeline.drift.facts`.
-            anew: Whether the epoch that the checkpoint stands in begins anew, since its order is another one.
+            resume: Knows the ledger and the order of gradients.
         """
         self.run = run
-        self.ledger = ledger
-        self._facts = facts
-        self._anew = anew
         self._committed_step = resumed_step
+        self._facts = facts
+        self._resume = resume
 
     @property
     def best_model_path(self) -> str:
@@ -104,37 +89,9 @@ class Checkpoints(Checkpoint):
         settle(checkpoint["loops"], self._own["epoch"], self._own["batches"])
         checkpoint[OWN_KEY] = self._own
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Stand where the checkpoint stands, if it is one of ours."""
-        own = checkpoint.get(OWN_KEY)
-        if own is None:
-            return
-        loop, data = trainer.fit_loop.epoch_loop, _data_of(trainer)
-        if data is not None and own["position"] is not None:
-            data.resume(own["epoch"], 0 if self._anew else own["position"])
-        if isinstance(loop, EpochLoop):
-            # Without a position (under overfit_batches) our data begin at their start.
-            begins = self._anew or (data is not None and own["position"] is None)
-            loop.stands_at = 0 if begins else own["batches"]
-        if self.ledger is not None and own["ledger"] is not None:
-            self.ledger.load(own["ledger"], own["epoch"], self._anew)
-        self._restoring = Restoring(own["state"], with_sums=not self._anew)
-        self._known_order = own["gradient_order"]
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore what Lightning does not."""
-        loop, data = trainer.fit_loop.epoch_loop, _data_of(trainer)
+        """Count steps from here."""
         self._last_step = trainer.global_step
-        if self._restoring is not None:
-            self._restoring.before_training(trainer)
-        self._gradient_order.begin(trainer, self._known_order)
-        if isinstance(loop, EpochLoop) and loop.stands_at and data is not None and data.batches is not None:
-            # In another world the same position is another number of batches. There is one more to come, unless what
-            # is left fills none.
-            left = data.batches.count(data.batches.sampler.position)
-            loop.stands_at = min(data.batches.done, int(trainer.num_training_batches) - (left > 0))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember that what validation logs is known by now."""
@@ -147,7 +104,6 @@ class Checkpoints(Checkpoint):
         if self._due and trainer.global_step > 0:
             self._save(trainer, trainer.current_epoch, 0)
         self._due = []
-        self._restore(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -157,15 +113,11 @@ class Checkpoints(Checkpoint):
             completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
             self._save(trainer, trainer.current_epoch, completed)
             self._due = []
-        self._restore(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether the step is to be saved."""
-        self._gradient_order.after_batch()
-        if self._restoring is not None:
-            self._restoring.after_batch(trainer)
         step = trainer.global_step
         if step != self._last_step:
             self._last_step = step
@@ -173,10 +125,8 @@ class Checkpoints(Checkpoint):
                 self._due.append("steps")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Complete the sums of a resumed epoch; keep those of one that is left in its middle, for Lightning forgets."""
-        if self._restoring is not None:
-            self._restoring.at_epoch_end(trainer)
-            self._restoring = None
+        """Keep the sums of an epoch that is left in its middle: Lightning forgets them."""
+        self._resume.complete(trainer)
         self._left = () if epoch_over(trainer) else (collect(trainer),)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -190,11 +140,6 @@ class Checkpoints(Checkpoint):
                 used = completed - completed % trainer.accumulate_grad_batches
                 self._save(trainer, trainer.current_epoch - 1, used, end=True)
         self._due = []
-
-    def _restore(self, trainer: pl.Trainer) -> None:
-        """Put back what must be as it was just here when the checkpoint was saved."""
-        if self._restoring is not None and not self._restoring.begun:
-            self._restoring.before_first_batch(trainer)
 
     def _save(self, trainer: pl.Trainer, epoch: int, batches: int, end: bool = False) -> None:
         """Save one step, if it is not committed yet.
@@ -210,7 +155,7 @@ class Checkpoints(Checkpoint):
             return
         url = self.run.url_of(RunDir.checkpoint(step))
         started = time.monotonic()
-        data = _data_of(trainer)
+        data, ledger = data_of(trainer), self._resume.ledger
         position = None
         if data is not None and data.batches is not None:
             position = data.batches.position(batches) if batches else 0
@@ -220,9 +165,9 @@ class Checkpoints(Checkpoint):
             "epoch": epoch,
             "batches": batches,
             "position": position,
-            "ledger": self.ledger.state(trainer, epoch, batches) if self.ledger is not None else None,
+            "ledger": ledger.state(trainer, epoch, batches) if ledger is not None else None,
             "state": self._left[0] if self._left else collect(trainer),
-            "gradient_order": self._gradient_order.indices,
+            "gradient_order": self._resume.gradient_order.indices,
         }
         try:
             trainer.save_checkpoint(url)
@@ -263,9 +208,3 @@ class Checkpoints(Checkpoint):
             return None
         assert self.monitor is not None
         return Monitor(self.monitor, float(value), self.mode)
-
-
-def _data_of(trainer: pl.Trainer) -> DataModule | None:
-    """The data, if they are ours: foreign ones have no position."""
-    data = getattr(trainer, "datamodule", None)
-    return data if isinstance(data, DataModule) else None

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.errors import UserError
-from pipeline.run_dir import RunDir, storage_error
+from pipeline.run_dir import SCHEMA, RunDir, storage_error
 
 OWN_KEY = "pipeline"
 """What this project adds to Lightning's checkpoint stands under this key."""
@@ -111,7 +111,24 @@ def read_own(url: str) -> dict[str, Any] | None:
         own = checkpoint.get(OWN_KEY)
     except Exception as error:
         raise UserError(f"{url} cannot be read as a checkpoint: {storage_error(error)}") from error
-    return own if isinstance(own, dict) else None
+    if own is None:
+        return None
+    require_schema(own, url)
+    return dict(own)
+
+
+def require_schema(own: Any, url: str = "the checkpoint") -> None:
+    """Refuse what another version of this project added to a checkpoint.
+
+    Raises:
+        UserError: It is of another schema, or nothing of ours.
+    """
+    if not isinstance(own, dict) or own.get("schema") != SCHEMA:
+        found = own.get("schema") if isinstance(own, dict) else type(own).__name__
+        raise UserError(
+            f"{url} holds a state of this project of schema {found!r}; this version reads {SCHEMA}. Go on with the "
+            "version that wrote it, or start a new run"
+        )
 
 
 class _Hashing:
