@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# Tests run side by side: two threads for each of them would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
