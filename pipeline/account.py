@@ -4,7 +4,7 @@ What a checkpoint says about its epochs is judged here, during training as after
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Account:
         padded: Samples used once more, so that they went evenly over the ranks.
         dropped: Samples left out, so that the rest went evenly.
         consumed: What was used, over all ranks and attempts.
+        withheld: What was not, for the dataset's or the collate function's batch was None, and Lightning went on.
         closed: What ended the epoch: `complete`, `limit_train_batches`, `skipped` (the model returned -1), `max_steps`,
             `stopped` (by a callback), `drift`, `loader` (it ended too early: never right); None while it is open.
     """
@@ -64,6 +65,7 @@ class Account:
     dropped: int = 0
     consumed: Tally = Tally()
     closed: str | None = None
+    withheld: Tally = Tally()
 
     def expected(self, rank: int = 0, world_size: int = 1) -> Tally:
         """What should have been used, from the order alone.
@@ -76,9 +78,10 @@ class Account:
 
     def problem(self, expected: Tally) -> str | None:
         """What is wrong between `expected` and `consumed`, in words; None if nothing is."""
-        if expected == self.consumed and self.closed != "loader":
+        given = self.consumed + self.withheld
+        if expected == given and self.closed != "loader":
             return None
-        more = self.consumed.count - expected.count
+        more = given.count - expected.count
         if more < 0 or (self.closed == "loader" and more == 0):
             cause = f"{-more or 'some'} samples were left out: a loader or a wrapper around it drops batches"
         elif more > 0:
@@ -103,7 +106,8 @@ class Account:
 
     def as_dict(self) -> dict[str, Any]:
         """Numbers, strings and a list, for a checkpoint."""
-        return {**asdict(self), "consumed": [self.consumed.count, f"{self.consumed.hash:016x}"]}
+        tallies = {"consumed": self.consumed, "withheld": self.withheld}
+        return {**asdict(self), **{name: [tally.count, f"{tally.hash:016x}"] for name, tally in tallies.items()}}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> "Account":
@@ -113,15 +117,23 @@ class Account:
             ValueError: It is something else.
         """
         try:
-            count, digest = value["consumed"]
-            known = {field.name: value[field.name] for field in fields(Account) if field.name != "consumed"}
-            numbers = {name: int(each) for name, each in known.items() if name != "closed"}
-            closed = None if known["closed"] is None else str(known["closed"])
-            if not 0 <= numbers["position"] <= numbers["samples"] <= 2**62 or min(numbers["padded"], count) < 0:
+            epoch, seed, samples, position, padded, dropped = (
+                int(value[name]) for name in ("epoch", "seed", "samples", "position", "padded", "dropped")
+            )
+            consumed, withheld = _tally(value["consumed"]), _tally(value["withheld"])
+            closed = None if value["closed"] is None else str(value["closed"])
+            account = Account(epoch, seed, samples, position, padded, dropped, consumed, closed, withheld)
+            counts = (account.padded, account.consumed.count, account.withheld.count)
+            if not 0 <= account.position <= account.samples <= 2**62 or min(counts) < 0:
                 raise ValueError("numbers out of range")
-            return Account(**numbers, consumed=Tally(int(count), int(digest, 16)), closed=closed)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            return account
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not the account of an epoch: {value!r}") from error
+
+
+def _tally(value: Any) -> Tally:
+    count, digest = value
+    return Tally(int(count), int(digest, 16))
 
 
 def _sum(blocks: Iterator[npt.NDArray[np.int64]]) -> Tally:

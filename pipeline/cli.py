@@ -37,6 +37,8 @@ from pipeline.verify import verify
 log = logging.getLogger(__name__)
 
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+_USERS = ("`val_check_interval`", "Early stopping conditioned on metric")
+"""What Lightning raises as anything else, though only the user can mend it."""
 _VERIFY = "Judge from the ledger whether each training sample was used as often as it should have been, epoch by epoch."
 _EXPLAIN = "Say what the next fit would go on from, what would be different, and which samples come next."
 
@@ -259,13 +261,14 @@ class PipelineCLI(LightningCLI):
         start.same_data(facts, self.topology)
         anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.accept_drift))
         ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
-        loops.install(self.trainer, ledger)
+        loops.install(self.trainer)
         resume = Resume(ledger, anew)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks.append(resume)
         for callback in callbacks:
             if isinstance(callback, Checkpoints) and self.run_dir is not None:
                 callback.attach(self.run_dir, self.start.step if self.start.own else None, facts, resume)
+                resume.save = callback.save_due
+        callbacks.insert(0, resume)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with this project's checkpoints, logger and console."""
@@ -298,7 +301,7 @@ class PipelineCLI(LightningCLI):
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        if self.subcommand != "fit" or config["enable_checkpointing"] is False:
+        if self.subcommand != "fit" or config["enable_checkpointing"] is False or config["barebones"]:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
         return super()._instantiate_trainer(config, callbacks)
 
@@ -363,7 +366,9 @@ class PipelineCLI(LightningCLI):
             run(model, **kwargs)
         except MisconfigurationException as error:
             raise UserError(" ".join(str(error).split())) from error
-        except RuntimeError as error:
+        except (ValueError, RuntimeError) as error:
+            if any(words in str(error) for words in _USERS):
+                raise UserError(" ".join(str(error).split())) from error
             if "loading state_dict" not in str(error):
                 raise
             raise UserError(

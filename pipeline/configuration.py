@@ -88,21 +88,7 @@ def problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology
             f"trainer.strategy={strategy!r}: allowed are 'auto' and 'ddp' with its variants, whose checkpoint is one "
             "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
         )
-    if trainer.overfit_batches and topology.world_size > 1:
-        found.append(
-            f"trainer.overfit_batches={trainer.overfit_batches}: Lightning would give every one of the "
-            f"{topology.world_size} processes the same samples, and nothing would say so. Try it in one process"
-        )
-    per_step = ((config.get("data") or {}).get("init_args") or {}).get("global_batch_size")
-    if per_step is not None and "GradientAccumulationScheduler" in str(trainer.callbacks):
-        found.append(
-            f"data.global_batch_size={per_step}: GradientAccumulationScheduler changes the batches per step, so that "
-            "it could not be kept. Use data.batch_size, or leave the callback out"
-        )
-    try:
-        drift.accepted(config.get("accept_drift"))
-    except UserError as error:
-        found += error.problems
+    found += _of_training(config, topology)
     if ckpt_path in ("best", "last", "hpc", "registry"):
         hint = "Leave it out: fit goes on by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
         found.append(f"ckpt_path={ckpt_path!r}: give the URL of a checkpoint file. {hint}")
@@ -117,6 +103,30 @@ def problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology
         found.append("run_dir is missing: name the run whose resume to explain, --run_dir <url>")
     if subcommand == "test" and config.run_dir is None and not trainer.fast_dev_run:
         found.append("run_dir is missing: name the run to evaluate, --run_dir <url>; its receipt goes there")
+    return found
+
+
+def _of_training(config: Namespace, topology: Topology) -> list[str]:
+    trainer, found = config.trainer, []
+    if trainer.overfit_batches and topology.world_size > 1:
+        found.append(
+            f"trainer.overfit_batches={trainer.overfit_batches}: Lightning would give every one of the "
+            f"{topology.world_size} processes the same samples, and nothing would say so. Try it in one process"
+        )
+    if trainer.accumulate_grad_batches < 1:
+        found.append(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: allowed are 1 and more batches"
+        )
+    per_step = ((config.get("data") or {}).get("init_args") or {}).get("global_batch_size")
+    if per_step is not None and "GradientAccumulationScheduler" in str(trainer.callbacks):
+        found.append(
+            f"data.global_batch_size={per_step}: GradientAccumulationScheduler changes the batches per step, so that "
+            "it could not be kept. Use data.batch_size, or leave the callback out"
+        )
+    try:
+        drift.accepted(config.get("accept_drift"))
+    except UserError as error:
+        found += error.problems
     return found
 
 

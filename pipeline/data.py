@@ -177,6 +177,10 @@ class DataModule(pl.LightningDataModule):
         """The training batches of this rank as the loader was last asked for, None before or without an order."""
         return self._batches
 
+    def forget_order(self) -> None:
+        """There is no order until the training loader is asked for, and none if a subclass brings another loader."""
+        self._batches = None
+
     def fingerprints(self) -> dict[str, str]:
         """What tells the training and validation sets from others, `<kind> <fingerprint>` each."""
         return {
@@ -190,7 +194,6 @@ class DataModule(pl.LightningDataModule):
         dataset = self._dataset("train")
         trainer: Any = self.trainer
         if trainer is not None and trainer.overfit_batches:
-            self._batches = None
             return self._loader(dataset, batch_size=self._per_process())
         # Lightning asks for the iterator before it sets the epoch: a resumed run would replay the order of epoch 0.
         # And it may ask before it has restored its own counters, for trainer.estimated_stepping_batches.

@@ -133,7 +133,8 @@ class Watched:
                     f"the loader {type(self.loader).__name__} yields a {type(identified).__name__} that its collate "
                     "function did not make: which samples are in it cannot be told"
                 )
-            self.in_flight.append(identified._replace(batch=None))
+            # Whether there is a batch, but not the batch: it must not be held longer than the trainer holds it.
+            self.in_flight.append(identified._replace(batch=None if identified.batch is None else True))
             yield identified.batch
 
     def __getattr__(self, name: str) -> Any:

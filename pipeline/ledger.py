@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import CombinedLoader
 
 from pipeline.account import DRIFT, Account, Tally
 from pipeline.data import DataModule
@@ -43,6 +44,8 @@ class Ledger:
         """Of the open epoch: what all ranks had used when this attempt began."""
         self._own = Tally()
         """Of the open epoch: what this rank has used in this attempt."""
+        self._before_withheld = self._own_withheld = Tally()
+        """The same, of the samples whose batch was None."""
         self._unhashed: list[npt.NDArray[np.int64]] = []
         self._accumulating: list[npt.NDArray[np.int64]] = []
         self._in_flight: deque[IdentifiedBatch] = deque()
@@ -51,8 +54,21 @@ class Ledger:
         data.accounted = True
 
         def train_dataloader() -> Any:
+            data.forget_order()
             loader = original()
-            return loader if data.batches is None else Watched(loader, self._in_flight)
+            if data.batches is not None and isinstance(loader, (dict, list, tuple, CombinedLoader)):
+                data.accounted = False
+                loader = original()
+                data.forget_order()
+            if data.batches is not None:
+                return Watched(loader, self._in_flight)
+            if not getattr(data.trainer, "overfit_batches", 0):
+                log.warning(
+                    "%s.train_dataloader() brings loaders of its own: samples are not accounted for, and a resume in "
+                    "the middle of an epoch begins it anew",
+                    type(data).__name__,
+                )
+            return loader
 
         data.train_dataloader = train_dataloader  # type: ignore[method-assign]
 
@@ -73,7 +89,7 @@ class Ledger:
         if anew:
             self.closed += [replace(account, closed=DRIFT) for account in reopened]
         elif reopened:
-            self._before = reopened[0].consumed
+            self._before, self._before_withheld = reopened[0].consumed, reopened[0].withheld
 
     def state(self, trainer: pl.Trainer, epoch: int, batches: int) -> list[dict[str, Any]] | None:
         """The accounts of all epochs so far, None where there is no order to compare with. All ranks must call it.
@@ -92,7 +108,7 @@ class Ledger:
         ended = any(account.epoch == epoch and account.closed != DRIFT for account in accounts)
         if batches and not ended:
             account = self._account(trainer, batches)
-            if account.consumed.count != account.position:
+            if account.consumed.count + account.withheld.count != account.position:
                 raise ProofFailed(account.problem(Tally(account.position, 0)) or "")
             accounts.append(account)
         return [account.as_dict() for account in accounts]
@@ -105,26 +121,30 @@ class Ledger:
             anew: The epoch begins at its start.
         """
         self._step = trainer.global_step
-        self._own = Tally()
+        self._own = self._own_withheld = Tally()
         self._unhashed, self._accumulating = [], []
         if anew:
-            self._before = Tally()
+            self._before = self._before_withheld = Tally()
 
-    def count(self, step: int) -> None:
+    def count(self, trainer: pl.Trainer) -> None:
         """Count the samples of the batch that is over, once a step has used it.
 
+        Under manual optimization the steps are the model's own, and a batch counts once `training_step` has used it.
+
         Args:
-            step: Optimizer steps done.
+            trainer: Has gone on by one batch.
         """
         if self.data.batches is None:
             return
-        self._accumulating.append(self._in_flight.popleft().indices)
-        if step != self._step:
+        identity = self._in_flight.popleft()
+        if identity.batch is None:
+            self._own_withheld += Tally.of(identity.indices)
+            return
+        self._accumulating.append(identity.indices)
+        step = trainer.global_step
+        if step != self._step or not trainer.lightning_module.automatic_optimization:
             self._step = step
-            self._unhashed += self._accumulating
-            self._accumulating = []
-            if len(self._unhashed) >= _FLUSH:
-                self._hash()
+            self._use()
 
     def close(self, trainer: pl.Trainer, reason: str, completed: int) -> None:
         """Close the account of an epoch, and compare. All ranks must call it.
@@ -139,11 +159,18 @@ class Ledger:
         """
         if self.data.batches is None:
             return
-        if reason == "complete" and completed < len(self.data.batches):
-            reason = "limit_train_batches"
+        planned = len(self.data.batches)
+        if reason == "complete" and completed < planned:
+            limit: Any = trainer.limit_train_batches
+            limited = int(planned * limit) if isinstance(limit, float) else min(planned, limit)
+            # A loader that is shorter than its order says is never right, even if it says so itself.
+            reason = "limit_train_batches" if completed >= limited else "loader"
         whole = reason in ("complete", "loader")
-        # What was accumulated and thrown away was not used; the last batches of an epoch make a step in any case.
-        over = completed if whole or not self._accumulating else completed - len(self._accumulating)
+        over = completed
+        if whole or reason == "limit_train_batches":
+            self._use()  # where the last batches made no step, the model itself withheld it
+        elif self._accumulating:
+            over -= len(self._accumulating)  # accumulated and thrown away
         account = self._account(trainer, len(self.data.batches) if whole else over, reason)
         expected = self._all(trainer, account.expected(trainer.global_rank, trainer.world_size))
         problem = account.problem(expected)
@@ -167,8 +194,15 @@ class Ledger:
             padded=sampler.padded(sampler.position) if batches == len(planned) and not planned.drop_last else 0,
             dropped=sampler.size - position if whole else 0,
             consumed=self._before + self._all(trainer, self._own),
+            withheld=self._before_withheld + self._all(trainer, self._own_withheld),
             closed=reason,
         )
+
+    def _use(self) -> None:
+        self._unhashed += self._accumulating
+        self._accumulating = []
+        if len(self._unhashed) >= _FLUSH:
+            self._hash()
 
     def _hash(self) -> None:
         if self._unhashed:

@@ -25,10 +25,12 @@ class EpochLoop(_TrainingEpochLoop):
 
     stands_at: int | None = None
     ledger: Ledger | None = None
+    _skipped = False
 
     def reset(self) -> None:
         """Begin the epoch, or go on in it."""
         batches, self.stands_at = self.stands_at, None
+        self._skipped = False
         if batches is not None:
             self.restarting = False
             self.trainer.fit_loop._restarting = False
@@ -42,9 +44,15 @@ class EpochLoop(_TrainingEpochLoop):
 
     def advance(self, data_fetcher: Any) -> None:
         """Train on one batch, which then is accounted for."""
-        super().advance(data_fetcher)
+        progress: Any = self.batch_progress.current
+        ready = progress.ready
+        try:
+            super().advance(data_fetcher)
+        except StopIteration:
+            self._skipped = progress.ready > ready  # there was a batch, and the model returned -1
+            raise
         if self.ledger is not None:
-            self.ledger.count(self.trainer.global_step)
+            self.ledger.count(self.trainer)
 
     def run(self, data_fetcher: Any) -> None:
         """Train on the batches of one epoch, whose account is then closed."""
@@ -54,19 +62,19 @@ class EpochLoop(_TrainingEpochLoop):
 
     def _ended_by(self) -> str:
         """What ended the epoch."""
-        progress: Any = self.batch_progress.current
+        if self._skipped:
+            return "skipped"
         if self._num_ready_batches_reached():
-            return "skipped" if progress.ready > progress.started else "complete"
+            return "complete"
         if self.max_steps != -1 and self.trainer.global_step >= self.max_steps:
             return "max_steps"
         return "stopped" if self.trainer.should_stop else "loader"
 
 
-def install(trainer: pl.Trainer, ledger: Ledger | None) -> None:
-    """Have a trainer resume exactly, and a ledger count what it uses."""
+def install(trainer: pl.Trainer) -> None:
+    """Have a trainer resume exactly."""
     stock = trainer.fit_loop.epoch_loop
-    trainer.fit_loop.epoch_loop = loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
-    loop.ledger = ledger
+    trainer.fit_loop.epoch_loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
 
 
 def epoch_over(trainer: pl.Trainer) -> bool:
@@ -85,9 +93,11 @@ def settle(loops: dict[str, Any], epoch: int, batches: int) -> None:
         epoch: Epochs that are over.
         batches: Batches of the epoch after those that are over.
     """
+    # An epoch that goes on in its middle counts as not started, so that its on_train_epoch_start is called again: what
+    # that sets up in callbacks and models (how many batches to accumulate, a list of outputs) no checkpoint holds.
     begun = epoch + (batches > 0)
     for counters in loops["fit_loop"]["epoch_progress"].values():
-        counters.update(ready=begun, started=begun, processed=epoch, completed=epoch)
+        counters.update(ready=begun, started=epoch, processed=epoch, completed=epoch)
     if batches:
         progress = loops["fit_loop"]["epoch_loop.batch_progress"]
         progress["is_last_batch"] = False

@@ -268,12 +268,12 @@ class Batches(Sampler[list[int]]):
         """The position after so many batches of the epoch on every rank, counted from its start.
 
         Args:
-            batches: From `done` to the length.
+            batches: From `done` to the length; less stands for `done`, since what is used stays used.
         """
         sampler = self.sampler
         if batches >= len(self) and sampler.tail == "keep":
             return sampler.size
-        each = min((batches - self.done) * self.batch_size, sampler.count(sampler.position))
+        each = min(max(batches - self.done, 0) * self.batch_size, sampler.count(sampler.position))
         return min(sampler.size, sampler.position + each * sampler.num_replicas)
 
     def __iter__(self) -> Iterator[list[int]]:

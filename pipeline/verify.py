@@ -34,8 +34,8 @@ def verify(run: RunDir) -> Verdict:
     own = read_own(run.url_of(record.name))
     if own is None or own.get("ledger") is None:
         raise UserError(
-            f"run_dir={run.label!r}: its newest checkpoint (step {record.step}) holds no ledger. Only what comes from "
-            "pipeline.data.DataModule, without overfit_batches, is accounted for"
+            f"run_dir={run.label!r}: its newest checkpoint (step {record.step}) holds no ledger. Only what the "
+            "train_dataloader of pipeline.data.DataModule yields, without overfit_batches, is accounted for"
         )
     try:
         accounts = [Account.from_dict(each) for each in own["ledger"]]
@@ -53,12 +53,19 @@ def verify(run: RunDir) -> Verdict:
                 str(expected.count),
                 str(account.consumed.count),
                 str(account.padded),
-                str(account.dropped),
+                str(account.dropped + account.withheld.count),
                 "FAILED" if problem else "ok",
                 account.closed or "open",
             )
         )
-    lines = [f"ledger of {run} at step {record.step} (the newest committed checkpoint)", "", *_table(rows), ""]
+    notes = [
+        f"epoch {account.epoch}: {account.withheld.count} samples came in batches that were None, and were not used"
+        for account in accounts
+        if account.withheld.count
+    ]
+    if "end" not in record.reason:
+        notes.append("training has not ended there; what came later is not known")
+    lines = [f"ledger of {run} at step {record.step} (the newest committed checkpoint)", "", *_table(rows), "", *notes]
     if problems:
         lines += [f"FAILED: {problem}" for problem in problems]
     elif accounts:

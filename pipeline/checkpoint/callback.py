@@ -97,32 +97,29 @@ class Checkpoints(Checkpoint):
         """Remember that what validation logs is known by now."""
         self._validated = self._validated or not trainer.sanity_checking
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the epoch that has just ended."""
-        if trainer.current_epoch % self.every_n_epochs == 0:
+    def save_due(self, trainer: pl.Trainer, epoch: int, batches: int) -> None:
+        """Save what has just ended, if it is due.
+
+        Args:
+            trainer: Standing between two batches, before any callback has begun the next.
+            epoch: The epoch to go on with.
+            batches: Its batches that are over.
+        """
+        if not batches and epoch % self.every_n_epochs == 0:
             self._due.append("epoch")
         if self._due and trainer.global_step > 0:
-            self._save(trainer, trainer.current_epoch, 0)
+            self._save(trainer, epoch, batches)
         self._due = []
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Save the step that has just ended."""
-        if self._due:
-            completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            self._save(trainer, trainer.current_epoch, completed)
-            self._due = []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether the step is to be saved."""
         step = trainer.global_step
-        if step != self._last_step:
-            self._last_step = step
-            if self.every_n_steps is not None and step % self.every_n_steps == 0:
-                self._due.append("steps")
+        # A batch may make more than one step (manual optimization), and jump over a multiple.
+        if self.every_n_steps is not None and step // self.every_n_steps > self._last_step // self.every_n_steps:
+            self._due.append("steps")
+        self._last_step = step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the sums of an epoch that is left in its middle: Lightning forgets them."""

@@ -33,7 +33,7 @@ def collect(trainer: pl.Trainer) -> dict[str, Any]:
         "torchmetrics": {
             name: {
                 "count": module._update_count,
-                "states": _cpu({each: getattr(module, each) for each in module._defaults}),
+                "states": _cpu({each: getattr(module, each) for each in (*module._defaults, *_plain(module))}),
             }
             for name, module in trainer.lightning_module.named_modules()
             if isinstance(module, Metric) and module._update_count
@@ -73,10 +73,8 @@ class Sums:
             if isinstance(module, Metric) and name in self._torchmetrics:
                 module._update_count = self._torchmetrics[name]["count"]
                 for state, value in self._torchmetrics[name]["states"].items():
-                    device = module.device
-                    setattr(
-                        module, state, [x.to(device) for x in value] if isinstance(value, list) else value.to(device)
-                    )
+                    setattr(module, state, _on(module.device, value))
+                module._computed = None
 
     def after_batch(self, trainer: pl.Trainer) -> None:
         """Add to what the epoch's later batches log. Before they did, Lightning would have reset it."""
@@ -118,10 +116,20 @@ def _extreme(metric: Any) -> bool:
     return bool(metric.meta.is_max_reduction or metric.meta.is_min_reduction)
 
 
+def _plain(metric: Metric) -> list[str]:
+    """What wrappers (MinMaxMetric, Running) keep in plain attributes instead of states."""
+    return [
+        name
+        for name, value in vars(metric).items()
+        if name not in ("_computed", "_update_count") and type(value) in (torch.Tensor, int, float)
+    ]
+
+
 def _cpu(states: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: [each.detach().cpu().clone() for each in value]
-        if isinstance(value, list)
-        else value.detach().cpu().clone()
-        for name, value in states.items()
-    }
+    return {name: _on(torch.device("cpu"), value, copy=True) for name, value in states.items()}
+
+
+def _on(device: torch.device, value: Any, copy: bool = False) -> Any:
+    if isinstance(value, list):
+        return [_on(device, each, copy) for each in value]
+    return value.detach().to(device, copy=copy) if isinstance(value, torch.Tensor) else value
