@@ -225,17 +225,14 @@ class PipelineCLI(LightningCLI):
     def _explain(self) -> None:
         """Say what a fit would do; only the data are built."""
         config = self.config[self.subcommand]
-        run = RunDir(config.run_dir)
-        self._build(lambda: setattr(self, "datamodule", self._only_data(config)))
+        run, resolved = RunDir(config.run_dir), self._resolved()
+        begin = start.of_training(run, resolved, self.given_checkpoint)
+        changed = configuration.changes(configuration.saved_config(run, "fit"), resolved)
+        only_data = dict_to_namespace({"data": config.data})
+        data = self._build(lambda: self._parser(self.subcommand).instantiate_classes(only_data).data)
         known = config.seed_everything, config.trainer.accumulate_grad_batches
-        print(explain(run, self.datamodule, *known, config.world_size))  # noqa: T201 - it is what was asked for
+        print(explain(run, begin, changed, data, *known, config.world_size))  # noqa: T201 - was asked for
         raise _Ended
-
-    def _only_data(self, config: Any) -> Any:
-        if config.get("data") is None:
-            return None
-        parser = self._parser(self.subcommand)
-        return parser.instantiate_classes(dict_to_namespace({"data": config.data})).data
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what their constructors refuse is the user's to mend."""
@@ -243,9 +240,9 @@ class PipelineCLI(LightningCLI):
         if self.subcommand == "fit":
             self._prepare_training()
 
-    def _build(self, build: Callable[[], None]) -> None:
+    def _build(self, build: Callable[[], Any]) -> Any:
         try:
-            build()
+            return build()
         except (ValueError, OSError, MisconfigurationException) as error:
             raise configuration.cause(error) from error
 

@@ -203,6 +203,24 @@ def same_model(run: RunDir, saved: dict[str, Any] | None, resolved: dict[str, An
         )
 
 
+def changes(saved: dict[str, Any] | None, asked: dict[str, Any]) -> list[str]:
+    """What a configuration changes of the one that was saved, `key old -> new` each."""
+
+    def flat(value: Any, key: str) -> dict[str, Any]:
+        if not isinstance(value, dict) or not value:
+            return {key: value}
+        return {name: leaf for part in value for name, leaf in flat(value[part], f"{key}.{part}".lstrip(".")).items()}
+
+    if saved is None:
+        return []
+    left, right = flat(saved, ""), flat(asked, "")
+    return [
+        f"{key} {left.get(key)!r} -> {right.get(key)!r}"
+        for key in dict.fromkeys((*left, *right))
+        if left.get(key) != right.get(key)
+    ]
+
+
 def saved_config(run: RunDir, subcommand: str) -> dict[str, Any] | None:
     """The resolved configuration that a subcommand left in its run, or None.
 
@@ -228,7 +246,7 @@ def resolved(parsed: dict[str, Any], ckpt_path: str | None) -> dict[str, Any]:
         parsed: With every default; it is changed.
         ckpt_path: What the user gave for it.
     """
-    for key in ("config", "run_dir", "accept_drift"):
+    for key in ("config", "run_dir", "accept_drift", "world_size"):
         parsed.pop(key, None)
     for key in ("devices", "num_nodes"):
         parsed["trainer"].pop(key, None)

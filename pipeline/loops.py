@@ -36,7 +36,9 @@ class EpochLoop(_TrainingEpochLoop):
             self.trainer.fit_loop._restarting = False
         if batches:
             current: Any = self.batch_progress.current
-            current.ready = current.started = current.processed = current.completed = batches
+            # Batches that were None never started; in another world the same position is another number of batches.
+            current.started += batches - current.completed
+            current.ready = current.processed = current.completed = batches
         else:
             super().reset()
         if self.ledger is not None:
@@ -101,9 +103,12 @@ def settle(loops: dict[str, Any], epoch: int, batches: int) -> None:
     if batches:
         progress = loops["fit_loop"]["epoch_loop.batch_progress"]
         progress["is_last_batch"] = False
-        for counter, value in progress["current"].items():
-            progress["total"][counter] -= value - batches
-            progress["current"][counter] = batches
+        more = {name: value - batches for name, value in progress["current"].items() if name != "started"}
+        # Where a save follows a step that was thrown away, it has not started either.
+        more["started"] = max(more["completed"], 0)
+        for counter, value in more.items():
+            progress["total"][counter] -= value
+            progress["current"][counter] -= value
 
 
 def exact_reduce(trainer: pl.Trainer) -> None:

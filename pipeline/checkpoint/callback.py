@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from pipeline.checkpoint.io import OWN_KEY, StreamingIO
+from pipeline.checkpoint.plain import plain
 from pipeline.checkpoint.record import CommitRecord, Monitor, newest, select, write_record
 from pipeline.checkpoint.resume import Resume, data_of
 from pipeline.checkpoint.state import collect
@@ -90,7 +91,13 @@ class Checkpoints(Checkpoint):
         checkpoint[OWN_KEY] = self._own
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count steps from here."""
+        """Count steps from here, and refuse hyperparameters that would not load again.
+
+        Raises:
+            UserError: With all of them.
+        """
+        if self.run is not None:
+            plain({"hyper_parameters": dict(pl_module.hparams)})
         self._last_step = trainer.global_step
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,6 +1,7 @@
 """How a checkpoint becomes bytes on a storage, and comes back: a CheckpointIO for any fsspec URL."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch.plugins import CheckpointIO
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pipeline.checkpoint.plain import plain
 from pipeline.errors import UserError
 from pipeline.run_dir import SCHEMA, RunDir, storage_error
 
@@ -43,6 +45,7 @@ class StreamingIO(CheckpointIO):
         """Write one checkpoint; inside the run directory also force it to the disk and compare its length.
 
         Raises:
+            UserError: Something in it would not load again.
             TypeError: `storage_options` is given; the URL says everything.
             OSError: The storage failed, or reports another length than was written.
         """
@@ -56,6 +59,7 @@ class StreamingIO(CheckpointIO):
                 torch.save(checkpoint, file)
             return
         assert self.run is not None
+        checkpoint = plain(checkpoint)
         with self.run.open_write(name) as file:
             hashing = _Hashing(file)
             try:
@@ -110,7 +114,9 @@ def read_own(url: str) -> dict[str, Any] | None:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         own = checkpoint.get(OWN_KEY)
     except Exception as error:
-        raise UserError(f"{url} cannot be read as a checkpoint: {storage_error(error)}") from error
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = f"it holds a {code[1]}, which only executes as code" if code else storage_error(error)
+        raise UserError(f"{url} cannot be read as a checkpoint: {why}") from error
     if own is None:
         return None
     require_schema(own, url)

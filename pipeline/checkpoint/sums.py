@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from torchmetrics import Metric
+from torchmetrics.wrappers.abstract import WrapperMetric
 
 _HOW = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
 
@@ -36,7 +37,7 @@ def collect(trainer: pl.Trainer) -> dict[str, Any]:
                 "states": _cpu({each: getattr(module, each) for each in (*module._defaults, *_plain(module))}),
             }
             for name, module in trainer.lightning_module.named_modules()
-            if isinstance(module, Metric) and module._update_count
+            if isinstance(module, Metric) and (module._update_count or isinstance(module, WrapperMetric))
         },
     }
 

@@ -1,0 +1,182 @@
+"""What real models and callbacks do is resumed exactly too; what cannot be is refused or said."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Ended
+from tests.ranks import only
+from tests.test_exact_resume import BASE, same_end
+from tests.test_ledger import verified
+from tests.test_resume import equal, logged, state
+
+App = Callable[..., Ended]
+HABITS: dict[str, tuple[str, ...]] = {
+    "two optimizers": ("--model=tests.habits.TwoOptimizers",),
+    "steps of its own": ("--model=tests.habits.ManualSteps",),
+    "a schedule by numpy": ("--model=tests.habits.NumpySchedule",),
+    "a list of outputs": ("--model=tests.habits.ListsItsOutputs",),
+    "metrics in wrappers": ("--model=tests.habits.WrappedMetrics",),
+    "counting": ("--trainer.callbacks=tests.habits.Counts",),
+    "averaging at start": ("--trainer.callbacks=tests.habits.AveragesAtStart",),
+    "mixing up": ("--trainer.callbacks=tests.habits.MixesUp",),
+    "scheduled accumulation": (
+        "--trainer.callbacks=GradientAccumulationScheduler",
+        "--trainer.callbacks.scheduling={0: 2, 1: 3}",
+    ),
+    "weight averaging": (
+        "--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging",
+        "--trainer.callbacks.decay=0.9",
+    ),
+    "stochastic weight averaging": (
+        *("--model=tests.habits.NumpySchedule", "--trainer.callbacks=StochasticWeightAveraging"),
+        *("--trainer.callbacks.swa_lrs=0.01", "--trainer.callbacks.swa_epoch_start=1"),
+    ),
+    "two validations an epoch and patience": (
+        *(
+            "--trainer.val_check_interval=3",
+            "--trainer.callbacks=EarlyStopping",
+            "--trainer.callbacks.monitor=val_loss",
+        ),
+        "--trainer.callbacks.patience=4",
+    ),
+}
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_resumed_after_any_step_equals_straight(app: App, tmp_path: Path, habit: str) -> None:
+    straight, more = tmp_path / "straight", HABITS[habit]
+    ended = app(*BASE, *more, "--run_dir", straight)
+    assert ended.status == 0, ended.err
+    names = ("lowest", "highest", "running", "best", "epoch_start", "train_loss_step", "train_mean", "val_loss")
+    last = state(str(straight))["global_step"]
+    committed = sorted(int(path.stem[5:]) for path in straight.glob("checkpoints/*.json"))
+    for step in sorted({committed[0], committed[len(committed) // 3], committed[len(committed) // 2], committed[-3]}):
+        run = tmp_path / f"from-{step}"
+        only(straight, run, step)
+        ended = app(*BASE, *more, "--run_dir", run)
+        assert ended.status == 0, ended.err
+        assert step < last
+        same_end(straight, run)
+        assert equal(state(str(straight))["callbacks"], state(str(run))["callbacks"])
+        for name in names:
+            # What belongs to the step at which an epoch ended is logged after the save.
+            found, expected = logged(str(run), name), logged(str(straight), name)
+            assert found == {at: expected[at] for at in found}, (name, step)
+            if habit != "steps of its own":  # which Lightning logs by batches
+                assert {at for at in expected if at >= step} <= set(found), (name, step)
+    assert app("verify", "--run_dir", straight).status == 0
+
+
+def test_a_batch_of_several_steps_does_not_jump_over_a_save(app: App, tmp_path: Path) -> None:
+    more = ("--model=tests.habits.ManualSteps", "--model.n=1", "--model.steps=2", "--checkpoints.every_n_steps=4")
+    assert app(*BASE, *more, "--run_dir", tmp_path, "--trainer.max_epochs=1").status == 0
+    assert sorted(int(path.stem[5:]) for path in tmp_path.glob("checkpoints/*.json")) == [5, 9, 13]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("HoldsAPath", r"hyper_parameters\.folder is a pathlib\.\w+, which no checkpoint can hold"),
+        ("SavesAnArray", r"mine\.array is a numpy\.ndarray, which no checkpoint can hold"),
+    ],
+)
+def test_what_would_not_load_again_is_refused_at_the_first_save(
+    app: App, tmp_path: Path, model: str, words: str
+) -> None:
+    ended = app(*BASE, f"--model=tests.habits.{model}", "--run_dir", tmp_path)
+    assert ended.status == 2
+    assert re.search(words, ended.err), ended.err
+    assert not list(tmp_path.glob("checkpoints/*.json"))
+
+
+def test_batches_that_are_none_are_not_used_and_the_ledger_says_so(app: App, tmp_path: Path) -> None:
+    straight, more = (
+        tmp_path / "straight",
+        (
+            *("--data.collate_fn=tests.habits.now_and_then", "--data.train=tests.cases.Rows", "--data.val=null"),
+            *("--model=tests.habits.NumpySchedule",),
+        ),
+    )
+    assert app(*BASE, *more, "--run_dir", straight).status == 0
+    ended = app("verify", "--run_dir", straight)
+    assert ended.status == 0, ended.out
+    withheld = [
+        int(count) for count in re.findall(r"epoch \d: (\d+) samples came in batches that were None", ended.out)
+    ]
+    assert withheld
+    rows = verified(ended)
+    assert sum(int(row[1]) - int(row[2]) for row in rows) == sum(int(row[4]) for row in rows) == sum(withheld)
+    assert {row[-1] for row in rows} == {"complete"}
+    only(straight, tmp_path / "again", sorted(int(path.stem[5:]) for path in straight.glob("checkpoints/*.json"))[4])
+    assert app(*BASE, *more, "--run_dir", tmp_path / "again").status == 0
+    same_end(straight, tmp_path / "again")
+
+
+def test_a_loader_that_says_itself_that_it_is_shorter_fails_the_run(app: App, tmp_path: Path) -> None:
+    ended = app(*BASE, "--data=tests.habits.Shorter", "--data.train=tests.cases.Rows", "--run_dir", tmp_path)
+    assert ended.status == 1
+    assert "5 samples were left out" in ended.err
+
+
+@pytest.mark.parametrize("kind", ["own", "dict", "list", "combined"])
+def test_a_data_module_with_loaders_of_its_own_trains_and_is_told_what_that_gives_up(
+    app: App, tmp_path: Path, kind: str
+) -> None:
+    more = ("--data=tests.habits.OwnLoader", "--data.train=tests.cases.Rows", f"--data.kind={kind}")
+    ended = app(*BASE, "--model=tests.habits.TakesTheFirst", *more, "--run_dir", tmp_path, "--trainer.max_epochs=1")
+    assert ended.status == 0, ended.err
+    assert ended.err.count("OwnLoader.train_dataloader() brings loaders of its own: samples are not accounted for") == 1
+    assert "holds no ledger" in app("verify", "--run_dir", tmp_path).err
+
+
+@pytest.mark.parametrize("change", ["--trainer.limit_train_batches=3", "--data.batch_size=3"])
+def test_a_limit_that_the_epoch_has_passed_already_ends_it(app: App, tmp_path: Path, change: str) -> None:
+    more = (*BASE, "--trainer.limit_train_batches=6", "--run_dir", tmp_path)
+    assert app(*more, "--trainer.max_epochs=-1", "--trainer.max_steps=5").status == 0
+    ended = app(*more, change)
+    assert ended.status == 0, ended.err
+    rows = verified(app("verify", "--run_dir", tmp_path))
+    assert rows[0] == ["0", "80", "80", "0", "0", "ok", "limit_train_batches"]
+    assert len(rows) == 3
+
+
+def test_somebody_elses_checkpoint_begins_its_epoch_anew(app: App, tmp_path: Path) -> None:
+    theirs = (
+        *("--trainer.callbacks=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path / 'theirs'}"),
+        *("--trainer.callbacks.every_n_train_steps=5", "--trainer.callbacks.save_top_k=-1"),
+    )
+    assert app(*BASE, *theirs, "--run_dir", tmp_path / "one", "--trainer.max_epochs=1").status == 0
+    found = next((tmp_path / "theirs").glob("*step=5.ckpt"))
+    ended = app(*BASE, "--ckpt_path", found, "--run_dir", tmp_path / "two", "--trainer.max_epochs=2")
+    assert ended.status == 0, ended.err
+    assert "says not which samples of its epoch are used: that epoch begins anew" in ended.err
+    assert app("verify", "--run_dir", tmp_path / "two").status == 0
+
+
+def test_a_finder_of_learning_rates_is_not_counted(app: App, tmp_path: Path) -> None:
+    finder = (
+        *("--trainer.callbacks=LearningRateFinder", "--trainer.callbacks.num_training_steps=5"),
+        *("--model=tests.cases.Regression", "--trainer.max_epochs=1"),
+    )
+    ended = app(*BASE, *finder, "--run_dir", tmp_path)
+    assert ended.status == 0, ended.err
+    assert verified(app("verify", "--run_dir", tmp_path)) == [["0", "101", "101", "0", "0", "ok", "complete"]]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--trainer.val_check_interval=50",), "val_check_interval"),
+        (("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_los"), "Early stopping conditioned on"),
+        (("--trainer.accumulate_grad_batches=0",), "trainer.accumulate_grad_batches=0: allowed are 1 and more"),
+    ],
+)
+def test_what_lightning_finds_late_is_one_message_too(
+    app: App, tmp_path: Path, more: tuple[str, ...], words: str
+) -> None:
+    ended = app(*BASE, *more, "--run_dir", tmp_path)
+    assert ended.status == 2, ended.err
+    assert words in ended.err
