@@ -204,7 +204,7 @@ class Shorter(DataModule):
         return Wrapper()
 
 
-class OwnLoader(DataModule):
+class BringsLoaders(DataModule):
     """Brings a loader of its own, or ours among others, as `kind` says."""
 
     def __init__(self, kind: str = "own", **named: Any) -> None:

@@ -125,10 +125,10 @@ def test_a_loader_that_says_itself_that_it_is_shorter_fails_the_run(app: App, tm
 def test_a_data_module_with_loaders_of_its_own_trains_and_is_told_what_that_gives_up(
     app: App, tmp_path: Path, kind: str
 ) -> None:
-    more = ("--data=tests.habits.OwnLoader", "--data.train=tests.cases.Rows", f"--data.kind={kind}")
+    more = ("--data=tests.habits.BringsLoaders", "--data.train=tests.cases.Rows", f"--data.kind={kind}")
     ended = app(*BASE, "--model=tests.habits.TakesTheFirst", *more, "--run_dir", tmp_path, "--trainer.max_epochs=1")
     assert ended.status == 0, ended.err
-    assert ended.err.count("OwnLoader.train_dataloader() brings loaders of its own: samples are not accounted for") == 1
+    assert ended.err.count("BringsLoaders.train_dataloader() brings loaders of its own: samples are not accounted for") == 1
     assert "holds no ledger" in app("verify", "--run_dir", tmp_path).err
 
 
