@@ -128,7 +128,10 @@ def test_a_data_module_with_loaders_of_its_own_trains_and_is_told_what_that_give
     more = ("--data=tests.habits.BringsLoaders", "--data.train=tests.cases.Rows", f"--data.kind={kind}")
     ended = app(*BASE, "--model=tests.habits.TakesTheFirst", *more, "--run_dir", tmp_path, "--trainer.max_epochs=1")
     assert ended.status == 0, ended.err
-    assert ended.err.count("BringsLoaders.train_dataloader() brings loaders of its own: samples are not accounted for") == 1
+    assert (
+        ended.err.count("BringsLoaders.train_dataloader() brings loaders of its own: samples are not accounted for")
+        == 1
+    )
     assert "holds no ledger" in app("verify", "--run_dir", tmp_path).err
 
 
