@@ -139,6 +139,9 @@ def test_a_damaged_ledger_is_one_clear_message(app: App, tmp_path: Path) -> None
     ended = app("verify", "--run_dir", tmp_path)
     assert ended.status == 2
     assert "the ledger of step 21 is damaged" in ended.err
+    ended = app(*FIT, "--trainer.max_epochs=4", "--run_dir", tmp_path)
+    assert ended.status == 2
+    assert "the checkpoint's ledger is damaged" in ended.err
 
 
 def test_what_cannot_be_verified_is_status_2(app: App, tmp_path: Path) -> None:

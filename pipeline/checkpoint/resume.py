@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.call import _call_callbacks_load_state_dict
 from pipeline.checkpoint.io import OWN_KEY, require_schema
 from pipeline.checkpoint.state import Restoring
 from pipeline.data import DataModule
+from pipeline.errors import UserError
 from pipeline.gradient_order import GradientOrder
 from pipeline.ledger import Ledger
 from pipeline.loops import EpochLoop
@@ -61,7 +62,12 @@ class Resume(pl.Callback):
         if isinstance(loop, EpochLoop):
             loop.stands_at = 0 if begins else own["batches"]
         if self.ledger is not None and own["ledger"] is not None:
-            self.ledger.load(own["ledger"], own["epoch"], self.anew)
+            try:
+                self.ledger.load(own["ledger"], own["epoch"], self.anew)
+            except ValueError as error:
+                raise UserError(
+                    f"the checkpoint's ledger is damaged ({error}): remove it and go on from one before"
+                ) from error
         self._in_epoch = not begins and own["batches"] > 0
         self._callbacks = {"callbacks": checkpoint.get("callbacks")}
         self._restoring = Restoring(own["state"], with_sums=not begins)
