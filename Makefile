@@ -10,16 +10,18 @@ NODES ?= 2
 # Cores per node, and so threads per process: all nodes of a local run share this machine.
 CPU ?= 1
 SCHEDULER ?= local_cwd
+# Where bench-checkpoint writes, and removes what it wrote.
+BENCH_URL ?= runs
 # The app's own flags, such as ARGS="--trainer.max_epochs=3".
 ARGS ?=
 READY := .venv/.ready
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test benchmark pipeline train evaluate clean
+.PHONY: help setup check format test benchmark bench-checkpoint pipeline train evaluate clean
 
 help: ## Explain every target.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  RUN_DIR=$(RUN_DIR)   a path or any fsspec URL, such as s3://bucket/run'
 	@echo '  CONFIG=$(CONFIG)  NODES=$(NODES)  SCHEDULER=$(SCHEDULER)'
@@ -45,6 +47,9 @@ test: $(READY) ## Run the tests.
 
 benchmark: $(READY) ## Measure the order of samples, loading and the ledger, side by side.
 	@for name in sampler loading ledger; do python -m tests.benchmarks.$$name || exit 1; done
+
+bench-checkpoint: $(READY) ## Measure saving and loading against Lightning's defaults, in BENCH_URL=s3://bucket/prefix.
+	@python -m tests.benchmarks.checkpoint $(BENCH_URL)
 
 pipeline: $(READY) ## Train on NODES nodes, then evaluate on one device, and show the result.
 	@python -m components.launch -s $(SCHEDULER) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)

@@ -27,6 +27,7 @@ from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
 from pipeline.evaluation import Checkpoint, Evaluation
 from pipeline.explain import explain
 from pipeline.identity import ProofFailed
+from pipeline.lease import LeaseLost, Writer
 from pipeline.ledger import Ledger
 from pipeline.logs import RunLogger
 from pipeline.run_dir import RunDir, next_run_dir
@@ -47,17 +48,18 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command line.
 
     Returns:
-        The exit status: 0 done, 1 a proof failed, 2 the user must change something. Crashes raise.
+        The exit status: 0 done, 1 a proof failed or the lease is lost, 2 the user must change something. Crashes raise.
     """
     topology = None
     try:
         topology = Topology.from_environment()
         console.set_up(topology.rank)
-        PipelineCLI(list(arguments), topology)
+        with Writer() as writer:
+            PipelineCLI(list(arguments), topology, writer)
     except UserError as error:
         console.say_problems(error, topology)
         return USER_MUST_CHANGE
-    except ProofFailed as error:
+    except (LeaseLost, ProofFailed) as error:
         log.error("error: %s", error)
         return CRASH
     except _Ended as ended:
@@ -91,11 +93,13 @@ class PipelineCLI(LightningCLI):
     Args:
         arguments: The command line.
         topology: Where the launcher put this process.
+        writer: Becomes the run's one writer in a fit.
     """
 
-    def __init__(self, arguments: list[str], topology: Topology) -> None:
+    def __init__(self, arguments: list[str], topology: Topology, writer: Writer) -> None:
         set_parsing_settings(config_read_mode_fsspec_enabled=True)
         self.topology = topology
+        self.writer = writer
         self.run_dir: RunDir | None = None
         self.start = Start()
         self.given_checkpoint: str | None = None
@@ -203,6 +207,8 @@ class PipelineCLI(LightningCLI):
             url = self.topology.agree("run_dir", lambda: config.run_dir or next_run_dir(configuration.run_name(config)))
             self.run_dir = RunDir(url)
             start.meet(self.run_dir, self.topology)
+            if self.subcommand == "fit":
+                self.writer.take(self.run_dir, self.topology)
         if self.subcommand != "fit" or self.run_dir is not None:
             self.start = Start(**self.topology.agree("start", lambda: asdict(self._choose())))
         if self.start.finished:
@@ -226,7 +232,7 @@ class PipelineCLI(LightningCLI):
         """Say what a fit would do; only the data are built."""
         config = self.config[self.subcommand]
         run, resolved = RunDir(config.run_dir), self._resolved()
-        begin = start.of_training(run, resolved, self.given_checkpoint)
+        begin = start.of_training(run, resolved, self.given_checkpoint, compare=run.is_local)
         changed = configuration.changes(configuration.saved_config(run, "fit"), resolved)
         only_data = dict_to_namespace({"data": config.data})
         data = self._build(lambda: self._parser(self.subcommand).instantiate_classes(only_data).data)
@@ -250,11 +256,8 @@ class PipelineCLI(LightningCLI):
         """Compare with what the run goes on from, and have the samples counted and the checkpoints saved."""
         config = self.config[self.subcommand]
         facts: dict[str, Any] = {}
-        world_size, accumulate = self.topology.world_size, config.trainer.accumulate_grad_batches
-        self.topology.together(
-            "facts",
-            lambda: facts.update(drift.facts(world_size, config.seed_everything, accumulate, self.datamodule)),
-        )
+        known = self.topology.world_size, config.seed_everything, config.trainer.accumulate_grad_batches
+        self.topology.together("facts", lambda: facts.update(drift.facts(*known, self.datamodule)))
         start.same_data(facts, self.topology)
         anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.accept_drift))
         ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
@@ -263,7 +266,8 @@ class PipelineCLI(LightningCLI):
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, Checkpoints) and self.run_dir is not None:
-                callback.attach(self.run_dir, self.start.step if self.start.own else None, facts, resume)
+                resumed = self.start.step if self.start.own else None
+                callback.attach(self.run_dir, resumed, facts, resume, self.writer.held)
                 resume.save = callback.save_due
         callbacks.insert(0, resume)
 
@@ -317,12 +321,11 @@ class PipelineCLI(LightningCLI):
             at = "" if self.start.step is None else f" at step {self.start.step}"
             log.info("resumed%s from %s", at, self.start.url)
         kwargs["ckpt_path"] = self.start.url
+        self.writer.begin(self.start.step if self.start.url else 0)
         self._run_model(self.trainer.fit, model, **kwargs)
         if self.run_dir is not None:
-            metrics = {
-                name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("val")
-            }
-            values = "".join(f", {name} {value:.6g}" for name, value in metrics.items())
+            known = self.trainer.callback_metrics.items()
+            values = "".join(f", {name} {float(value):.6g}" for name, value in known if name.startswith("val"))
             log.info("finished: step %d, epoch %d%s", self.trainer.global_step, self.trainer.current_epoch, values)
 
     def validate(self, model: pl.LightningModule, **kwargs: Any) -> None:

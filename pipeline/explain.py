@@ -36,14 +36,19 @@ def explain(
         raise UserError(f"world_size={world_size}: allowed are 1 and more processes")
     lines = [_line("run directory", run)]
     for step, found in examined(run):
-        if isinstance(found, CommitRecord):
+        if not isinstance(found, CommitRecord):
+            lines.append(_line("passed over", f"step {step}: {found}"))
+        elif begin.own and step != begin.step:
+            lines.append(_line("passed over", f"step {step}: its bytes do not match its record"))
+        else:
             break
-        lines.append(_line("passed over", f"step {step}: {found}"))
     own = None if begin.url is None else read_own(begin.url)
     saved = {} if own is None else own["facts"]
     now = facts(world_size or saved.get("world_size") or 1, seed, accumulate, data)
     epoch, position = (0, 0) if own is None else (own["epoch"], own["position"])
     lines.append(_line("checkpoint", _checkpoint(begin)))
+    if begin.own:
+        lines.append(_line("", "its bytes are compared with its record when a fit starts; `verify` compares all"))
     lines += [_line("configuration", change) for change in changed]
     if begin.finished:
         lines.append(_line("", "training is over: a fit with this configuration would do nothing"))

@@ -6,6 +6,8 @@ submitter can read results without torch.
 
     <run_dir>/
       fit.yaml  test.yaml ...         the resolved configuration of each subcommand
+      lease.json                      who may write here now
+      attempts/0001.json              when a fit trained, and how it ended
       checkpoints/step-00000120.ckpt  a checkpoint; it exists once its commit record does
       checkpoints/step-00000120.json  the commit record, written last
       logs/                           TensorBoard events, hparams.yaml
@@ -31,8 +33,11 @@ SCHEMA = 1
 RECEIPT = "evaluation/receipt.json"
 SCORES = "evaluation/scores.csv"
 LOGS = "logs"
+LEASE = "lease.json"
+ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 
+_ATTEMPT = re.compile(r"(\d{4,})\.json")
 _CHECKPOINT = re.compile(r"step-(\d{8,})\.(ckpt|json)")
 _LOCAL = ("file", "local")
 
@@ -91,6 +96,20 @@ class RunDir:
     def record(step: int) -> str:
         """The name of the commit record of an optimizer step."""
         return f"{CHECKPOINTS}/step-{step:08d}.json"
+
+    @staticmethod
+    def attempt(number: int) -> str:
+        """The name of what is written down of one attempt."""
+        return f"{ATTEMPTS}/{number:04d}.json"
+
+    def attempts(self) -> list[int]:
+        """The numbers of the attempts that have been written down, in no order."""
+        try:
+            names = self.fs.ls(f"{self.path}/{ATTEMPTS}", detail=False)
+        except FileNotFoundError:
+            return []
+        matches = (_ATTEMPT.fullmatch(str(name).rsplit("/", 1)[-1]) for name in names)
+        return [int(match[1]) for match in matches if match]
 
     def steps(self) -> dict[str, dict[int, int]]:
         """What lies in `checkpoints/`: for `ckpt` and for `json` the size in bytes by step. One listing."""

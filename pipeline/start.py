@@ -12,7 +12,8 @@ from typing import Any
 import fsspec
 
 from pipeline import configuration
-from pipeline.checkpoint.record import newest, select
+from pipeline.checkpoint.load import newest_good, select_good
+from pipeline.checkpoint.record import newest
 from pipeline.errors import UserError
 from pipeline.run_dir import RunDir, storage_error
 from pipeline.topology import Topology
@@ -37,19 +38,21 @@ class Start:
     finished: bool = False
 
 
-def of_training(run: RunDir, resolved: dict[str, Any], given: str | None) -> Start:
-    """Where a fit goes on.
+def of_training(run: RunDir, resolved: dict[str, Any], given: str | None, compare: bool = True) -> Start:
+    """Where a fit goes on: from the newest checkpoint whose bytes match its record.
 
     Args:
         run: The run directory.
         resolved: What was asked for.
         given: The `ckpt_path` that the user gave.
+        compare: Whether the bytes are looked at, which downloads them; else only their number is.
 
     Raises:
-        UserError: The run was trained with another model, or stands already where `given` would begin.
+        UserError: There are commits but none is good, or the run was trained with another model, or stands already
+            where `given` would begin.
     """
     saved = configuration.saved_config(run, "fit")
-    record = newest(run)
+    record = newest_good(run) if compare else newest(run)
     if record is None:
         return Start(url=given)
     configuration.same_model(run, saved, resolved)
@@ -72,10 +75,10 @@ def of_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> S
         which: `best`, `latest`, a step, or None, as in `pipeline.checkpoint.record.select`.
 
     Raises:
-        UserError: The run was trained with another model, or has no such checkpoint.
+        UserError: The run was trained with another model, or has no such checkpoint, or only damaged ones.
     """
     configuration.same_model(run, configuration.saved_config(run, "fit"), resolved, wholly=True)
-    record = select(run, which)
+    record = select_good(run, which)
     return Start(run.url_of(record.name), record.step, record.sha256, own=True)
 
 

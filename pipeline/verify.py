@@ -1,10 +1,11 @@
-"""`python -m pipeline verify`: what the ledger of a finished or running run proves, epoch by epoch."""
+"""`python -m pipeline verify`: whether every checkpoint's bytes are what was saved, and what the ledger proves."""
 
 from dataclasses import dataclass
 
 from pipeline.account import Account
 from pipeline.checkpoint.io import read_own
-from pipeline.checkpoint.record import CommitRecord, newest
+from pipeline.checkpoint.load import Corrupt, check
+from pipeline.checkpoint.record import UNCOMMITTED, CommitRecord, examined
 from pipeline.errors import UserError
 from pipeline.run_dir import RunDir
 
@@ -20,17 +21,57 @@ class Verdict:
 
 
 def verify(run: RunDir) -> Verdict:
-    """Judge what the newest committed checkpoint of a run says about its epochs.
+    """Hash every committed checkpoint of a run again, and judge what the newest good one says about its epochs.
 
-    The expected samples are computed anew from each epoch's seed and position; what was counted in training is only
-    compared with them.
+    Each checkpoint is a line on standard output as soon as it is known. The expected samples are computed anew from
+    each epoch's seed and position; what was counted in training is only compared with them.
 
     Raises:
-        UserError: There is nothing that could be judged.
+        UserError: The bytes are as they were saved, but there is no ledger that could be judged.
     """
-    record = newest(run)
-    if record is None:
+    newest, failed = _rehash(run)
+    if newest is None and not failed:
         raise UserError(f"run_dir={run.label!r} has no checkpoint: there is nothing to verify yet")
+    damaged = [f"FAILED: the checkpoint of step {step} is damaged" for step in failed]
+    try:
+        verdict = Verdict("no checkpoint is good: there is no ledger to judge", True)
+        if newest is not None:
+            verdict = _judge(run, newest)
+    except UserError as error:
+        if not failed:
+            raise
+        verdict = Verdict("\n".join(error.problems), True)
+    return Verdict("\n".join(["", verdict.text, *damaged]), verdict.holds and not failed)
+
+
+def _rehash(run: RunDir) -> tuple[CommitRecord | None, list[int]]:
+    """Say of every checkpoint whether its bytes match its record; the newest good one, and the steps that fail."""
+    newest: CommitRecord | None = None
+    failed: list[int] = []
+    for step, found in examined(run):
+        size, problem = "", None if isinstance(found, CommitRecord) else found
+        if isinstance(found, CommitRecord):
+            size = f"  {found.bytes} bytes"
+            try:
+                check(run, found)
+                newest = newest or found
+            except Corrupt as error:
+                problem = str(error)
+        words = "ok" if problem is None else f"FAILED: {problem}"
+        if problem == UNCOMMITTED:
+            words = f"not committed: {problem}"
+        elif problem is not None:
+            failed.append(step)
+        print(f"step {step}{size}  {words}", flush=True)  # noqa: T201 - it is what was asked for
+    return newest, failed
+
+
+def _judge(run: RunDir, record: CommitRecord) -> Verdict:
+    """What the ledger in a checkpoint proves.
+
+    Raises:
+        UserError: There is none that could be judged.
+    """
     own = read_own(run.url_of(record.name))
     if own is None or own.get("ledger") is None:
         raise UserError(
@@ -65,7 +106,7 @@ def verify(run: RunDir) -> Verdict:
     ]
     if "end" not in record.reason:
         notes.append("training has not ended there; what came later is not known")
-    lines = [f"ledger of {run} at step {record.step} (the newest committed checkpoint)", "", *_table(rows), "", *notes]
+    lines = [f"ledger of {run} at step {record.step} (the newest good checkpoint)", "", *_table(rows), "", *notes]
     if problems:
         lines += [f"FAILED: {problem}" for problem in problems]
     elif accounts:

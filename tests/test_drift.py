@@ -137,6 +137,7 @@ def test_explain_resume_says_what_the_resume_then_does(app: App, run: Path) -> N
     ended = app("explain_resume", "--run_dir", run)
     assert ended.status == 0, ended.err
     assert "checkpoint     step 10\n" in ended.out
+    assert "its bytes are compared with its record when a fit starts" in ended.out
     assert "differences    none in data, seeds" in ended.out
     assert "position       epoch 1, 48 of its samples are used" in ended.out
     said = [int(index) for index in re.findall(r"rank 0: ([\d, ]+), \.\.\.", ended.out)[0].split(", ")]

@@ -1,5 +1,6 @@
 """A run that was interrupted after any step ends like one that never was, bit for bit."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +133,8 @@ def test_a_state_of_another_version_is_refused(app: App, tmp_path: Path) -> None
     checkpoint["pipeline"]["schema"] = 2
     torch.save(checkpoint, name)
     record = json.loads(name.with_suffix(".json").read_text())
-    name.with_suffix(".json").write_text(json.dumps({**record, "bytes": name.stat().st_size}))
+    found = {"bytes": name.stat().st_size, "sha256": f"sha256:{hashlib.sha256(name.read_bytes()).hexdigest()}"}
+    name.with_suffix(".json").write_text(json.dumps({**record, **found}))
     for command in (BASE, ("verify",), ("explain_resume",)):
         ended = app(*command, "--run_dir", tmp_path)
         assert ended.status == 2, ended.err

@@ -1,5 +1,6 @@
 """The ledger counts what training used, after the step that used it, and each epoch is proven or the run fails."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -110,6 +111,7 @@ def rewrite(run: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
     torch.save(checkpoint, name)
     record = json.loads(name.with_suffix(".json").read_text())
     record["bytes"] = name.stat().st_size
+    record["sha256"] = f"sha256:{hashlib.sha256(name.read_bytes()).hexdigest()}"
     name.with_suffix(".json").write_text(json.dumps(record))
 
 
@@ -153,6 +155,7 @@ def test_what_cannot_be_verified_is_status_2(app: App, tmp_path: Path) -> None:
     assert "Own is a data module of its own kind: samples are not accounted for" in ended.err
     ended = app("verify", "--run_dir", tmp_path / "foreign")
     assert ended.status == 2
+    assert re.fullmatch(r"step 15  \d+ bytes  ok\n", ended.out), "its bytes are verified all the same"
     assert "holds no ledger" in ended.err
     assert app("verify").status == 2
 

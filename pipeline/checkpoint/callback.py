@@ -1,23 +1,25 @@
 """When a checkpoint is saved: after steps, after epochs and at the end of training."""
 
-import logging
 import math
-import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
+from pipeline.checkpoint.clock import Clock
 from pipeline.checkpoint.io import OWN_KEY, StreamingIO
 from pipeline.checkpoint.plain import plain
-from pipeline.checkpoint.record import CommitRecord, Monitor, newest, select, write_record
+from pipeline.checkpoint.record import CommitRecord, Monitor, newest, select
 from pipeline.checkpoint.resume import Resume, data_of
+from pipeline.checkpoint.retention import Keep, Retention
+from pipeline.checkpoint.saver import SaveFailed, Saver
 from pipeline.checkpoint.state import collect
 from pipeline.errors import UserError
+from pipeline.lease import LeaseLost
 from pipeline.loops import epoch_over, settle
 from pipeline.run_dir import SCHEMA, RunDir, now
-
-log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
@@ -32,10 +34,26 @@ class Checkpoints(Checkpoint):
         mode: Whether the least (`min`) or the greatest (`max`) value of `monitor` is best.
         every_n_epochs: Save after every n-th epoch; the end of training always saves.
         every_n_steps: Save after every n-th optimizer step, too.
+        every_minutes: Save when so many minutes have passed since the last save, too; rank 0's clock decides for all.
+        after_validation: Save after every validation within an epoch, too.
+        keep_last: So many of the newest stay, the others go after each commit; None: all stay.
+        keep_best: Of the best by `monitor` so many stay, too.
+        keep_every_n_steps: And one for every so many steps.
+        storage_budget: Seconds for which the storage may fail, while training goes on, before the run fails.
     """
 
     def __init__(
-        self, monitor: str | None = None, mode: str = "min", every_n_epochs: int = 1, every_n_steps: int | None = None
+        self,
+        monitor: str | None = None,
+        mode: str = "min",
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = None,
+        after_validation: bool = False,
+        keep_last: int | None = None,
+        keep_best: int = 1,
+        keep_every_n_steps: int | None = None,
+        storage_budget: float = 1800.0,
     ) -> None:
         problems = []
         if mode not in ("min", "max"):
@@ -43,13 +61,24 @@ class Checkpoints(Checkpoint):
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
             if value is not None and value < 1:
                 problems.append(f"checkpoints.{name}={value}: allowed are 1 and more")
+        if every_minutes is not None and every_minutes <= 0:
+            problems.append(f"checkpoints.every_minutes={every_minutes:g}: allowed are numbers above 0")
+        self.keep = Keep(keep_last, keep_best, keep_every_n_steps)
+        problems += self.keep.problems()
+        if storage_budget < 0:
+            problems.append(f"checkpoints.storage_budget={storage_budget:g}: allowed are 0 and more seconds")
         if problems:
             raise UserError(*problems)
         self.monitor = monitor
         self.mode = mode
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
+        self.every_minutes = every_minutes
+        self.after_validation = after_validation
+        self.storage_budget = storage_budget
+        self._clock = Clock(None)
         self.run: RunDir | None = None
+        self.saver: Saver | None = None
         self._resume = Resume(None, anew=False)
         self._facts: dict[str, Any] = {}
         self._committed_step: int | None = None
@@ -59,7 +88,14 @@ class Checkpoints(Checkpoint):
         self._left: tuple[()] | tuple[dict[str, Any] | None] = ()
         self._validated = False
 
-    def attach(self, run: RunDir, resumed_step: int | None, facts: dict[str, Any], resume: Resume) -> None:
+    def attach(
+        self,
+        run: RunDir,
+        resumed_step: int | None,
+        facts: dict[str, Any],
+        resume: Resume,
+        held: Callable[[], None] | None = None,
+    ) -> None:
         """Say where to save, which step is committed already, and what is to stand in every checkpoint.
 
         Args:
@@ -67,8 +103,11 @@ class Checkpoints(Checkpoint):
             resumed_step: The step that this attempt goes on from, if the run itself committed it.
             facts: What a later resume is compared with, see `pipeline.drift.facts`.
             resume: Knows the ledger and the order of gradients.
+            held: Raises if this process is not the run's writer any more.
         """
         self.run = run
+        retention = Retention(run, self.keep, resumed_step)
+        self.saver = Saver(run, self.storage_budget, held, retention.after_commit)
         self._committed_step = resumed_step
         self._facts = facts
         self._resume = resume
@@ -99,10 +138,14 @@ class Checkpoints(Checkpoint):
         if self.run is not None:
             plain({"hyper_parameters": dict(pl_module.hparams)})
         self._last_step = trainer.global_step
+        self._clock = Clock(None if self.every_minutes is None else 60 * self.every_minutes)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember that what validation logs is known by now."""
-        self._validated = self._validated or not trainer.sanity_checking
+        """Remember that what validation logs is known by now, and that a save may be due."""
+        if not trainer.sanity_checking:
+            self._validated = True
+            if self.after_validation:
+                self._due.append("validation")
 
     def save_due(self, trainer: pl.Trainer, epoch: int, batches: int) -> None:
         """Save what has just ended, if it is due.
@@ -126,7 +169,15 @@ class Checkpoints(Checkpoint):
         # A batch may make more than one step (manual optimization), and jump over a multiple.
         if self.every_n_steps is not None and step // self.every_n_steps > self._last_step // self.every_n_steps:
             self._due.append("steps")
+        if step != self._last_step and self._clock.due(trainer):
+            self._due.append("minutes")
         self._last_step = step
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let the save that is under way come to its end: it is good."""
+        if self.saver is not None and not isinstance(exception, SaveFailed):
+            with suppress(SaveFailed, LeaseLost):
+                self.saver.finish()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the sums of an epoch that is left in its middle: Lightning forgets them."""
@@ -143,6 +194,8 @@ class Checkpoints(Checkpoint):
                 completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
                 used = completed - completed % trainer.accumulate_grad_batches
                 self._save(trainer, trainer.current_epoch - 1, used, end=True)
+        if self.saver is not None:
+            self.saver.finish()  # also where the last step was saved before: it may still be under way
         self._due = []
 
     def _save(self, trainer: pl.Trainer, epoch: int, batches: int, end: bool = False) -> None:
@@ -158,7 +211,6 @@ class Checkpoints(Checkpoint):
         if self.run is None or step == self._committed_step:
             return
         url = self.run.url_of(RunDir.checkpoint(step))
-        started = time.monotonic()
         data, ledger = data_of(trainer), self._resume.ledger
         position = None
         if data is not None and data.batches is not None:
@@ -177,33 +229,52 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(url)
         finally:
             self._own = None
-        monitor = self._monitored(trainer)
+        taken = False
         if trainer.is_global_zero:
-            io = trainer.strategy.checkpoint_io
-            assert isinstance(io, StreamingIO)
-            written = io.written.pop(url)
-            record = CommitRecord(
-                step=step,
-                epoch=epoch,
-                position=position,
-                bytes=written.bytes,
-                sha256=written.sha256,
-                monitor=monitor,
-                world_size=trainer.world_size,
-                created=now(),
-                reason=[*dict.fromkeys(self._due), *(["end"] if end else [])],
-            )
-            write_record(self.run, record)
-            value = f", {monitor.name} {monitor.value:.6g}" if monitor else ""
-            log.info("saved step %d%s (%.1f s)", step, value, time.monotonic() - started)
-        self._committed_step = step
+            taken = self._hand_over(trainer, epoch, position, [*dict.fromkeys(self._due), *(["end"] if end else [])])
+        # All ranks save together, so all must know of a save that was left out.
+        if trainer.strategy.broadcast(taken):
+            self._committed_step = step
+            self._clock.restart()
         known = trainer.callback_metrics
         could_know = self._validated or not sum(trainer.num_val_batches)
         if self.monitor is not None and self.monitor not in known and could_know:
+            if self.saver is not None:
+                self.saver.finish()
             raise UserError(
                 f"checkpoints.monitor={self.monitor!r} is not logged by the model; logged are: "
                 f"{', '.join(sorted(known)) or 'none'}. Step {step} is saved: mend the name and start again"
             )
+
+    def _hand_over(self, trainer: pl.Trainer, epoch: int, position: int | None, reason: list[str]) -> bool:
+        """On rank 0: let the Saver make the checkpoint durable, behind training.
+
+        Returns:
+            Whether it was taken.
+        """
+        io = trainer.strategy.checkpoint_io
+        assert isinstance(io, StreamingIO)
+        assert io.taken is not None
+        assert self.saver is not None
+        taken, io.taken = io.taken, None
+        record = CommitRecord(
+            step=trainer.global_step,
+            epoch=epoch,
+            position=position,
+            bytes=0,
+            sha256="",
+            monitor=self._monitored(trainer),
+            world_size=trainer.world_size,
+            created=now(),
+            reason=reason,
+        )
+        # The last one is worth waiting for, however long the storage is away.
+        if "end" in reason:
+            self.saver.finish()
+        done = self.saver.save(taken, record)
+        if "end" in reason:
+            self.saver.finish()
+        return done
 
     def _monitored(self, trainer: pl.Trainer) -> Monitor | None:
         value: Any = None if self.monitor is None else trainer.callback_metrics.get(self.monitor)

@@ -1,17 +1,17 @@
 """How a checkpoint becomes bytes on a storage, and comes back: a CheckpointIO for any fsspec URL."""
 
-import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import fsspec
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pipeline.checkpoint.load import load
 from pipeline.checkpoint.plain import plain
+from pipeline.checkpoint.record import CommitRecord, read_record
 from pipeline.errors import UserError
 from pipeline.run_dir import SCHEMA, RunDir, storage_error
 
@@ -22,65 +22,47 @@ _HEAD = 1 << 16
 """Bytes asked of a storage at once, where only a small part is wanted."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """What was written: the length in bytes and `sha256:<hex>` of exactly those bytes."""
-
-    bytes: int
-    sha256: str
-
-
 class StreamingIO(CheckpointIO):
-    """Streams a checkpoint to its URL while hashing it, and loads without ever executing pickled code.
+    """Hands the run's own checkpoints to its `Saver`, and loads without ever executing pickled code.
 
-    Lightning's own IO builds the whole file in memory first, and once more for S3. `written` holds what the last
-    save of this process put there; only the process that writes (rank 0) has one.
+    Lightning's own IO builds the whole file in memory first, and once more for S3, while all ranks wait.
+
+    Attributes:
+        taken: The checkpoint of the run that was saved last, until the Saver takes it; on rank 0.
     """
 
     def __init__(self, run: RunDir | None) -> None:
         self.run = run
-        self.written: dict[str, Written] = {}
+        self.taken: dict[str, Any] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Any, storage_options: Any | None = None) -> None:
-        """Write one checkpoint; inside the run directory also force it to the disk and compare its length.
+        """Take one of the run's own checkpoints for its `Saver`; write any other (of a second ModelCheckpoint) at once.
 
         Raises:
             UserError: Something in it would not load again.
             TypeError: `storage_options` is given; the URL says everything.
-            OSError: The storage failed, or reports another length than was written.
         """
         if storage_options is not None:
             raise TypeError("storage_options are not supported: fsspec reads them from the environment and its config")
         url = str(path)
-        name = self._name(url)
-        if name is None:
-            # Somebody else's checkpoint, say of a second ModelCheckpoint: streamed all the same.
-            with fsspec.open(url, "wb", auto_mkdir=True) as file:
-                torch.save(checkpoint, file)
+        if self._name(url) is not None:
+            self.taken = plain(checkpoint)
             return
-        assert self.run is not None
-        checkpoint = plain(checkpoint)
-        with self.run.open_write(name) as file:
-            hashing = _Hashing(file)
-            try:
-                torch.save(checkpoint, cast("BinaryIO", hashing))
-            except RuntimeError as error:
-                # torch reports a failed write as a position that it did not expect.
-                raise hashing.error or error from error
-        self.run.durable(name)
-        stored = self.run.size(name)
-        if stored != hashing.bytes:
-            raise OSError(f"{url}: wrote {hashing.bytes} bytes, the storage reports {stored}")
-        self.written[url] = Written(hashing.bytes, f"sha256:{hashing.digest.hexdigest()}")
+        with fsspec.open(url, "wb", auto_mkdir=True) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load a checkpoint from any URL.
+        """Load a checkpoint from any URL; one that the run has committed only as its commit record says it is.
 
         Raises:
             FileNotFoundError: There is none.
+            Corrupt: Its bytes are not those of its record.
         """
+        record = self._record(str(path))
+        if self.run is not None and record is not None:
+            return load(self.run, record, map_location, weights_only is not False)
         with fsspec.open(str(path), "rb") as file:
             checkpoint: dict[str, Any] = torch.load(
                 file, map_location=map_location or "cpu", weights_only=weights_only is not False
@@ -97,6 +79,13 @@ class StreamingIO(CheckpointIO):
         if self.run is None or not url.startswith(self.run.url + "/"):
             return None
         return url[len(self.run.url) + 1 :]
+
+    def _record(self, url: str) -> CommitRecord | None:
+        """The commit record of one of the run's own checkpoints."""
+        step = re.fullmatch(r".*/step-(\d{8,})\.ckpt", url)
+        if self.run is None or step is None or self._name(url) != RunDir.checkpoint(int(step[1])):
+            return None
+        return read_record(self.run, int(step[1]))
 
 
 def read_own(url: str) -> dict[str, Any] | None:
@@ -135,26 +124,3 @@ def require_schema(own: Any, url: str = "the checkpoint") -> None:
             f"{url} holds a state of this project of schema {found!r}; this version reads {SCHEMA}. Go on with the "
             "version that wrote it, or start a new run"
         )
-
-
-class _Hashing:
-    """A write-only file that hashes and counts what goes through it; torch.save needs no more of a file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.bytes = 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        self.bytes += len(data)
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()

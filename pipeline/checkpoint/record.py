@@ -109,11 +109,16 @@ def newest(run: RunDir) -> CommitRecord | None:
     """
     record = next(committed(run), None)
     if record is None and run.steps()["json"]:
-        raise UserError(
-            f"run_dir={run.label!r} has commit records but no good checkpoint (the warnings above say why). "
-            "Mend the files, or start a new run with another --run_dir"
-        )
+        raise none_good(run)
     return record
+
+
+def none_good(run: RunDir) -> UserError:
+    """There are commits, but none is good."""
+    return UserError(
+        f"run_dir={run.label!r} has commit records but no good checkpoint (the warnings above say why). "
+        "Mend the files, or start a new run with another --run_dir"
+    )
 
 
 def select(run: RunDir, which: str | None) -> CommitRecord:
@@ -127,7 +132,17 @@ def select(run: RunDir, which: str | None) -> CommitRecord:
     Raises:
         UserError: There is none such.
     """
-    records = list(committed(run))
+    return choose(run, list(committed(run)), which)
+
+
+def choose(run: RunDir, records: list[CommitRecord], which: str | None) -> CommitRecord:
+    """The one of these checkpoints, newest first, that `select` means.
+
+    Raises:
+        UserError: There is none such.
+    """
+    if not records and run.steps()["json"]:
+        raise none_good(run)
     if not records:
         raise UserError(f"run_dir={run.label!r} has no checkpoint: train first, or name the right --run_dir")
     monitored = [(record.monitor, record) for record in records if record.monitor is not None]

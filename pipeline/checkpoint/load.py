@@ -1,0 +1,318 @@
+"""Checkpoints come back verified: downloaded once a node, hashed as they arrive, memory-mapped by all its processes.
+
+A checkpoint on a local disk is read where it lies. Any other goes into the cache folder of `pipeline.cache`, under
+names that its eviction understands; <key> stands for one URL, <digest> for what its commit record says:
+
+    <key>-<digest>.part   a download under way, or what a killed one left
+    <key>-<digest>.bin    the bytes, equal to their record; for a local checkpoint an empty note that it was hashed
+    <key>-<digest>.json   when and from which version they came, written last: bytes without it do not exist
+
+Nothing here is forced to the disk, which would cost a third of the time: bytes that were fetched before the machine
+went down are hashed again.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+
+from pipeline.cache.folder import CacheFolder
+from pipeline.checkpoint.record import UNCOMMITTED, CommitRecord, choose, committed, examined, none_good
+from pipeline.checkpoint.transfer import PART, open_ranges
+from pipeline.errors import UserError
+from pipeline.run_dir import SCHEMA, RunDir
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 4
+_AHEAD = 6
+"""Parts that are under way or wait for those before them."""
+_TRIES = 3
+
+
+class Corrupt(Exception):
+    """The bytes of a checkpoint are not those of its commit record: what was expected, and what was found."""
+
+
+def newest_good(run: RunDir) -> CommitRecord | None:
+    """The newest checkpoint whose bytes match its record, or None in a run directory that has never had a commit.
+
+    Any other is passed over with a warning. What it returns is on this node when it does.
+
+    Raises:
+        UserError: There are commits, but none is good: starting afresh in silence would bury them.
+        Exception: The storage failed, which says nothing about the checkpoint.
+    """
+    commits = False
+    for step, found in examined(run):
+        problem = found
+        if isinstance(found, CommitRecord):
+            try:
+                fetched(run, found, anew=True)
+                return found
+            except Corrupt as error:
+                problem = str(error)
+        if problem != UNCOMMITTED:
+            commits = True
+            log.warning("passing over step %d: %s", step, problem)
+    if commits:
+        raise none_good(run)
+    return None
+
+
+def select_good(run: RunDir, which: str | None) -> CommitRecord:
+    """The checkpoint to evaluate, as `pipeline.checkpoint.record.select` does, whose bytes match its record.
+
+    Raises:
+        UserError: There is none such, or the step that was asked for is damaged.
+        Exception: The storage failed.
+    """
+    records = list(committed(run))
+    while True:
+        record = choose(run, records, which)
+        try:
+            fetched(run, record, anew=True)
+            return record
+        except Corrupt as error:
+            if which is not None and which.isdecimal():
+                raise UserError(
+                    f"checkpoint={which!r} is damaged: {error}. Name another step, 'best' or 'latest', or mend the file"
+                ) from error
+            log.warning("passing over step %d: %s", record.step, error)
+            records.remove(record)
+
+
+def fetched(run: RunDir, record: CommitRecord, anew: bool = False) -> Path:
+    """The local path of a checkpoint's bytes, which match its record; `load` also keeps them from going meanwhile.
+
+    Args:
+        run: The run directory.
+        record: Of the checkpoint.
+        anew: Look at the storage, whatever this node found out before: hash a local file again, and download a remote
+            one again if it is another version by now. Else what an earlier call on this node has verified is taken.
+
+    Raises:
+        Corrupt: They do not match.
+        UserError: The cache cannot hold them.
+        Exception: The storage failed.
+    """
+    with _held(run, record, anew) as path:
+        return path
+
+
+def load(run: RunDir, record: CommitRecord, map_location: Any = None, weights_only: bool = True) -> dict[str, Any]:
+    """A checkpoint whose bytes match its record, memory-mapped: what is not used is not read.
+
+    The mapping is private: writing to a tensor changes memory alone, and it outlives the name of its file. Parameters
+    are copied out of it; on a CPU the optimizer takes its tensors as they are.
+
+    Raises:
+        Corrupt: The bytes do not match.
+        UserError: The cache cannot hold them.
+        Exception: The storage failed.
+    """
+    with _held(run, record) as path:
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location=map_location or "cpu", weights_only=weights_only, mmap=True
+        )
+    return checkpoint
+
+
+def check(run: RunDir, record: CommitRecord) -> None:
+    """Compare the bytes of a checkpoint with its record, and keep none of them.
+
+    Raises:
+        Corrupt: They do not match.
+        Exception: The storage failed.
+    """
+    if run.is_local:
+        _hash_file(Path(run.path, record.name), record)
+        return
+    _version(run, record)
+    _stream(run, record)
+
+
+@contextmanager
+def _held(run: RunDir, record: CommitRecord, anew: bool = False) -> Iterator[Path]:
+    """Verified bytes, which stay in the cache until the block ends."""
+    url = run.url_of(record.name)
+    if run.is_local:
+        yield _noted(run, record, anew)
+        return
+    folder, version = CacheFolder(), _version(run, record) if anew else ""
+    key = _digest(f"checkpoint {url}")[:32]
+    stem = folder.path / f"{key}-{_digest(record.sha256)[:16]}"
+    for _ in range(_TRIES):  # another process may make room between the two locks
+        with folder.lock(key, fcntl.LOCK_SH):
+            if _is_whole(stem, record, version):
+                yield stem.with_suffix(".bin")
+                return
+        with folder.lock(key, fcntl.LOCK_EX):  # the processes of a node wait for the one that fetches
+            if not _is_whole(stem, record, version):
+                _download(run, record, folder, key, stem, version or _version(run, record))
+    raise OSError(f"{url} was fetched, but its copy in {folder.path} is gone or damaged: what else writes?")
+
+
+def _noted(run: RunDir, record: CommitRecord, anew: bool) -> Path:
+    """A file on a local disk: one process of the node hashes it, the others find its note."""
+    path = Path(run.path, record.name).absolute()
+    try:
+        state = path.stat()
+    except FileNotFoundError as error:
+        raise Corrupt("its file is missing") from error
+    key = _digest(f"checkpoints {path.parent}")[:32]  # one note for a run, not one for each of its checkpoints
+    seen = (path, record.sha256, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    note: Path | None = None
+    with ExitStack() as locked:
+        with suppress(UserError, OSError):  # without a cache it only takes longer
+            folder = CacheFolder()
+            locked.enter_context(folder.lock(key, fcntl.LOCK_EX))
+            note = folder.path / f"{key}-{_digest(repr(seen))[:16]}.bin"
+        if note is None:
+            _hash_file(path, record)
+        elif anew or not note.exists():
+            for other in note.parent.glob(f"{key}-*.bin"):
+                other.unlink(missing_ok=True)
+            _hash_file(path, record)
+            with suppress(OSError):
+                note.touch()
+    return path
+
+
+def _hash_file(path: Path, record: CommitRecord) -> None:
+    try:
+        with open(path, "rb") as file:
+            _compare(record, os.fstat(file.fileno()).st_size, None)
+            _compare(record, record.bytes, hashlib.file_digest(file, "sha256").hexdigest())
+    except FileNotFoundError as error:
+        raise Corrupt("its file is missing") from error
+
+
+def _compare(record: CommitRecord, length: int, digest: str | None) -> None:
+    if length != record.bytes:
+        raise Corrupt(f"its file has {length} bytes, its record says {record.bytes} bytes")
+    if digest is not None and f"sha256:{digest}" != record.sha256:
+        raise Corrupt(f"its bytes have sha256:{digest}, its record says {record.sha256}")
+
+
+def _version(run: RunDir, record: CommitRecord) -> str:
+    """What changes when the storage gets another file of that name: its tag or its times, whatever it tells."""
+    try:
+        info = run.fs.info(f"{run.path}/{record.name}")
+    except FileNotFoundError as error:
+        raise Corrupt("its file is missing") from error
+    _compare(record, int(info["size"]), None)
+    return _digest(repr(sorted((name, str(value)) for name, value in info.items())))
+
+
+def _is_whole(stem: Path, record: CommitRecord, version: str) -> bool:
+    """Whether the cache has the bytes of a record, and of that version if one is asked for."""
+    path, known = stem.with_suffix(".bin"), None
+    try:
+        known = json.loads(stem.with_suffix(".json").read_bytes())
+        state = path.stat()
+        if not isinstance(known, dict) or (known.get("schema"), known.get("sha256")) != (SCHEMA, record.sha256):
+            return False
+        if version not in ("", known.get("version")):
+            return False
+        # Somebody wrote to it or copied it; or the machine went down, perhaps before all of it was on the disk.
+        boot = _boot()
+        if not boot or (boot, state.st_mtime_ns) != (known.get("boot"), known.get("mtime_ns")):
+            _hash_file(path, record)
+    except (OSError, ValueError, Corrupt):
+        return False
+    with suppress(OSError):  # another user's file; its own uses keep it
+        os.utime(path, ns=(time.time_ns(), state.st_mtime_ns))
+    return True
+
+
+def _download(run: RunDir, record: CommitRecord, folder: CacheFolder, key: str, stem: Path, version: str) -> None:
+    """Put the bytes into the cache, if they match. Killed in between it leaves nothing that counts."""
+    url, part = run.url_of(record.name), stem.with_suffix(".part")
+    for leftover in folder.path.glob(f"{key}-*.part"):
+        leftover.unlink(missing_ok=True)
+    folder.make_room(record.bytes, url, key)
+    try:
+        with open(part, "xb") as file:
+            file.truncate(record.bytes)  # other processes that make room count it
+            _stream(run, record, lambda start, data: _write(file.fileno(), start, data))
+            os.fchmod(file.fileno(), 0o444)
+            mtime_ns = os.fstat(file.fileno()).st_mtime_ns
+        stem.with_suffix(".json").unlink(missing_ok=True)
+        os.replace(part, stem.with_suffix(".bin"))
+        with open(part, "x") as text:
+            known = {"schema": SCHEMA, "url": url, "sha256": record.sha256, "version": version}
+            json.dump({**known, "mtime_ns": mtime_ns, "boot": _boot()}, text, indent=2)
+        os.replace(part, stem.with_suffix(".json"))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise folder.no_space(url, record.bytes) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+    folder.make_room(0, url, key, keep=stem.name)
+
+
+def _write(descriptor: int, start: int, data: memoryview) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, start)
+        start, data = start + written, data[written:]
+
+
+def _stream(run: RunDir, record: CommitRecord, place: Callable[[int, memoryview], None] | None = None) -> None:
+    """Read a file in parallel parts and hash them in order; only a few are in memory.
+
+    Args:
+        run: The run directory.
+        record: Of the checkpoint.
+        place: Called in a thread with the start and the bytes of each part.
+
+    Raises:
+        Corrupt: The bytes do not match the record.
+    """
+    read, digest, length = open_ranges(run, record.name), hashlib.sha256(), 0
+    placing = Lock()  # threads that write to one file at a time would only wait for one another, at work
+
+    def fetch(start: int) -> memoryview:
+        data = memoryview(read(start, min(start + PART, record.bytes)))
+        if place is not None:
+            with placing:
+                place(start, data)
+        return data
+
+    pool = ThreadPoolExecutor(_AT_ONCE, "checkpoint")
+    try:
+        parts = (pool.submit(fetch, start) for start in range(0, record.bytes, PART))
+        coming = deque(islice(parts, _AHEAD))
+        while coming:
+            data = coming.popleft().result()
+            coming.extend(islice(parts, 1))
+            digest.update(data)
+            length += len(data)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    _compare(record, length, digest.hexdigest())
+
+
+def _boot() -> str:
+    """What is another one after the machine has been started anew, "" where it does not tell."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

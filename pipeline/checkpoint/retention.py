@@ -1,0 +1,223 @@
+"""Which checkpoints stay: the last k, the best k by the monitored value, and one for every m steps.
+
+Nothing goes before a newer commit is durable. Deleting begins with the commit record, so that at no instant a reader
+takes a checkpoint that is not whole; a `.ckpt` that a crash leaves without its record is swept by the next start.
+Needs no torch, but for hashing in `prune`.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from pipeline.checkpoint.record import CommitRecord, examined
+from pipeline.errors import UserError
+from pipeline.run_dir import CHECKPOINTS, RunDir, storage_error
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 50
+"""Checkpoints deleted after one commit: the next save waits for them."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints of a run stay; the newest one and the best one always do.
+
+    Attributes:
+        last: So many of the newest; None: everything stays.
+        best: So many of the best by the monitored value.
+        every_n_steps: The first one at or after each multiple of so many steps, too; None: none for its step.
+    """
+
+    last: int | None = None
+    best: int = 1
+    every_n_steps: int | None = None
+
+    def problems(self, prefix: str = "checkpoints.keep_") -> list[str]:
+        """What the user must change, one sentence for each mistake.
+
+        Args:
+            prefix: What stands before `last`, `best` and `every_n_steps` in the name that the user gave.
+        """
+        found = [
+            f"{prefix}{name}={value}: allowed are 1 and more"
+            for name, value in (("last", self.last), ("best", self.best), ("every_n_steps", self.every_n_steps))
+            if value is not None and value < 1
+        ]
+        if self.last is None:
+            found += [
+                f"{prefix}{name}={value} has no effect without {prefix}last: everything is kept. Give {prefix}last, "
+                f"or leave {prefix}{name} out"
+                for name, value, default in (("best", self.best, 1), ("every_n_steps", self.every_n_steps, None))
+                if value != default
+            ]
+        return found
+
+
+def surplus(records: Iterable[CommitRecord], keep: Keep, protected_steps: Collection[int] = ()) -> list[CommitRecord]:
+    """The checkpoints that may go, oldest first.
+
+    What may go once may go after any newer commit, too.
+
+    Args:
+        records: All good checkpoints, in any order.
+        keep: Which of them stay.
+        protected_steps: Steps that stay whatever `keep` says.
+    """
+    if keep.last is None:
+        return []
+    ordered = sorted(records, key=lambda record: record.step)
+    stays = {*protected_steps, *(record.step for record in ordered[-max(keep.last, 1) :])}
+    stays.update(_best(ordered, max(keep.best, 1)))
+    if keep.every_n_steps is not None:
+        passed = 0
+        for record in ordered:
+            # A save seldom falls on a multiple itself: epochs end where they end.
+            if record.step // keep.every_n_steps > passed:
+                passed = record.step // keep.every_n_steps
+                stays.add(record.step)
+    return [record for record in ordered if record.step not in stays]
+
+
+def delete(run: RunDir, record: CommitRecord) -> bool:
+    """Delete a checkpoint: first what makes it exist, then its bytes. Again and again, until nothing is left.
+
+    Returns:
+        Whether all of it is gone; an error of the storage is logged.
+    """
+    try:
+        _remove(run, RunDir.record(record.step))
+        # Else a power failure could leave the record alone, of a file that is gone.
+        run.durable(CHECKPOINTS)
+        _remove(run, record.name)
+    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        log.warning("step %d is not deleted yet: %s", record.step, storage_error(error))
+        return False
+    log.info("deleted step %d (%d bytes)", record.step, record.bytes)
+    return True
+
+
+class Retention:
+    """Deletes what need not stay, after each commit of this process. The records are read from the storage once.
+
+    Args:
+        run: The run directory, of which this process is the only writer.
+        keep: Which checkpoints stay.
+        resumed_step: The step that this process went on from, if the run itself committed it.
+    """
+
+    def __init__(self, run: RunDir, keep: Keep, resumed_step: int | None = None) -> None:
+        self.run = run
+        self.keep = keep
+        self.resumed_step = resumed_step
+        self._records: dict[int, CommitRecord] = {}
+        self._has_read = False
+        self._going: dict[int, CommitRecord] = {}
+
+    def after_commit(self, record: CommitRecord) -> None:
+        """Delete what may go, now that this commit is durable; what fails is tried again after the next one."""
+        if self.keep.last is None:
+            return
+        self._records[record.step] = record
+        self._going.pop(record.step, None)
+        if not self._has_read:
+            try:
+                self._records = {**self._read(), **self._records}
+            except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+                log.warning("nothing is deleted yet, the commit records cannot be read: %s", storage_error(error))
+                return
+            self._has_read = True
+        protected = {record.step}
+        if self.resumed_step is not None and max(self._records) <= self.resumed_step:
+            protected.add(self.resumed_step)
+        for each in surplus(self._records.values(), self.keep, protected):
+            self._going[each.step] = self._records.pop(each.step)
+        for step in sorted(self._going)[:_AT_ONCE]:
+            if not delete(self.run, self._going[step]):
+                return  # the next save is not to wait for a storage that fails
+            del self._going[step]
+
+    def _read(self) -> dict[int, CommitRecord]:
+        """What the run had committed before.
+
+        What lies after the resumed step was passed over: it is damaged, though its record may look good, and must
+        never make a good one go.
+        """
+        return {
+            step: found
+            for step, found in examined(self.run)
+            if isinstance(found, CommitRecord) and (self.resumed_step is None or step <= self.resumed_step)
+        }
+
+
+def prune(run: RunDir, keep: Keep, dry_run: bool = False) -> str:
+    """Delete by hand what need not stay, or only list it.
+
+    The newest checkpoint is hashed before anything goes: one that is damaged counts for nothing, and stays.
+
+    Returns:
+        A text to read: each step that goes with its bytes, and the sum.
+
+    Raises:
+        UserError: `keep` is not allowed, or there is no good checkpoint.
+        Exception: The storage failed before anything was deleted.
+    """
+    problems = keep.problems("keep_")
+    if problems:
+        raise UserError(*problems)
+    if keep.last is None:
+        return f"nothing goes from {run}: without keep_last everything is kept"
+    records = _good(run)
+    if not records:
+        raise UserError(f"run_dir={run.label!r} has no good checkpoint: there is nothing to prune")
+    going = surplus(records, keep)
+    failed: list[int] = []
+    lines = []
+    for record in going:
+        words = "would go" if dry_run else "deleted"
+        if not dry_run and not delete(run, record):
+            words = "FAILED (the warning above says why; prune again)"
+            failed.append(record.step)
+        lines.append(f"step {record.step}  {record.bytes} bytes  {words}")
+    gone = [record for record in going if record.step not in failed]
+    verb = "would go" if dry_run else "deleted"
+    stay = len(records) - len(going)
+    lines.append(f"{verb}: {len(gone)} of {len(records)} checkpoints, {sum(each.bytes for each in gone)} bytes")
+    lines.append(f"kept: {stay} checkpoint{'s' * (stay != 1)}, the newest at step {records[0].step}")
+    return "\n".join(lines)
+
+
+def _good(run: RunDir) -> list[CommitRecord]:
+    """The good checkpoints, newest first, of which the first one's bytes are as its record says."""
+    from pipeline.checkpoint.load import Corrupt, check  # noqa: PLC0415 - it needs torch, deciding what goes does not
+
+    records: list[CommitRecord] = []
+    for step, found in examined(run):
+        problem = None if isinstance(found, CommitRecord) else found
+        if isinstance(found, CommitRecord) and not records:
+            try:
+                check(run, found)
+            except Corrupt as error:
+                problem = str(error)
+        if problem is not None:
+            log.warning("passing over step %d: %s", step, problem)
+        elif isinstance(found, CommitRecord):
+            records.append(found)
+    return records
+
+
+def _best(ordered: list[CommitRecord], count: int) -> list[int]:
+    """The steps of the best ones, the newest of equals first; values of different monitors are never compared."""
+    monitors: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    for record in ordered:
+        if record.monitor is not None:
+            value = -record.monitor.value if record.monitor.mode == "max" else record.monitor.value
+            monitors.setdefault((record.monitor.name, record.monitor.mode), []).append((value, -record.step))
+    return [-step for values in monitors.values() for _, step in sorted(values)[:count]]
+
+
+def _remove(run: RunDir, name: str) -> None:
+    try:
+        run.remove(name)
+    except FileNotFoundError:
+        log.debug("%s is gone already", run.url_of(name))

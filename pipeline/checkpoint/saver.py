@@ -1,0 +1,216 @@
+"""Writes checkpoints behind training: one at a time, durable before it is committed, again and again while it fails."""
+
+import hashlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, BinaryIO, cast
+
+import torch
+
+from pipeline.checkpoint.record import CommitRecord, write_record
+from pipeline.checkpoint.snapshot import Snapshots
+from pipeline.checkpoint.transfer import PART, open_writer
+from pipeline.lease import LeaseLost
+from pipeline.run_dir import RunDir, storage_error
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 30.0
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be made durable within the budget that the user set."""
+
+
+class Saver:
+    """Takes a snapshot of a checkpoint and commits it from a thread of its own.
+
+    Memory holds one snapshot. A save that comes while one is under way waits for its turn; one that comes while the
+    storage fails is left out, so that training goes on: the last good checkpoint stands, and the next save is newer.
+
+    Args:
+        run: The run directory.
+        budget: Seconds for which the storage may fail before it is fatal.
+        before_commit: Called before a commit record is written; raises if this process may not commit any more.
+        after_commit: Called after each commit.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        budget: float,
+        before_commit: Callable[[], None] | None = None,
+        after_commit: Callable[[CommitRecord], None] | None = None,
+    ) -> None:
+        self.run = run
+        self.budget = budget
+        self.before_commit = before_commit
+        self.after_commit = after_commit
+        self._snapshots = Snapshots()
+        self._thread: threading.Thread | None = None
+        self._failing_since: float | None = None
+        self._fatal: BaseException | None = None
+
+    def save(self, checkpoint: dict[str, Any], record: CommitRecord) -> bool:
+        """Take a snapshot and return; the rest happens behind.
+
+        Args:
+            checkpoint: What `torch.save` is to write.
+            record: Its commit record, whose `bytes` and `sha256` are found while it is written.
+
+        Returns:
+            Whether it was taken: False while the storage fails.
+
+        Raises:
+            SaveFailed: An earlier one failed for longer than the budget.
+        """
+        self.check()
+        if self._thread is not None and self._thread.is_alive():
+            if self._failing_since is not None:
+                log.warning("step %d is not saved: the storage has failed for %.0f s", record.step, self.failing)
+                return False
+            began = time.monotonic()
+            while self._thread.is_alive() and self._failing_since is None:
+                self._thread.join(0.1)
+            waited = time.monotonic() - began
+            if self._thread.is_alive():
+                log.warning("step %d is not saved: the storage fails", record.step)
+                return False
+            log.info("step %d waited %.1f s for the save before it", record.step, waited)
+            self.check()
+        began = time.monotonic()
+        snapshot = self._snapshots.take(checkpoint)
+        stopped = time.monotonic() - began
+        self._thread = threading.Thread(
+            target=self._commit, args=(snapshot, record, stopped), name=f"save-{record.step}", daemon=True
+        )
+        self._thread.start()
+        return True
+
+    @property
+    def failing(self) -> float:
+        """For how many seconds the storage has failed."""
+        return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
+
+    def check(self) -> None:
+        """Say if a save behind has failed for good.
+
+        Raises:
+            SaveFailed: It has.
+        """
+        if self._fatal is not None:
+            raise self._fatal
+
+    def finish(self) -> None:
+        """Wait until the save that is under way has come to its end.
+
+        Raises:
+            SaveFailed: It failed for longer than the budget.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _commit(self, snapshot: dict[str, Any], record: CommitRecord, stopped: float) -> None:
+        began, pause = time.monotonic(), _FIRST_PAUSE
+        self._snapshots.wait()
+        while True:
+            try:
+                written = self._write(snapshot, record)
+                break
+            except _MayNotCommit as error:
+                self._fatal = error.__cause__
+                return
+            except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+                now = time.monotonic()
+                self._failing_since = self._failing_since or now
+                permanent = isinstance(error, PermissionError)
+                if permanent or now - self._failing_since + pause > self.budget:
+                    self._fatal = SaveFailed(
+                        f"step {record.step} could not be saved in {self.run} for {self.failing:.0f} s "
+                        f"(checkpoints.storage_budget={self.budget:g} s): {storage_error(error)}"
+                    )
+                    self._fatal.__cause__ = error
+                    return
+                log.warning("step %d: saving failed, trying again: %s", record.step, storage_error(error))
+                # With jitter: all runs of a cluster see the same outage end.
+                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        self._failing_since = None
+        value = f", {record.monitor.name} {record.monitor.value:.6g}" if record.monitor else ""
+        seconds = time.monotonic() - began
+        log.info("saved step %d%s (%.1f s behind, training stopped for %.3f s)", record.step, value, seconds, stopped)
+        if self.after_commit is not None:
+            try:
+                self.after_commit(written)
+            except Exception as error:  # noqa: BLE001
+                log.warning("after step %d: %s", record.step, storage_error(error))
+
+    def _may_commit(self) -> None:
+        try:
+            if self.before_commit is not None:
+                self.before_commit()
+        except LeaseLost as error:
+            raise _MayNotCommit from error
+
+    def _write(self, snapshot: dict[str, Any], record: CommitRecord) -> CommitRecord:
+        """One try: bytes, then their proof, then the record."""
+        run, name = self.run, record.name
+        self._may_commit()  # also before: a stale writer must not touch the file of a newer one
+        file = Hashing(open_writer(run, name))
+        try:
+            torch.save(snapshot, cast("BinaryIO", file))
+        except RuntimeError as error:
+            # torch reports a failed write as a position that it did not expect.
+            raise file.error or error from error
+        file.close()
+        run.durable(name)
+        stored = run.size(name)
+        if stored != file.bytes:
+            raise OSError(f"{run.url_of(name)}: wrote {file.bytes} bytes, the storage reports {stored}")
+        self._may_commit()
+        written = replace(record, bytes=file.bytes, sha256=f"sha256:{file.digest.hexdigest()}")
+        write_record(run, written)
+        return written
+
+
+class _MayNotCommit(Exception):
+    """Another process commits to this run now."""
+
+
+class Hashing:
+    """A write-only file that hashes and counts what goes through it; torch.save needs no more of a file."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+        self.error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        """Write bytes, in pieces small enough that the interpreter lock is never held for long."""
+        view = memoryview(data)
+        for start in range(0, len(view), PART // 16):
+            piece = view[start : start + PART // 16]
+            self.digest.update(piece)
+            try:
+                # A copy: torch uses the memory again at once, and obstore sends it later.
+                self._file.write(bytes(piece))
+            except BaseException as error:
+                self.error = self.error or error
+                raise
+        self.bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Nothing: closing finishes the file."""
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()

@@ -1,0 +1,105 @@
+"""What a killed save left behind is removed by the next start: `.ckpt` files without a commit record, open uploads.
+
+Only under the names of this run's own checkpoints, and never what might be evidence.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from pipeline.checkpoint.record import read_record
+from pipeline.run_dir import CHECKPOINTS, RunDir, storage_error
+
+log = logging.getLogger(__name__)
+
+_CHECKPOINT = re.compile(rf"{CHECKPOINTS}/step-\d{{8,}}\.ckpt")
+
+
+def sweep(run: RunDir) -> list[str]:
+    """Remove what uncommitted saves have left; an error of the storage is logged, and the next start tries again.
+
+    To be called by the one process that may write to the run, while no save of its own is under way: then whatever
+    has no commit record is an orphan.
+
+    Returns:
+        The names of what was removed, as they stand in the run directory.
+    """
+    swept: list[str] = []
+    for of_kind in (_files, _uploads):
+        try:
+            of_kind(run, swept)
+        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+            log.warning("what earlier saves left in %s is not swept: %s", run, storage_error(error))
+    if swept:
+        log.info("swept what unfinished saves had left: %s", ", ".join(swept))
+    return swept
+
+
+def is_s3(run: RunDir) -> bool:
+    """Whether the run lies on S3, where an upload that is neither completed nor aborted is stored, unseen and paid."""
+    protocols = [run.fs.protocol] if isinstance(run.fs.protocol, str) else run.fs.protocol
+    return "s3" in protocols
+
+
+def open_uploads(run: RunDir, beginning: str) -> Iterator[tuple[str, str]]:
+    """The multipart uploads that are open: each one's name in the run directory, and its id.
+
+    Args:
+        run: A run directory on S3.
+        beginning: What the names begin with.
+    """
+    bucket, _, key = run.path.partition("/")
+    folder = f"{key}/" if key else ""
+    marker: dict[str, str] = {}
+    while True:
+        # Neither obstore nor fsspec can list them by prefix.
+        page = run.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{folder}{beginning}", **marker)
+        for upload in page.get("Uploads", []):
+            if str(upload["Key"]).startswith(f"{folder}{beginning}"):
+                yield str(upload["Key"])[len(folder) :], str(upload["UploadId"])
+        following = {"KeyMarker": page.get("NextKeyMarker"), "UploadIdMarker": page.get("NextUploadIdMarker")}
+        if not page.get("IsTruncated") or not following["KeyMarker"] or following == marker:
+            return
+        marker = {name: value for name, value in following.items() if value}
+
+
+def abort(run: RunDir, name: str, upload: str) -> None:
+    """End an open upload and free what it had stored."""
+    bucket, _, key = run.path.partition("/")
+    run.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=f"{key}/{name}".lstrip("/"), UploadId=upload)
+
+
+def _files(run: RunDir, swept: list[str]) -> None:
+    """Remove each `.ckpt` that has no record; say which records are torn, down to the newest that is not."""
+    found = run.steps()
+    for step in sorted(found["ckpt"].keys() - found["json"].keys()):
+        name = RunDir.checkpoint(step)
+        _try(partial(run.remove, name), name, swept)
+    for step in sorted(found["json"].keys() & found["ckpt"].keys(), reverse=True):
+        if read_record(run, step) is not None:
+            return  # a crash tears the newest; reading all records would take as long as the run is old
+        log.warning(
+            "step %d has a file, but its commit record is torn or foreign: both are left for you to look at", step
+        )
+
+
+def _uploads(run: RunDir, swept: list[str]) -> None:
+    """Abort the uploads of checkpoints that were never completed."""
+    if not is_s3(run):
+        return
+    for name, upload in list(open_uploads(run, f"{CHECKPOINTS}/step-")):
+        if _CHECKPOINT.fullmatch(name):
+            _try(partial(abort, run, name, upload), f"{name} (an open upload)", swept)
+
+
+def _try(remove: Callable[[], Any], name: str, swept: list[str]) -> None:
+    try:
+        remove()
+    except FileNotFoundError:
+        return
+    except Exception as error:  # noqa: BLE001
+        log.warning("%s is not swept: %s", name, storage_error(error))
+    else:
+        swept.append(name)

@@ -1,0 +1,104 @@
+"""Large files to and from a run's storage, off the interpreter lock where the storage allows it.
+
+On S3 the bytes go through obstore (Rust), which needs a quarter of s3fs's CPU time and none of it under the lock that
+training holds; every other protocol goes through fsspec. What the rest of the code sees is the same.
+
+An obstore client hangs in a process that was forked from one that had used it. So it is made here alone, for one file,
+in the process that saves or loads, never in a loader worker, and is registered nowhere.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+from pipeline.run_dir import RunDir
+
+PART = 16 << 20
+"""Bytes of a part, up and down."""
+
+_AT_ONCE = 4
+
+
+class Writer(Protocol):
+    """A file that is being written; it exists once it is closed."""
+
+    def write(self, data: Any) -> Any:
+        """Write bytes, or anything that shares its memory as bytes."""
+
+    def close(self) -> Any:
+        """Finish it.
+
+        Raises:
+            Exception: Any error of the storage; the file does not exist then.
+        """
+
+
+def open_writer(run: RunDir, name: str) -> Writer:
+    """Open a new file for streaming bytes into it, in parts."""
+    store = _object_store(run)
+    if store is None:
+        writer: Writer = run.open_write(name)
+        return writer
+    import obstore  # noqa: PLC0415 - part of the extra for S3
+
+    opened: Writer = obstore.open_writer(store, _key(run, name), buffer_size=PART, max_concurrency=_AT_ONCE)
+    return opened
+
+
+def open_ranges(run: RunDir, name: str) -> Callable[[int, int], Any]:
+    """How to read a range of a file: a function of (start, end) in bytes, safe to call from several threads.
+
+    It returns the bytes, or what shares its memory as bytes.
+    """
+    store = _object_store(run)
+    if store is None:
+        path = f"{run.path}/{name}"
+        return lambda start, end: run.fs.cat_file(path, start=start, end=end)
+    import obstore  # noqa: PLC0415
+
+    key = _key(run, name)
+    return lambda start, end: obstore.get_range(store, key, start=start, end=end)
+
+
+def _key(run: RunDir, name: str) -> str:
+    _, _, prefix = run.path.partition("/")
+    return f"{prefix}/{name}".lstrip("/")
+
+
+def _object_store(run: RunDir) -> Any:
+    """An obstore client for a run on S3 that reaches it as s3fs does, or None where it could not be sure to."""
+    protocols = [run.fs.protocol] if isinstance(run.fs.protocol, str) else run.fs.protocol
+    if "s3" not in protocols:
+        return None
+    try:
+        import botocore.session  # noqa: PLC0415 - comes with s3fs
+        from obstore.store import S3Store  # noqa: PLC0415
+    except ImportError:
+        return None
+    make: Any = S3Store
+    options = dict(run.fs.storage_options)
+    options.pop("use_listings_cache", None)
+    session = botocore.session.Session()
+    credentials = session.get_credentials()
+    if options or credentials is None:  # set up by fsspec's own configuration: s3fs alone knows what that means
+        return None
+    # Where botocore, and so s3fs, would look: the environment, then the user's configuration.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = endpoint or session.get_scoped_config().get("endpoint_url")
+    region = session.get_config_variable("region") or "us-east-1"
+
+    def provide() -> dict[str, Any]:
+        now = credentials.get_frozen_credentials()
+        found = {"access_key_id": now.access_key, "secret_access_key": now.secret_key, "token": now.token}
+        # botocore renews those of a role by itself: ask again soon.
+        return {**found, "expires_at": datetime.now(UTC) + timedelta(minutes=5)}
+
+    return make(
+        run.path.partition("/")[0],
+        region=region,
+        credential_provider=provide,
+        client_options={"allow_http": bool(endpoint and endpoint.startswith("http:")), "timeout": "300s"},
+        # Hosts other than Amazon's seldom have a name for each bucket.
+        **({"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}),
+    )

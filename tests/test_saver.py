@@ -1,0 +1,300 @@
+"""Saving stops training for a copy only; what comes behind is durable before it is visible, or is tried again."""
+
+import errno
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.checkpoint import saver as saving
+from pipeline.checkpoint.record import CommitRecord, committed
+from pipeline.checkpoint.saver import SaveFailed, Saver
+from pipeline.checkpoint.snapshot import Snapshots
+from pipeline.lease import LeaseLost
+from pipeline.run_dir import RunDir
+from tests.conftest import Ended
+
+App = Callable[..., Ended]
+FIT = (
+    *("fit", "--model=tests.cases.Regression", "--data=pipeline.data.DataModule", "--data.train=tests.cases.Rows"),
+    *("--data.batch_size=16", "--trainer.enable_model_summary=false", "--trainer.max_epochs=2"),
+)
+
+
+def record(step: int) -> CommitRecord:
+    return CommitRecord(step, 0, 0, 0, "", None, 1, "2026-01-01T00:00:00.000Z", ["steps"])
+
+
+def state(fill: float = 1.0) -> dict[str, Any]:
+    weights = torch.full((1000,), fill)
+    return {
+        "weights": weights,
+        "tied": weights,
+        "slice": weights[10:20],
+        "list": [torch.arange(5), (torch.ones(2, 3).t(), 7)],
+        "empty": torch.zeros(0),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "number": 3,
+    }
+
+
+def test_a_snapshot_is_the_same_and_does_not_change_any_more() -> None:
+    source = state()
+    copy = Snapshots().take(source)
+    source["weights"].zero_()
+    assert torch.equal(copy["weights"], torch.ones(1000))
+    assert torch.equal(copy["slice"], torch.ones(10))
+    assert copy["tied"].data_ptr() == copy["weights"].data_ptr(), "what is shared is copied once"
+    assert copy["slice"].data_ptr() == copy["weights"].data_ptr() + 40
+    assert torch.equal(copy["list"][0], torch.arange(5))
+    assert copy["list"][1][0].shape == (3, 2)
+    assert copy["list"][1][1] == copy["number"] + 4 == 7
+    assert copy["half"].dtype == torch.bfloat16
+    assert copy["empty"].shape == (0,)
+
+
+def test_the_next_snapshot_uses_the_memory_of_the_one_before() -> None:
+    snapshots = Snapshots()
+    first = snapshots.take(state())["weights"].data_ptr()
+    again = snapshots.take(state(2.0))
+    assert again["weights"].data_ptr() == first
+    assert torch.equal(again["weights"], torch.full((1000,), 2.0))
+    smaller = snapshots.take({"other": torch.ones(3)})
+    assert torch.equal(smaller["other"], torch.ones(3))
+    assert sum(len(buffers) for buffers in snapshots._buffers.values()) == 1, "what is not needed is given back"
+
+
+def test_what_is_committed_is_what_was_saved_on_every_storage(storage: str) -> None:
+    run = RunDir(storage)
+    saver = Saver(run, 0)
+    for step in (1, 2, 3):
+        source = state(step)
+        assert saver.save(source, record(step))
+        source["weights"].zero_()
+    saver.finish()
+    assert [each.step for each in committed(run)] == [3, 2, 1]
+    for each in committed(run):
+        data = run.read(each.name)
+        assert data is not None
+        assert each.bytes == len(data)
+        assert each.sha256 == f"sha256:{hashlib.sha256(data).hexdigest()}"
+        with run.fs.open(f"{run.path}/{each.name}") as file:
+            assert torch.load(file, weights_only=True)["weights"].unique().tolist() == [each.step]
+
+
+class Faulty:
+    """A writer that fails as often as it is told to."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.failures = failures
+        self.error = error
+        self.opened = 0
+
+    def __call__(self, run: RunDir, name: str) -> Any:
+        self.opened += 1
+        if self.opened <= self.failures:
+            raise self.error
+        return run.open_write(name)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "_FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(saving, "_LONGEST_PAUSE", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "error",
+    [TimeoutError("timed out"), OSError(503, "Slow Down"), OSError(errno.ENOSPC, "No space left"), RuntimeError("500")],
+)
+def test_a_storage_that_fails_for_a_while_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    faulty = Faulty(3, error)
+    monkeypatch.setattr(saving, "open_writer", faulty)
+    saver = Saver(RunDir(str(tmp_path)), 30)
+    saver.save(state(), record(1))
+    saver.finish()
+    assert faulty.opened == 4
+    assert [each.step for each in committed(saver.run)] == [1]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_training_goes_on_while_the_storage_fails_and_the_next_save_is_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = Saver(RunDir(str(tmp_path)), 30)
+    healed = threading.Event()
+
+    def open_writer(run: RunDir, name: str) -> Any:
+        if not healed.is_set():
+            raise OSError("away")
+        return run.open_write(name)
+
+    monkeypatch.setattr(saving, "open_writer", open_writer)
+    assert saver.save(state(), record(1))
+    began = time.monotonic()
+    while not saver.failing:
+        assert time.monotonic() - began < 10
+        time.sleep(0.005)
+    assert not saver.save(state(), record(2)), "left out at once"
+    healed.set()
+    saver.finish()
+    assert saver.save(state(), record(3))
+    saver.finish()
+    assert [each.step for each in committed(saver.run)] == [3, 1]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_failure_beyond_the_budget_is_fatal_at_the_next_save_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "open_writer", Faulty(1000, OSError(errno.ENOSPC, "No space left on device")))
+    saver = Saver(RunDir(str(tmp_path)), 0.2)
+    saver.save(state(), record(1))
+    for _ in range(2):
+        with pytest.raises(SaveFailed, match=r"step 1 could not be saved .* No space left on device"):
+            saver.finish()
+    with pytest.raises(SaveFailed):
+        saver.save(state(), record(2))
+
+
+def test_no_permission_is_fatal_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty = Faulty(1000, PermissionError("forbidden"))
+    monkeypatch.setattr(saving, "open_writer", faulty)
+    saver = Saver(RunDir(str(tmp_path)), 1000)
+    saver.save(state(), record(1))
+    with pytest.raises(SaveFailed, match="forbidden"):
+        saver.finish()
+    assert faulty.opened == 1
+
+
+def test_who_may_not_commit_any_more_does_not(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise LeaseLost("another attempt writes here now")
+
+    saver = Saver(RunDir(str(tmp_path)), 1000, before_commit=lost)
+    saver.save(state(), record(1))
+    with pytest.raises(LeaseLost):
+        saver.finish()
+    assert not list(committed(saver.run))
+
+
+def test_a_failed_save_surfaces_before_the_process_ends_well(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "open_writer", Faulty(1000, OSError("away")))
+    with pytest.raises(SaveFailed, match="away"):
+        app(*FIT, "--run_dir", tmp_path, "--checkpoints.storage_budget=0")
+
+
+class Cut(BaseException):
+    """The process dies here."""
+
+
+class Dying:
+    """A filesystem, or a file of it, on which the process dies at the n-th operation, its write half done."""
+
+    def __init__(self, inner: Any, left: list[int]) -> None:
+        self._inner = inner
+        self._left = left
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name not in ("open", "write", "close", "info", "ls", "find", "cat_file", "pipe_file"):
+            return found
+
+        def operation(*arguments: Any, **named: Any) -> Any:
+            self._left[0] -= 1
+            if self._left[0] < 0:
+                if name == "write":
+                    self._inner.write(bytes(arguments[0])[: len(arguments[0]) // 2])
+                    self._inner.flush()
+                raise Cut
+            result = found(*arguments, **named)
+            return Dying(result, self._left) if name == "open" else result
+
+        return operation
+
+    def __enter__(self) -> "Dying":
+        self._inner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is not Cut:
+            self.close()
+
+
+def test_cut_at_any_operation_a_save_leaves_a_whole_checkpoint_or_nothing(tmp_path: Path) -> None:
+    outcomes = []
+    for count in range(100):
+        run = RunDir(str(tmp_path / str(count)))
+        run.write("fit.yaml", b"")
+        real = run.fs
+        run.fs = Dying(real, [count])
+        try:
+            Saver(run, 0)._write(state(), record(5))
+            done = True
+        except Cut:
+            done = False
+        run.fs = real
+        found = list(committed(run))
+        for each in found:
+            data = run.read(each.name)
+            assert data is not None
+            assert each.sha256 == f"sha256:{hashlib.sha256(data).hexdigest()}"
+        outcomes.append((done, len(found)))
+        if done:
+            break
+    assert outcomes[-1] == (True, 1)
+    assert len(outcomes) > 10, "every operation was cut once"
+    assert outcomes[0] == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (("--checkpoints.every_minutes=0.000001",), "minutes"),
+        (("--trainer.val_check_interval=3", "--data.val=tests.cases.Rows", "--checkpoints.after_validation=true"),
+         "validation"),
+        (("--checkpoints.every_n_steps=3",), "steps"),
+    ],
+)  # fmt: skip
+def test_saves_by_time_by_validation_and_by_steps(app: App, tmp_path: Path, more: tuple[str, ...], reason: str) -> None:
+    assert app(*FIT, *more, "--run_dir", tmp_path).status == 0
+    records = list(committed(RunDir(str(tmp_path))))
+    assert any(reason in each.reason and each.position for each in records)
+    assert len({each.step for each in records}) == len(records), "what is due at one step is one save"
+
+
+@pytest.mark.parametrize("value", ["every_minutes=0", "every_n_steps=0", "storage_budget=-1"])
+def test_numbers_out_of_range_are_named(app: App, tmp_path: Path, value: str) -> None:
+    ended = app(*FIT, f"--checkpoints.{value}", "--run_dir", tmp_path)
+    assert ended.status == 2
+    assert f"checkpoints.{value}: allowed are" in ended.err
+
+
+def test_loader_workers_that_are_forked_after_an_upload_live_on(app: App, s3: str, tmp_path: Path) -> None:
+    more = ("--data.val=tests.cases.Rows", "--data.num_workers=2", "--checkpoints.every_n_steps=1")
+    ended = app(*FIT, *more, "--trainer.val_check_interval=2", "--run_dir", f"{s3}/{tmp_path.name}")
+    assert ended.status == 0, ended.err
+
+
+def test_the_last_save_is_waited_for_also_if_it_was_due_before_the_end(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(run: RunDir, name: str) -> Any:
+        time.sleep(0.3)
+        return run.open_write(name)
+
+    monkeypatch.setattr(saving, "open_writer", slow)
+    # The sixth batch is left out, so that the last step is saved before training ends.
+    more = ("--model=tests.cases.SkipsTheRest", "--checkpoints.every_n_steps=1", "--trainer.max_epochs=1")
+    assert app(*FIT, *more, "--run_dir", tmp_path).status == 0
+    assert next(committed(RunDir(str(tmp_path)))).step == 2
