@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.model_summary import ModelSummary
 
 from pipeline import configuration, console, drift, loops, start
 from pipeline.checkpoint.callback import Checkpoints
-from pipeline.checkpoint.io import StreamingIO
+from pipeline.checkpoint.io import RunIO
 from pipeline.checkpoint.resume import Resume
 from pipeline.data import DataModule
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
@@ -275,7 +275,7 @@ class PipelineCLI(LightningCLI):
         """Lightning's Trainer with this project's checkpoints, logger and console."""
         config = self._get(self.config_init, "trainer")
         config["callbacks"] = _as_list(config["callbacks"])
-        config["plugins"] = [*_as_list(config["plugins"]), StreamingIO(self.run_dir)]
+        config["plugins"] = [*_as_list(config["plugins"]), RunIO(self.run_dir)]
         if self.subcommand != "fit":
             config["enable_checkpointing"] = bool(config["callbacks"]) and config["enable_checkpointing"]
             config["logger"] = config["logger"] or False

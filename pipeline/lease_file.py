@@ -177,19 +177,18 @@ class Objects:
         self._run = run
         self._fs = run.fs
         self._path = f"{run.path}/{LEASE}"
-        self._is_s3 = "s3" in ([run.fs.protocol] if isinstance(run.fs.protocol, str) else run.fs.protocol)
-        self._conditional = self._is_s3
+        self._conditional = run.is_s3
         self._version: Any = None
 
     def look(self) -> Seen | None:
         """The lease, or None where there is none."""
         try:
-            version, age = self._head() if self._is_s3 else (None, self._age())
+            version, age = self._head() if self._run.is_s3 else (None, self._age())
             # After the head: if it has been written since, the version is too old to be replaced.
             data = self._fs.cat_file(self._path)
         except FileNotFoundError:
             return None
-        return Seen(_parse(data), max(0.0, age), version if self._is_s3 else data)
+        return Seen(_parse(data), max(0.0, age), version if self._run.is_s3 else data)
 
     def adopt(self, seen: Seen) -> None:
         """Go on with a lease that is this process's own."""
@@ -231,7 +230,7 @@ class Objects:
                 if old != (None if seen is None else seen.version):
                     return False
                 answer = self._fs.pipe_file(self._path, data)
-                self._version = answer["ETag"] if self._is_s3 else data
+                self._version = answer["ETag"] if self._run.is_s3 else data
                 return True
         # Ceph compares with what has no quotes, others want them.
         conditions = [{"mode": "create"}] if old is None else [{"IfMatch": old}, {"IfMatch": old.strip('"')}]
@@ -251,7 +250,7 @@ class Objects:
         return False
 
     def _head(self) -> tuple[str, float]:
-        bucket, _, key = self._path.partition("/")
+        bucket, key = self._run.object_of(LEASE)
         head = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
         date = head["ResponseMetadata"]["HTTPHeaders"].get("date")
         age = (parsedate_to_datetime(date) if date else datetime.now(UTC)) - head["LastModified"]

@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
 from pipeline.errors import UserError
@@ -70,6 +69,7 @@ class RunDir:
             raise UserError(
                 f"run_dir={url!r}: {error}. Allowed are a local path, s3:// and every protocol that fsspec knows here"
             ) from error
+        self.is_s3 = "s3" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
         self.path = str(path).rstrip("/")
         self.url = str(self.fs.unstrip_protocol(self.path)) if not self.is_local else self.path
         # What a person reads and types again: local paths as they were given.
@@ -81,6 +81,11 @@ class RunDir:
     def url_of(self, name: str) -> str:
         """The full URL (a plain path on a local disk) of one name in the run directory."""
         return f"{self.url}/{name}"
+
+    def object_of(self, name: str) -> tuple[str, str]:
+        """On an object store: the bucket, and the key of one name in the run directory ("" stands for its root)."""
+        bucket, _, key = f"{self.path}/{name}".partition("/")
+        return bucket, key
 
     @staticmethod
     def config(subcommand: str) -> str:
@@ -110,6 +115,12 @@ class RunDir:
             return []
         matches = (_ATTEMPT.fullmatch(str(name).rsplit("/", 1)[-1]) for name in names)
         return [int(match[1]) for match in matches if match]
+
+    @staticmethod
+    def checkpoint_step(name: str) -> int | None:
+        """The optimizer step whose checkpoint has this name, None for any other name."""
+        match = _CHECKPOINT.fullmatch(name.rpartition("/")[2])
+        return int(match[1]) if match and name == RunDir.checkpoint(int(match[1])) else None
 
     def steps(self) -> dict[str, dict[int, int]]:
         """What lies in `checkpoints/`: for `ckpt` and for `json` the size in bytes by step. One listing."""
@@ -225,9 +236,3 @@ def storage_error(error: BaseException) -> str:
     """An error of any storage in one line, with its kind, since many of them say little by themselves."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def read_url(url: str) -> bytes:
-    """The bytes behind any fsspec URL."""
-    with fsspec.open(url, "rb") as file:
-        return cast("bytes", file.read())

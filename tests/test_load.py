@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import load as loading
-from pipeline.checkpoint.io import StreamingIO
+from pipeline.checkpoint.io import RunIO
 from pipeline.checkpoint.load import Corrupt, check, fetched, load, newest_good, select_good
 from pipeline.checkpoint.record import CommitRecord, Monitor, read_record, write_record
 from pipeline.errors import UserError
@@ -189,7 +189,7 @@ def test_a_decision_without_comparing_reads_no_checkpoint(storage: str, monkeypa
 def test_what_is_loaded_is_mapped_and_outlasts_its_file(storage: str, cache: Path) -> None:
     run = RunDir(storage)
     record = commit(run, 3)
-    checkpoint = StreamingIO(run).load_checkpoint(run.url_of(record.name))
+    checkpoint = RunIO(run).load_checkpoint(run.url_of(record.name))
     path = fetched(run, record)
     assert run.is_local == (path.parent != cache)
     assert os.stat(path).st_size == record.bytes
@@ -298,7 +298,7 @@ def _fetch(url: str, counts: Any, start: Any) -> None:
 
     loading.open_ranges, loading._hash_file = counting, hashing
     start.wait()
-    assert torch.equal(StreamingIO(run).load_checkpoint(run.url_of(record.name))["value"], torch.arange(5_000_000))
+    assert torch.equal(RunIO(run).load_checkpoint(run.url_of(record.name))["value"], torch.arange(5_000_000))
 
 
 def test_the_processes_of_a_node_fetch_a_checkpoint_once(s3: str, tmp_path: Path) -> None:

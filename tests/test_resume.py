@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoint.io import StreamingIO
+from pipeline.checkpoint.io import RunIO
 from pipeline.checkpoint.record import newest
 from pipeline.run_dir import RunDir
 from tests.conftest import Ended
@@ -27,7 +27,7 @@ def fit(app: App, run: str, epochs: int, *more: str) -> Ended:
 def state(run: str) -> dict[str, Any]:
     record = newest(RunDir(run))
     assert record is not None
-    return StreamingIO(None).load_checkpoint(RunDir(run).url_of(record.name))
+    return RunIO(None).load_checkpoint(RunDir(run).url_of(record.name))
 
 
 def equal(left: Any, right: Any) -> bool:

@@ -9,9 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from pipeline.checkpoint.clock import Clock
-from pipeline.checkpoint.io import OWN_KEY, StreamingIO
+from pipeline.checkpoint.io import OWN_KEY, RunIO
 from pipeline.checkpoint.plain import plain
-from pipeline.checkpoint.record import CommitRecord, Monitor, newest, select
+from pipeline.checkpoint.record import CommitRecord, Monitor, select
 from pipeline.checkpoint.resume import Resume, data_of
 from pipeline.checkpoint.retention import Keep, Retention
 from pipeline.checkpoint.saver import SaveFailed, Saver
@@ -85,7 +85,7 @@ class Checkpoints(Checkpoint):
         self._last_step = 0
         self._due: list[str] = []
         self._own: dict[str, Any] | None = None
-        self._left: tuple[()] | tuple[dict[str, Any] | None] = ()
+        self._left: dict[str, Any] | None = None
         self._validated = False
 
     def attach(
@@ -115,7 +115,7 @@ class Checkpoints(Checkpoint):
     @property
     def best_model_path(self) -> str:
         """The full URL of the best committed checkpoint, "" before there is one."""
-        if self.run is None or newest(self.run) is None:
+        if self.run is None or not self.run.steps()["json"]:
             return ""
         return self.run.url_of(select(self.run, None).name)
 
@@ -182,7 +182,7 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the sums of an epoch that is left in its middle: Lightning forgets them."""
         self._resume.complete(trainer)
-        self._left = () if epoch_over(trainer) else (collect(trainer),)
+        self._left = None if epoch_over(trainer) else collect(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of training: between two epochs, or in the middle of one that can go on some day."""
@@ -222,7 +222,7 @@ class Checkpoints(Checkpoint):
             "batches": batches,
             "position": position,
             "ledger": ledger.state(trainer, epoch, batches) if ledger is not None else None,
-            "state": self._left[0] if self._left else collect(trainer),
+            "state": collect(trainer) if self._left is None else self._left,
             "gradient_order": self._resume.gradient_order.indices,
         }
         try:
@@ -253,7 +253,7 @@ class Checkpoints(Checkpoint):
             Whether it was taken.
         """
         io = trainer.strategy.checkpoint_io
-        assert isinstance(io, StreamingIO)
+        assert isinstance(io, RunIO)
         assert io.taken is not None
         assert self.saver is not None
         taken, io.taken = io.taken, None
@@ -271,10 +271,7 @@ class Checkpoints(Checkpoint):
         # The last one is worth waiting for, however long the storage is away.
         if "end" in reason:
             self.saver.finish()
-        done = self.saver.save(taken, record)
-        if "end" in reason:
-            self.saver.finish()
-        return done
+        return self.saver.save(taken, record)
 
     def _monitored(self, trainer: pl.Trainer) -> Monitor | None:
         value: Any = None if self.monitor is None else trainer.callback_metrics.get(self.monitor)

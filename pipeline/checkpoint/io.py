@@ -22,7 +22,7 @@ _HEAD = 1 << 16
 """Bytes asked of a storage at once, where only a small part is wanted."""
 
 
-class StreamingIO(CheckpointIO):
+class RunIO(CheckpointIO):
     """Hands the run's own checkpoints to its `Saver`, and loads without ever executing pickled code.
 
     Lightning's own IO builds the whole file in memory first, and once more for S3, while all ranks wait.
@@ -82,10 +82,8 @@ class StreamingIO(CheckpointIO):
 
     def _record(self, url: str) -> CommitRecord | None:
         """The commit record of one of the run's own checkpoints."""
-        step = re.fullmatch(r".*/step-(\d{8,})\.ckpt", url)
-        if self.run is None or step is None or self._name(url) != RunDir.checkpoint(int(step[1])):
-            return None
-        return read_record(self.run, int(step[1]))
+        step = RunDir.checkpoint_step(self._name(url) or "")
+        return None if self.run is None or step is None else read_record(self.run, step)
 
 
 def read_own(url: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.checkpoint.sweep import abort, is_s3, open_uploads
+from pipeline.checkpoint.sweep import abort, open_uploads
 from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
 from pipeline.errors import UserError
 from pipeline.run_dir import RunDir, storage_error
@@ -158,7 +158,7 @@ class _Checks:
         stored = self.run.size(_LARGE_NAME)
         if stored != self.size:
             raise _Failed(f"wrote {self.size} bytes, the store reports {stored}")
-        parts = f" in parts of {PART >> 20} MB" if is_s3(self.run) and self.size > PART else ""
+        parts = f" in parts of {PART >> 20} MB" if self.run.is_s3 and self.size > PART else ""
         return f"{self.size / 1e6 / seconds:.0f} MB/s ({self.size} bytes{parts})"
 
     def down(self) -> str:
@@ -182,10 +182,10 @@ class _Checks:
 
     def multipart_abort(self) -> str:
         """What a killed save leaves can be found and removed."""
-        if not is_s3(self.run):
+        if not self.run.is_s3:
             return "not needed: an unfinished file is seen here, and the next start sweeps it"
-        bucket, _, key = self.run.path.partition("/")
-        place = {"Bucket": bucket, "Key": f"{key}/{_OPEN_NAME}"}
+        bucket, key = self.run.object_of(_OPEN_NAME)
+        place = {"Bucket": bucket, "Key": key}
         upload = str(self.run.fs.call_s3("create_multipart_upload", **place)["UploadId"])
         self.run.fs.call_s3("upload_part", **place, UploadId=upload, PartNumber=1, Body=b"x")
         if self.run.size(_OPEN_NAME) is not None:
@@ -361,14 +361,14 @@ def _clean_up(run: RunDir, made: list[Path]) -> str:
             yield
         except FileNotFoundError:
             pass
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next name is removed all the same
             problems.append(_said(error))
 
     with noted():
         for name in _listed(run):
             with noted():
                 run.remove(name)
-    if is_s3(run):
+    if run.is_s3:
         # A store that cannot list them has been found out already.
         with suppress(Exception):
             for name, upload in list(open_uploads(run, "")):

@@ -39,7 +39,7 @@ class CommitRecord:
         monitor: The monitored value at this step; None without one.
         world_size: Processes that trained.
         created: RFC 3339, UTC.
-        reason: Why it was due: `steps`, `epoch`, `end`.
+        reason: Why it was due: `steps`, `minutes`, `validation`, `epoch`, `end`.
     """
 
     step: int

@@ -71,17 +71,13 @@ class Saver:
         """
         self.check()
         if self._thread is not None and self._thread.is_alive():
-            if self._failing_since is not None:
-                log.warning("step %d is not saved: the storage has failed for %.0f s", record.step, self.failing)
-                return False
             began = time.monotonic()
             while self._thread.is_alive() and self._failing_since is None:
                 self._thread.join(0.1)
-            waited = time.monotonic() - began
             if self._thread.is_alive():
-                log.warning("step %d is not saved: the storage fails", record.step)
+                log.warning("step %d is not saved: the storage has failed for %.0f s", record.step, self.failing)
                 return False
-            log.info("step %d waited %.1f s for the save before it", record.step, waited)
+            log.info("step %d waited %.1f s for the save before it", record.step, time.monotonic() - began)
             self.check()
         began = time.monotonic()
         snapshot = self._snapshots.take(checkpoint)
@@ -149,7 +145,7 @@ class Saver:
         if self.after_commit is not None:
             try:
                 self.after_commit(written)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - the checkpoint is committed, whatever comes after
                 log.warning("after step %d: %s", record.step, storage_error(error))
 
     def _may_commit(self) -> None:

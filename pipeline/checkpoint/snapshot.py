@@ -24,7 +24,7 @@ class Snapshots:
         Returns:
             The same structure over the copies; it is complete after `wait`.
         """
-        self._free = {key: list(buffers) for key, buffers in self._buffers.items()}
+        self._free, self._buffers = self._buffers, {}
         copies: dict[tuple[torch.device, int, int], Tensor] = {}
         for device in self._streams:
             self._streams[device].wait_stream(torch.cuda.current_stream(device))
@@ -32,11 +32,7 @@ class Snapshots:
         for device, stream in self._streams.items():
             # The next step must not change what is still being copied.
             torch.cuda.current_stream(device).wait_stream(stream)
-        # What this state no longer needs goes back to the system.
-        for key, buffers in self._free.items():
-            for buffer in buffers:
-                self._buffers[key] = [each for each in self._buffers[key] if each is not buffer]
-        self._free = {}
+        self._free = {}  # what this state no longer needs goes back to the system
         return made
 
     def wait(self) -> None:
@@ -83,8 +79,6 @@ class Snapshots:
 
     def _buffer(self, size: int, pinned: bool) -> Tensor:
         free = self._free.get((size, pinned))
-        if free:
-            return free.pop()
-        buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        buffer = free.pop() if free else torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         self._buffers.setdefault((size, pinned), []).append(buffer)
         return buffer

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from pipeline.checkpoint import sums
 
 
-def collect(trainer: pl.Trainer) -> dict[str, Any] | None:
+def collect(trainer: pl.Trainer) -> dict[str, Any]:
     """The state of every rank. All ranks must call it.
 
     Returns:
-        On rank 0 `ranks` (one entry for each) and `metrics`; None on the others.
+        On rank 0 `ranks` (one entry for each) and `metrics`; nothing on the others.
     """
     own = {"random": _random_state(trainer), "sums": sums.collect(trainer)}
     ranks: list[Any] | None = [own]
@@ -26,7 +26,7 @@ def collect(trainer: pl.Trainer) -> dict[str, Any] | None:
         ranks = [None] * trainer.world_size if trainer.is_global_zero else None
         dist.gather_object(own, ranks)
     if ranks is None:
-        return None
+        return {}
     return {"ranks": ranks, "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()}}
 
 

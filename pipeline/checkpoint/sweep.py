@@ -4,7 +4,6 @@ Only under the names of this run's own checkpoints, and never what might be evid
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,8 +12,6 @@ from pipeline.checkpoint.record import read_record
 from pipeline.run_dir import CHECKPOINTS, RunDir, storage_error
 
 log = logging.getLogger(__name__)
-
-_CHECKPOINT = re.compile(rf"{CHECKPOINTS}/step-\d{{8,}}\.ckpt")
 
 
 def sweep(run: RunDir) -> list[str]:
@@ -37,21 +34,14 @@ def sweep(run: RunDir) -> list[str]:
     return swept
 
 
-def is_s3(run: RunDir) -> bool:
-    """Whether the run lies on S3, where an upload that is neither completed nor aborted is stored, unseen and paid."""
-    protocols = [run.fs.protocol] if isinstance(run.fs.protocol, str) else run.fs.protocol
-    return "s3" in protocols
-
-
 def open_uploads(run: RunDir, beginning: str) -> Iterator[tuple[str, str]]:
-    """The multipart uploads that are open: each one's name in the run directory, and its id.
+    """The multipart uploads that are open, which are stored, unseen and paid: each one's name, and its id.
 
     Args:
         run: A run directory on S3.
         beginning: What the names begin with.
     """
-    bucket, _, key = run.path.partition("/")
-    folder = f"{key}/" if key else ""
+    bucket, folder = run.object_of("")
     marker: dict[str, str] = {}
     while True:
         # Neither obstore nor fsspec can list them by prefix.
@@ -67,8 +57,8 @@ def open_uploads(run: RunDir, beginning: str) -> Iterator[tuple[str, str]]:
 
 def abort(run: RunDir, name: str, upload: str) -> None:
     """End an open upload and free what it had stored."""
-    bucket, _, key = run.path.partition("/")
-    run.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=f"{key}/{name}".lstrip("/"), UploadId=upload)
+    bucket, key = run.object_of(name)
+    run.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
 
 
 def _files(run: RunDir, swept: list[str]) -> None:
@@ -87,10 +77,10 @@ def _files(run: RunDir, swept: list[str]) -> None:
 
 def _uploads(run: RunDir, swept: list[str]) -> None:
     """Abort the uploads of checkpoints that were never completed."""
-    if not is_s3(run):
+    if not run.is_s3:
         return
     for name, upload in list(open_uploads(run, f"{CHECKPOINTS}/step-")):
-        if _CHECKPOINT.fullmatch(name):
+        if RunDir.checkpoint_step(name) is not None:
             _try(partial(abort, run, name, upload), f"{name} (an open upload)", swept)
 
 
@@ -99,7 +89,7 @@ def _try(remove: Callable[[], Any], name: str, swept: list[str]) -> None:
         remove()
     except FileNotFoundError:
         return
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - one that cannot be removed does not keep the others
         log.warning("%s is not swept: %s", name, storage_error(error))
     else:
         swept.append(name)

@@ -42,7 +42,7 @@ def open_writer(run: RunDir, name: str) -> Writer:
         return writer
     import obstore  # noqa: PLC0415 - part of the extra for S3
 
-    opened: Writer = obstore.open_writer(store, _key(run, name), buffer_size=PART, max_concurrency=_AT_ONCE)
+    opened: Writer = obstore.open_writer(store, run.object_of(name)[1], buffer_size=PART, max_concurrency=_AT_ONCE)
     return opened
 
 
@@ -57,19 +57,13 @@ def open_ranges(run: RunDir, name: str) -> Callable[[int, int], Any]:
         return lambda start, end: run.fs.cat_file(path, start=start, end=end)
     import obstore  # noqa: PLC0415
 
-    key = _key(run, name)
+    _, key = run.object_of(name)
     return lambda start, end: obstore.get_range(store, key, start=start, end=end)
-
-
-def _key(run: RunDir, name: str) -> str:
-    _, _, prefix = run.path.partition("/")
-    return f"{prefix}/{name}".lstrip("/")
 
 
 def _object_store(run: RunDir) -> Any:
     """An obstore client for a run on S3 that reaches it as s3fs does, or None where it could not be sure to."""
-    protocols = [run.fs.protocol] if isinstance(run.fs.protocol, str) else run.fs.protocol
-    if "s3" not in protocols:
+    if not run.is_s3:
         return None
     try:
         import botocore.session  # noqa: PLC0415 - comes with s3fs
@@ -95,7 +89,7 @@ def _object_store(run: RunDir) -> Any:
         return {**found, "expires_at": datetime.now(UTC) + timedelta(minutes=5)}
 
     return make(
-        run.path.partition("/")[0],
+        run.object_of("")[0],
         region=region,
         credential_provider=provide,
         client_options={"allow_http": bool(endpoint and endpoint.startswith("http:")), "timeout": "300s"},

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from pipeline.checkpoint.io import StreamingIO
+from pipeline.checkpoint.io import RunIO
 from pipeline.checkpoint.record import CommitRecord
 from pipeline.checkpoint.saver import Saver
 from pipeline.run_dir import RunDir, now
@@ -80,7 +80,7 @@ def loading(run: RunDir, megabytes: int) -> None:
         saver.save(state(megabytes), record(100 + number))  # a new one each time, which no cache knows
         saver.finish()
         url = run.url_of(RunDir.checkpoint(100 + number))
-        found["ours"].append(timed(lambda: touch(StreamingIO(run).load_checkpoint(url))))  # noqa: B023
+        found["ours"].append(timed(lambda: touch(RunIO(run).load_checkpoint(url))))  # noqa: B023
         found["lightning"].append(timed(lambda: touch(TorchCheckpointIO().load_checkpoint(url))))  # noqa: B023
     print("to a loaded state, seconds: median [quartiles]")
     for name, values in found.items():
