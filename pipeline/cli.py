@@ -22,8 +22,9 @@ from pipeline import configuration, console, drift, loops, start
 from pipeline.checkpoint.callback import Checkpoints
 from pipeline.checkpoint.io import RunIO
 from pipeline.checkpoint.resume import Resume
+from pipeline.checkpoint.sweep import sweep
 from pipeline.data import DataModule
-from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
+from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, NothingToDo, UserError
 from pipeline.evaluation import Checkpoint, Evaluation
 from pipeline.explain import explain
 from pipeline.identity import ProofFailed
@@ -33,14 +34,13 @@ from pipeline.logs import RunLogger
 from pipeline.run_dir import RunDir, next_run_dir
 from pipeline.start import Start
 from pipeline.topology import Topology
-from pipeline.verify import verify
+from pipeline.upkeep import SUBCOMMANDS
 
 log = logging.getLogger(__name__)
 
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 _USERS = ("`val_check_interval`", "Early stopping conditioned on metric")
 """What Lightning raises as anything else, though only the user can mend it."""
-_VERIFY = "Judge from the ledger whether each training sample was used as often as it should have been, epoch by epoch."
 _EXPLAIN = "Say what the next fit would go on from, what would be different, and which samples come next."
 
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     except (LeaseLost, ProofFailed) as error:
         log.error("error: %s", error)
         return CRASH
-    except _Ended as ended:
+    except NothingToDo as ended:
         return ended.status
     finally:
         if torch.distributed.is_initialized():
@@ -125,20 +125,24 @@ class PipelineCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """Lightning's, which its Trainer carries out, and those that only look at a run."""
         super()._add_subcommands(parser, **kwargs)
-        verifying = self.init_parser(**_PARSING, prog="python -m pipeline verify", description=_VERIFY)
-        verifying.add_argument(
-            "--run_dir", type=str, required=True, help="The run directory, a path or any fsspec URL."
-        )
+        parsers = {"explain_resume": (self._explain_parser(), _EXPLAIN)}
+        for name, each in SUBCOMMANDS.items():
+            own = self.init_parser(**_PARSING, prog=f"python -m pipeline {name}", description=each.help)
+            each.arguments(own)
+            parsers[name] = own, each.help
+        for name, (added, text) in parsers.items():
+            self._subcommand_parsers[name] = added
+            subcommands: Any = parser._subcommands_action
+            subcommands.add_subcommand(name, added, help=text)
+
+    def _explain_parser(self) -> LightningArgumentParser:
         explaining = self._prepare_subcommand_parser(
             Trainer, "fit", **_PARSING, prog="python -m pipeline explain_resume", description=_EXPLAIN
         )
         explaining.add_argument(
             "--world_size", type=int | None, default=None, help="Processes that would train. Default: as the run had."
         )
-        for name, each, text in (("verify", verifying, _VERIFY), ("explain_resume", explaining, _EXPLAIN)):
-            self._subcommand_parsers[name] = each
-            subcommands: Any = parser._subcommands_action
-            subcommands.add_subcommand(name, each, help=text)
+        return explaining
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -171,7 +175,7 @@ class PipelineCLI(LightningCLI):
         return parser
 
     def _set_seed(self) -> None:
-        if self.subcommand != "verify":
+        if self.subcommand not in SUBCOMMANDS:
             super()._set_seed()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -189,10 +193,8 @@ class PipelineCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check what was asked for, and decide where the run lies and where it goes on."""
         config = self.config[self.subcommand]
-        if self.subcommand == "verify":
-            verdict = verify(RunDir(config.run_dir))
-            print(verdict.text)  # noqa: T201 - it is what was asked for
-            raise _Ended(DONE if verdict.holds else CRASH)
+        if self.subcommand in SUBCOMMANDS:
+            raise NothingToDo(SUBCOMMANDS[self.subcommand].run(config))
         if self.subcommand == "summary":
             config.data = None
             for key, value in {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "logger": False}.items():
@@ -213,14 +215,16 @@ class PipelineCLI(LightningCLI):
             self.start = Start(**self.topology.agree("start", lambda: asdict(self._choose())))
         if self.start.finished:
             log.info("finished: %s is done at step %d; nothing to train", self.run_dir, self.start.step)
-            raise _Ended
+            raise NothingToDo
 
     def _choose(self) -> Start:
         """On rank 0: where the subcommand goes on."""
         config, resolved = self.config[self.subcommand], self._resolved()
         if self.subcommand == "fit":
             assert self.run_dir is not None
-            return start.of_training(self.run_dir, resolved, self.given_checkpoint)
+            chosen = start.of_training(self.run_dir, resolved, self.given_checkpoint)
+            sweep(self.run_dir, spare=chosen.url)
+            return chosen
         if self.given_checkpoint is not None or config.run_dir is None:
             return Start(url=self.given_checkpoint)
         chosen = start.of_evaluation(RunDir(config.run_dir), resolved, config.checkpoint)
@@ -238,7 +242,7 @@ class PipelineCLI(LightningCLI):
         data = self._build(lambda: self._parser(self.subcommand).instantiate_classes(only_data).data)
         known = config.seed_everything, config.trainer.accumulate_grad_batches
         print(explain(run, begin, changed, data, *known, config.world_size))  # noqa: T201 - was asked for
-        raise _Ended
+        raise NothingToDo
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what their constructors refuse is the user's to mend."""
@@ -385,13 +389,6 @@ class PipelineCLI(LightningCLI):
 
 def _leave_signals_alone() -> None:
     """SIGTERM keeps its default: to end the process."""
-
-
-class _Ended(Exception):
-    """There is nothing left to do."""
-
-    def __init__(self, status: int = DONE) -> None:
-        self.status = status
 
 
 def _as_list(value: Any) -> list[Any]:

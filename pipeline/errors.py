@@ -21,6 +21,18 @@ class UserError(Exception):
         self.problems = problems
 
 
+class NothingToDo(Exception):
+    """Neither a model nor a device is needed: what was asked for has been said, or was done before.
+
+    Args:
+        status: The exit status.
+    """
+
+    def __init__(self, status: int = DONE) -> None:
+        super().__init__()
+        self.status = status
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the allowed name closest to a misspelt one, or nothing."""
     close = get_close_matches(name, list(allowed), n=1, cutoff=0.6)

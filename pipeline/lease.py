@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
+from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, NothingToDo, UserError
 from pipeline.identity import ProofFailed
 from pipeline.lease_file import EXPIRES, Disk, Objects, Seen
 from pipeline.run_dir import LEASE, SCHEMA, RunDir, now, storage_error
@@ -33,6 +33,8 @@ from pipeline.topology import Topology
 log = logging.getLogger(__name__)
 
 _TRIES = 50
+_WELL = "done"
+"""The reason of an attempt that trained to its end."""
 
 
 class LeaseLost(Exception):
@@ -204,7 +206,6 @@ class Writer:
         self._lease: Lease | None = None
         self._run: RunDir | None = None
         self._attempt: dict[str, Any] = {}
-        self._begun = False
 
     def take(self, run: RunDir, topology: Topology) -> None:
         """Become the writer, for all ranks.
@@ -215,25 +216,23 @@ class Writer:
 
         def decide() -> int:
             self._run, self._lease = run, Lease.take(run, launch_id())
+            self._attempt = {
+                "attempt": self._lease.attempt,
+                "launch": launch_id(),
+                "host": socket.gethostname(),
+                "world_size": topology.world_size,
+                "started": now(),
+                **dict.fromkeys(("ended", "status", "reason", "first_step", "last_step", "goodput")),
+            }
+            self._write()
             return self._lease.attempt
 
-        started = now()
-        attempt = topology.agree("attempt", decide)
-        self._attempt = {
-            "attempt": attempt,
-            "launch": launch_id(),
-            "host": socket.gethostname(),
-            "world_size": topology.world_size,
-            "started": started,
-            **dict.fromkeys(("ended", "status", "reason", "first_step", "last_step", "goodput")),
-        }
+        topology.agree("attempt", decide)
 
     def begin(self, step: int | None) -> None:
         """Write down that the attempt trains, from a step that may be unknown."""
         self._attempt["first_step"] = step
-        if self._lease is not None and self._run is not None:
-            self._run.write_json(RunDir.attempt(self._lease.attempt), self._attempt)
-            self._begun = True
+        self._write()
 
     def held(self) -> None:
         """To be called right before each commit.
@@ -254,8 +253,7 @@ class Writer:
         if self._lease is None:
             return
         try:
-            if self._begun:
-                self._end(error)
+            self._end(error)
         except Exception as trouble:  # noqa: BLE001 - it must not hide why the attempt ended
             log.warning("the end of attempt %d is not written: %s", self._lease.attempt, storage_error(trouble))
         finally:
@@ -272,7 +270,22 @@ class Writer:
         except LeaseLost:
             pass  # the newest step is another writer's
         ended = {"ended": now(), "status": status, "reason": reason, "last_step": last}
-        self._run.write_json(RunDir.attempt(self._lease.attempt), {**self._attempt, **ended})
+        self._attempt |= ended
+        self._write()
+
+    def _write(self) -> None:
+        if self._lease is not None and self._run is not None:
+            self._run.write_json(RunDir.attempt(self._lease.attempt), self._attempt)
+
+
+def ended_well_at(run: RunDir) -> int | None:
+    """The step at which the last attempt that trained came to its end; None if it did not, or there was none."""
+    for number in sorted(run.attempts(), reverse=True):
+        attempt = run.read_json(RunDir.attempt(number)) or {}
+        well, step = attempt.get("reason") == _WELL, attempt.get("last_step")
+        if well or attempt.get("first_step") is not None:
+            return step if well and isinstance(step, int) else None
+    return None
 
 
 def launch_id(environment: Mapping[str, str] = os.environ) -> str:
@@ -286,7 +299,9 @@ def launch_id(environment: Mapping[str, str] = os.environ) -> str:
 def _ending(error: BaseException | None) -> tuple[int, str]:
     """The exit status that follows from an error, and the reason in words."""
     if error is None:
-        return DONE, "done"
+        return DONE, _WELL
+    if isinstance(error, NothingToDo):
+        return error.status, "nothing to do"
     if isinstance(error, UserError):
         return USER_MUST_CHANGE, f"user must change: {error}"
     if isinstance(error, ProofFailed):

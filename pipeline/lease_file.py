@@ -25,7 +25,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.run_dir import LEASE, RunDir, now
+from pipeline.run_dir import LEASE, RunDir, http_status, now
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ class Objects:
             try:
                 answer = self._fs.pipe_file(self._path, data, **condition)
             except Exception as error:
-                status = _http_status(error)
+                status = http_status(error)
                 if status == _NOT_IMPLEMENTED:
                     self._conditional = False
                     return self._write(data, old)
@@ -271,10 +271,3 @@ def _parse(data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _http_status(error: Exception) -> int | None:
-    """The status of the answer that s3fs has made an error of."""
-    response = getattr(error.__cause__ or error, "response", None) or {}
-    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status

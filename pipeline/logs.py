@@ -6,6 +6,7 @@ Written straight to an object store, each flush of an events file sends the whol
 import logging
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -37,19 +38,28 @@ class RunLogger(TensorBoardLogger):
         super().__init__(save_dir=folder, name="", version="")
         self._copied: dict[Path, tuple[int, int]] = {}
         self._last_copy = time.monotonic()
+        self._copying: threading.Thread | None = None
 
     @rank_zero_only
     def save(self) -> None:
-        """Flush, and copy up if the last copy is old."""
+        """Flush, and have it copied up, behind training, if the last copy is old."""
         super().save()
-        if time.monotonic() - self._last_copy >= _SECONDS_BETWEEN_COPIES:
-            self._copy_up()
+        if time.monotonic() - self._last_copy >= _SECONDS_BETWEEN_COPIES and not self._is_copying():
+            self._last_copy = time.monotonic()
+            # A storage that is away may take minutes to say so.
+            self._copying = threading.Thread(target=self._copy_up, name="logs", daemon=True)
+            self._copying.start()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the events file and copy it up."""
         super().finalize(status)
+        if self._copying is not None:
+            self._copying.join()
         self._copy_up()
+
+    def _is_copying(self) -> bool:
+        return self._copying is not None and self._copying.is_alive()
 
     def _copy_up(self) -> None:
         if self._spool is None:
@@ -63,4 +73,3 @@ class RunLogger(TensorBoardLogger):
                     self._copied[path] = state
                 except Exception as error:  # noqa: BLE001 - logs are worth a warning, never the training
                     log.warning("logs were not copied to %s: %s", self._run.url_of(name), storage_error(error))
-        self._last_copy = time.monotonic()

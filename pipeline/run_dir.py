@@ -7,17 +7,20 @@ submitter can read results without torch.
     <run_dir>/
       fit.yaml  test.yaml ...         the resolved configuration of each subcommand
       lease.json                      who may write here now
-      attempts/0001.json              when a fit trained, and how it ended
+      attempts/0001.json              one per start: when, and how it ended
       checkpoints/step-00000120.ckpt  a checkpoint; it exists once its commit record does
       checkpoints/step-00000120.json  the commit record, written last
       logs/                           TensorBoard events, hparams.yaml
       evaluation/receipt.json, evaluation/scores.csv
 """
 
+import errno
 import json
 import os
 import re
 import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -35,10 +38,13 @@ LOGS = "logs"
 LEASE = "lease.json"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
+PART = ".part"
+"""Ends the name of a small file on a local disk until it is whole."""
 
 _ATTEMPT = re.compile(r"(\d{4,})\.json")
 _CHECKPOINT = re.compile(r"step-(\d{8,})\.(ckpt|json)")
 _LOCAL = ("file", "local")
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class RunDir:
@@ -155,10 +161,16 @@ class RunDir:
 
     def size(self, name: str) -> int | None:
         """The length in bytes that the storage reports, or None where there is no such file."""
+        return self.size_and_tag(name)[0]
+
+    def size_and_tag(self, name: str) -> tuple[int | None, str | None]:
+        """The length in bytes that the storage reports, and its ETag without quotes; None for what there is not."""
         try:
-            return int(self.fs.info(f"{self.path}/{name}")["size"])
+            info = self.fs.info(f"{self.path}/{name}")
         except FileNotFoundError:
-            return None
+            return None, None
+        tag = info.get("ETag")
+        return int(info["size"]), tag.strip('"') if isinstance(tag, str) else None
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file, or None where there is none."""
@@ -170,27 +182,81 @@ class RunDir:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file whole and make it durable."""
-        with self.open_write(name) as file:
-            file.write(data)
+        if self.is_local:
+            self._place(name, data, os.replace)
+        else:
+            self.fs.pipe_file(f"{self.path}/{name}", data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file whole and make it durable, unless there is one of that name: then return False.
+
+        At once where the storage can (a local disk, most object stores); elsewhere a look comes first.
+        """
+        if self.is_local:
+            try:
+                self._place(name, data, os.link)
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+        path = f"{self.path}/{name}"
+        if self.is_s3:
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+                return True
+            except Exception as error:
+                if isinstance(error, FileExistsError) or http_status(error) in (409, 412):
+                    return False
+                if http_status(error) != 501:
+                    raise
+        if self.size(name) is not None:
+            return False
+        self.write(name, data)
+        return True
+
+    def _place(self, name: str, data: bytes, put: Callable[[str, str], None]) -> None:
+        """On a local disk: a file of that name is whole at every moment, also of a power failure."""
+        path = f"{self.path}/{name}"
+        part = f"{path}.{uuid.uuid4().hex}{PART}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(part, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            put(part, path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
         self.durable(name)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of this run, or None where it is missing, torn or of another schema."""
         data = self.read(name)
-        if data is None:
-            return None
-        try:
-            value = json.loads(data)
-        except ValueError:
-            return None
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            return None
-        return value
+        return None if data is None else _parsed(data)
+
+    def read_jsons(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+        """Several JSON files of this run by name, read at the same time where the storage can; each as `read_json`."""
+        paths = {f"{self.path}/{name}": name for name in names}
+        if len(paths) == 1:
+            return {name: self.read_json(name) for name in paths.values()}
+        found: dict[str, dict[str, Any] | None] = dict.fromkeys(paths.values())
+        for path, data in self.fs.cat(list(paths), on_error="return").items() if paths else ():
+            if isinstance(data, bytes):
+                found[paths[path]] = _parsed(data)
+            elif not isinstance(data, FileNotFoundError):
+                raise data
+        return found
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file of this run, with its schema and without NaN."""
-        text = json.dumps({"schema": SCHEMA, **value}, indent=2, allow_nan=False)
-        self.write(name, text.encode() + b"\n")
+        self.write(name, _text(value))
+
+    def create_json(self, name: str, value: dict[str, Any]) -> bool:
+        """As `write_json`, unless there is a file of that name, see `create`."""
+        return self.create(name, _text(value))
 
     def write_nonce(self) -> str:
         """Prove that this process may write here; another node proves with `sees` that it looks at the same place.
@@ -232,7 +298,27 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _text(value: dict[str, Any]) -> bytes:
+    return json.dumps({"schema": SCHEMA, **value}, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def http_status(error: BaseException) -> int | None:
+    """The status of the answer that s3fs has made an error of, None for any other."""
+    response = getattr(error.__cause__ or error, "response", None) or {}
+    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+
+
 def storage_error(error: BaseException) -> str:
     """An error of any storage in one line, with its kind, since many of them say little by themselves."""
-    text = " ".join(str(error).split())
+    said, _, _ = str(error).partition("Debug source:")  # obstore says everything twice
+    text = " ".join(said.split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

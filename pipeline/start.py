@@ -15,6 +15,7 @@ from pipeline import configuration
 from pipeline.checkpoint.load import newest_good, select_good
 from pipeline.checkpoint.record import newest
 from pipeline.errors import UserError
+from pipeline.lease import ended_well_at
 from pipeline.run_dir import RunDir, storage_error
 from pipeline.topology import Topology
 
@@ -62,7 +63,7 @@ def of_training(run: RunDir, resolved: dict[str, Any], given: str | None, compar
             f"ckpt_path={given!r}: {run} stands at step {record.step} already, and committed steps are never written "
             "again. To go on from another checkpoint give a new --run_dir; to go on with this run leave --ckpt_path out"
         )
-    finished = "end" in record.reason and saved == resolved
+    finished = saved == resolved and ("end" in record.reason or ended_well_at(run) == record.step)
     return Start(own, record.step, record.sha256, own=True, finished=finished)
 
 

@@ -9,7 +9,9 @@ before a model is built or a device is taken.
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -21,6 +23,8 @@ from pipeline.errors import UserError
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
 _TIMEOUT = timedelta(minutes=5)
+_HEARD_EVERY = 30.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,49 @@ class Topology:
             return decide()
         if self.rank == 0:
             try:
-                answer = {"value": decide()}
+                with self._heard(name):
+                    answer = {"value": decide()}
             except UserError as error:
                 answer = {"problems": list(error.problems)}
             self._store.set(name, json.dumps(answer))
         else:
-            answer = json.loads(self._store.get(name))
+            answer = json.loads(self._answer(name))
         if "problems" in answer:
             raise UserError(*answer["problems"])
         return answer["value"]
+
+    @contextmanager
+    def _heard(self, name: str) -> Iterator[None]:
+        """On rank 0: let the others know, for as long as it takes, that it is still at it."""
+        over = threading.Event()
+        store: Any = self._store.clone()  # type: ignore[attr-defined]
+
+        def say() -> None:
+            number = 0
+            while not over.wait(_HEARD_EVERY):
+                number += 1
+                store.set(f"{name}/heard/{number}", "")
+
+        saying = threading.Thread(target=say, name="decides", daemon=True)
+        saying.start()
+        try:
+            yield
+        finally:
+            over.set()
+            saying.join()
+
+    def _answer(self, name: str) -> bytes:
+        """On the others: wait for rank 0's answer while it is heard of; it may have to fetch a large file first."""
+        number = 1
+        while True:
+            try:
+                return self._store.get(name)
+            except DistError:
+                # The key is there if rank 0 has been heard of so often.
+                if not self._store.check([f"{name}/heard/{number}"]):
+                    raise
+                while self._store.check([f"{name}/heard/{number}"]):
+                    number += 1
 
     def gather(self, name: str, value: Any) -> list[Any]:
         """Every rank's value, by rank, on every rank."""

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -372,3 +373,11 @@ class Drawing(Rows):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.x[index] + random.random(), self.y[index]
+
+
+class Slowly(Regression):
+    """Takes its time, so that a test can come between two steps."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        time.sleep(0.1)
+        return super().training_step(batch, batch_idx)

@@ -33,6 +33,12 @@ class Ended:
         return self.out + self.err
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests fetch never lands in the user's own cache."""
+    os.environ["PIPELINE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """A bucket: on the real server that the environment names, else on moto's."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.checkpoint.record import newest
 from pipeline.lease import Writer, launch_id
 from pipeline.run_dir import LEASE, RunDir
 from pipeline.topology import Topology
@@ -54,8 +55,31 @@ def test_an_attempt_says_when_it_trained_from_where_to_where_and_how_it_ended(ap
     # A finished run has nothing to train: a leftover of its last writer does not matter.
     leave(storage, seconds=0)
     assert "nothing to train" in fit(app, storage, 2).err
-    assert RunDir(storage).attempts() in ([1, 2], [2, 1])
+    third = attempt(storage, max(RunDir(storage).attempts()))
+    assert (third["status"], third["reason"], third["first_step"], third["last_step"]) == (0, "nothing to do", None, 14)
     assert RunDir(storage).read(LEASE) is None
+
+
+def test_a_start_that_fails_is_an_attempt_too(app: App, tmp_path: Path) -> None:
+    url = str(tmp_path)
+    assert fit(app, url, 1).status == 0
+    assert fit(app, url, 2, "--seed_everything=5").status == 2
+    value = attempt(url, 2)
+    assert (value["status"], value["first_step"], value["last_step"]) == (2, None, 7)
+    assert "seed" in value["reason"]
+
+
+def test_a_run_whose_last_step_was_saved_before_its_end_is_finished_all_the_same(app: App, tmp_path: Path) -> None:
+    url = str(tmp_path)
+    # The last batch of the epoch is left out, so that nothing is left to save at the end.
+    more = ("--model=tests.cases.SkipsTheRest", "--checkpoints.every_n_steps=1")
+    assert fit(app, url, 1, *more).status == 0
+    record = newest(RunDir(url))
+    assert record is not None
+    assert record.reason == ["steps"]
+    assert "nothing to train" in fit(app, url, 1, *more).err
+    assert "nothing to train" in fit(app, url, 1, *more).err
+    assert "resumed at step" in fit(app, url, 2, *more).err
 
 
 def test_an_attempt_says_that_the_user_must_change_something_or_that_it_crashed(
@@ -83,6 +107,8 @@ def test_what_is_killed_leaves_an_attempt_without_an_end(tmp_path: Path) -> None
     run = RunDir(str(tmp_path))
     writer = Writer()
     writer.take(run, Topology.from_environment({}))
+    value = attempt(str(tmp_path), 1)
+    assert (value["first_step"], value["ended"]) == (None, None), "written at once"
     writer.begin(3)
     value = attempt(str(tmp_path), 1)
     assert (value["first_step"], value["ended"], value["status"]) == (3, None, None)

@@ -16,12 +16,12 @@ FIT = ("fit", "--config", DIGITS)
 
 
 @pytest.mark.parametrize(
-    "subcommand", ["", "fit", "validate", "test", "predict", "summary", "verify", "explain_resume"]
+    "subcommand", ["", "fit", "validate", "test", "predict", "summary", "verify", "explain_resume", "prune", "probe"]
 )
 def test_help_explains_every_subcommand(app: App, subcommand: str) -> None:
     ended = app(*filter(None, (subcommand, "--help")))
     assert ended.status == 0
-    if subcommand not in ("", "summary"):
+    if subcommand not in ("", "summary", "probe"):
         assert "--run_dir" in ended.out
     for name in re.findall(r"\{([a-z_,]+)\}", ended.out)[0].split(",") if not subcommand else ():
         assert name in ended.out

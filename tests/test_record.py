@@ -84,7 +84,7 @@ def test_best_latest_and_steps_are_selected_from_the_records(tmp_path: Path) -> 
     assert select(run, "best").step == 30, "the newest of equals"
     assert select(run, None).step == 30
     assert select(run, "10").step == 10
-    with pytest.raises(UserError, match=r"checkpoint='11'.*10, 20, 30, 40"):
+    with pytest.raises(UserError, match=r"checkpoint=11.*10, 20, 30, 40"):
         select(run, "11")
 
 

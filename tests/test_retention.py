@@ -263,7 +263,8 @@ def test_a_dry_run_lists_what_would_go_with_its_bytes_and_deletes_nothing(storag
     run = RunDir(storage)
     for step in (100, 200, 300):
         commit(run, step)
-    text = prune(run, Keep(last=1), dry_run=True)
+    text, done = prune(run, Keep(last=1), dry_run=True)
+    assert done
     assert text.splitlines() == [
         "step 100  100 bytes  would go",
         "step 200  200 bytes  would go",
@@ -271,7 +272,7 @@ def test_a_dry_run_lists_what_would_go_with_its_bytes_and_deletes_nothing(storag
         "kept: 1 checkpoint, the newest at step 300",
     ]
     assert steps(run) == [100, 200, 300]
-    assert "deleted: 2 of 3 checkpoints, 300 bytes" in prune(run, Keep(last=1))
+    assert "deleted: 2 of 3 checkpoints, 300 bytes" in prune(run, Keep(last=1))[0]
     assert steps(run) == [300]
 
 
@@ -294,11 +295,13 @@ def test_pruning_says_what_it_cannot_do(tmp_path: Any) -> None:
         prune(run, Keep(0))
     with pytest.raises(UserError, match="no good checkpoint"):
         prune(run, Keep(1))
-    assert "everything is kept" in prune(run, Keep())
+    assert "everything is kept" in prune(run, Keep())[0]
     commit(run, 1)
     commit(run, 2)
     watched(run, changes=0)
-    assert "step 1  1 bytes  FAILED" in prune(run, Keep(1))
+    text, done = prune(run, Keep(1))
+    assert "step 1  1 bytes  FAILED" in text
+    assert not done
 
 
 @pytest.fixture

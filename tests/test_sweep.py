@@ -2,6 +2,7 @@
 
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from pipeline.checkpoint.record import newest
 from pipeline.checkpoint.sweep import open_uploads, sweep
 from pipeline.run_dir import RunDir
+from tests.conftest import Ended
+from tests.test_resume import fit
 from tests.test_retention import commit, steps, watched
 
 
@@ -38,6 +41,22 @@ def test_only_files_without_a_record_are_swept(storage: str) -> None:
     for name in ("checkpoints/mine.ckpt", "checkpoints/step-7.ckpt", "checkpoints/step-00000009.ckpt.bak", "fit.yaml"):
         assert run.read(name) == b"mine"
     assert sweep(run) == []
+
+
+def test_a_checkpoint_that_the_user_named_stays(storage: str) -> None:
+    run = RunDir(storage)
+    for step in (5, 6):
+        run.write(RunDir.checkpoint(step), b"torn")
+    assert sweep(run, spare=f"{storage}/{RunDir.checkpoint(6)}") == [RunDir.checkpoint(5)]
+    assert sorted(run.steps()["ckpt"]) == [6]
+
+
+def test_the_next_start_of_the_app_sweeps(app: Callable[..., Ended], storage: str) -> None:
+    assert fit(app, storage, 1).status == 0
+    run = RunDir(storage)
+    run.write(RunDir.checkpoint(3), b"torn")
+    assert f"swept what unfinished saves had left: {RunDir.checkpoint(3)}" in fit(app, storage, 2).err
+    assert sorted(run.steps()["ckpt"]) == [7, 14]
 
 
 def test_a_torn_record_with_its_file_is_evidence(storage: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,9 @@
 """Topology belongs to the launcher, and rank 0's answer is everybody's."""
 
 import threading
+import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
@@ -94,3 +96,28 @@ def test_a_mistake_under_torchrun_is_said_once_and_by_rank_0() -> None:
     assert ended.status != 0
     assert ended.text.count("did you mean 'trainer.max_epochs'?") == 1
     assert "exitcode  : 2" in ended.text
+
+
+def test_an_answer_that_takes_longer_than_a_rank_would_wait_in_silence_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.topology._HEARD_EVERY", 0.1)
+    monkeypatch.setattr("pipeline.topology._TIMEOUT", timedelta(seconds=0.6))
+
+    def decide() -> str:
+        time.sleep(2.5)
+        return "late"
+
+    assert ranks(monkeypatch, 2, lambda place: place.agree("x", decide)) == ["late"] * 2
+
+
+def test_a_rank_0_that_is_not_heard_of_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import DistError
+
+    monkeypatch.setattr("pipeline.topology._TIMEOUT", timedelta(seconds=0.5))
+
+    def agree(place: Topology) -> str:
+        try:
+            return str(place.agree("x", lambda: time.sleep(2)))
+        except DistError:
+            return "gave up"
+
+    assert ranks(monkeypatch, 2, agree)[1] == "gave up"

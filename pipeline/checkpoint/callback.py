@@ -196,6 +196,7 @@ class Checkpoints(Checkpoint):
                 self._save(trainer, trainer.current_epoch - 1, used, end=True)
         if self.saver is not None:
             self.saver.finish()  # also where the last step was saved before: it may still be under way
+            self._report(trainer)
         self._due = []
 
     def _save(self, trainer: pl.Trainer, epoch: int, batches: int, end: bool = False) -> None:
@@ -232,6 +233,7 @@ class Checkpoints(Checkpoint):
         taken = False
         if trainer.is_global_zero:
             taken = self._hand_over(trainer, epoch, position, [*dict.fromkeys(self._due), *(["end"] if end else [])])
+            self._report(trainer)
         # All ranks save together, so all must know of a save that was left out.
         if trainer.strategy.broadcast(taken):
             self._committed_step = step
@@ -272,6 +274,12 @@ class Checkpoints(Checkpoint):
         if "end" in reason:
             self.saver.finish()
         return self.saver.save(taken, record)
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        """Log what saving costs, and whether the storage fails."""
+        assert self.saver is not None
+        for logger in trainer.loggers:
+            logger.log_metrics(self.saver.figures, step=trainer.global_step)
 
     def _monitored(self, trainer: pl.Trainer) -> Monitor | None:
         value: Any = None if self.monitor is None else trainer.callback_metrics.get(self.monitor)

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.folder import CacheFolder
-from pipeline.checkpoint.record import UNCOMMITTED, CommitRecord, choose, committed, examined, none_good
+from pipeline.checkpoint.record import CommitRecord, Corrupt, newest, select
 from pipeline.checkpoint.transfer import PART, open_ranges
 from pipeline.errors import UserError
 from pipeline.run_dir import SCHEMA, RunDir
@@ -43,56 +44,24 @@ _AHEAD = 6
 _TRIES = 3
 
 
-class Corrupt(Exception):
-    """The bytes of a checkpoint are not those of its commit record: what was expected, and what was found."""
-
-
 def newest_good(run: RunDir) -> CommitRecord | None:
-    """The newest checkpoint whose bytes match its record, or None in a run directory that has never had a commit.
-
-    Any other is passed over with a warning. What it returns is on this node when it does.
+    """`record.newest`, whose bytes match its record; they are on this node when it returns.
 
     Raises:
         UserError: There are commits, but none is good: starting afresh in silence would bury them.
         Exception: The storage failed, which says nothing about the checkpoint.
     """
-    commits = False
-    for step, found in examined(run):
-        problem = found
-        if isinstance(found, CommitRecord):
-            try:
-                fetched(run, found, anew=True)
-                return found
-            except Corrupt as error:
-                problem = str(error)
-        if problem != UNCOMMITTED:
-            commits = True
-            log.warning("passing over step %d: %s", step, problem)
-    if commits:
-        raise none_good(run)
-    return None
+    return newest(run, partial(fetched, run, anew=True))
 
 
 def select_good(run: RunDir, which: str | None) -> CommitRecord:
-    """The checkpoint to evaluate, as `pipeline.checkpoint.record.select` does, whose bytes match its record.
+    """`record.select`, whose bytes match its record; they are on this node when it returns.
 
     Raises:
         UserError: There is none such, or the step that was asked for is damaged.
         Exception: The storage failed.
     """
-    records = list(committed(run))
-    while True:
-        record = choose(run, records, which)
-        try:
-            fetched(run, record, anew=True)
-            return record
-        except Corrupt as error:
-            if which is not None and which.isdecimal():
-                raise UserError(
-                    f"checkpoint={which!r} is damaged: {error}. Name another step, 'best' or 'latest', or mend the file"
-                ) from error
-            log.warning("passing over step %d: %s", record.step, error)
-            records.remove(record)
+    return select(run, which, partial(fetched, run, anew=True))
 
 
 def fetched(run: RunDir, record: CommitRecord, anew: bool = False) -> Path:

@@ -5,7 +5,7 @@ they must be. Needs no torch, so the submitter reads results with it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,14 @@ from pipeline.run_dir import RunDir
 log = logging.getLogger(__name__)
 
 UNCOMMITTED = "it has no commit record: its save did not come to its end"
+
+_AT_ONCE = 64
+"""Records read at the same time at most."""
+_SHOWN = 20
+
+
+class Corrupt(Exception):
+    """The bytes of a checkpoint are not those of its commit record: what was expected, and what was found."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +66,169 @@ class CommitRecord:
         return RunDir.checkpoint(self.step)
 
 
-def write_record(run: RunDir, record: CommitRecord) -> None:
-    """Commit: from here on the checkpoint exists."""
-    run.write_json(RunDir.record(record.step), asdict(record))
+Check = Callable[[CommitRecord], object]
+
+
+def trust(record: CommitRecord) -> None:
+    """Take the record's word for it."""
+
+
+def write_record(run: RunDir, record: CommitRecord, over: bool = False) -> bool:
+    """Commit: from here on the checkpoint exists.
+
+    Args:
+        run: The run directory.
+        record: Of the checkpoint.
+        over: Whether to write over a record of the same step.
+
+    Returns:
+        Whether it is written: False where there is one already and it is not to be written over.
+    """
+    name = RunDir.record(record.step)
+    if not over:
+        return run.create_json(name, asdict(record))
+    run.write_json(name, asdict(record))
+    return True
 
 
 def read_record(run: RunDir, step: int) -> CommitRecord | None:
     """The record of a step, or None where it is missing or is not one."""
-    value = run.read_json(RunDir.record(step))
+    return _record(step, run.read_json(RunDir.record(step)))
+
+
+def examined(run: RunDir) -> Iterator[tuple[int, CommitRecord | str]]:
+    """Every step that has left a file, newest first: its record, or why there is no checkpoint of it.
+
+    One listing, and the records as they are asked for: the first one alone, then more and more at once.
+    """
+    found = run.steps()
+    left = sorted({*found["json"], *found["ckpt"]}, reverse=True)
+    at_once = 1
+    while left:
+        steps, left = left[:at_once], left[at_once:]
+        at_once = min(2 * at_once, _AT_ONCE)
+        values = run.read_jsons(RunDir.record(step) for step in steps if step in found["json"])
+        for step in steps:
+            record = _record(step, values.get(RunDir.record(step)))
+            yield step, _judged(step, record, found)
+
+
+def committed(run: RunDir, check: Check = trust) -> Iterator[CommitRecord]:
+    """The committed checkpoints, newest first. One that is not as its record says is passed over with a warning.
+
+    Args:
+        run: The run directory.
+        check: Raises `Corrupt` for one whose bytes are not as its record says.
+    """
+    for step, found in examined(run):
+        problem = found
+        if isinstance(found, CommitRecord):
+            try:
+                check(found)
+            except Corrupt as error:
+                problem = str(error)
+            else:
+                yield found
+                continue
+        if problem is not UNCOMMITTED:
+            log.warning("passing over step %d: %s", step, problem)
+
+
+def newest(run: RunDir, check: Check = trust) -> CommitRecord | None:
+    """The newest good checkpoint, or None in a run directory that has never had one.
+
+    Args:
+        run: The run directory.
+        check: As for `committed`.
+
+    Raises:
+        UserError: There are commits, but none is good: starting afresh in silence would bury them.
+    """
+    record = next(committed(run, check), None)
+    if record is None and run.steps()["json"]:
+        raise UserError(
+            f"run_dir={run.label!r} has commit records but no good checkpoint (the warnings above say why). "
+            "Mend the files, or start a new run with another --run_dir"
+        )
+    return record
+
+
+def select(run: RunDir, which: str | None = None, check: Check = trust) -> CommitRecord:
+    """The checkpoint to evaluate.
+
+    Args:
+        run: The run directory.
+        which: `best` (by the value that the newest one with any monitors), `latest`, a step, or None: the best where
+            one was monitored, else the latest.
+        check: As for `committed`.
+
+    Raises:
+        UserError: There is none such, or the step that was asked for is damaged.
+    """
+    if which is not None and which.isdecimal():
+        return _of_step(run, int(which), check)
+    if which not in (None, "best", "latest"):
+        raise UserError(f"checkpoint={which!r}: allowed are 'best', 'latest' and a committed step")
+    if which == "latest" or newest(run) is None:
+        record = newest(run, check)
+        if record is None:
+            raise UserError(f"run_dir={run.label!r} has no checkpoint: train first, or name the right --run_dir")
+        return record
+    for record in _best_first(list(committed(run))):
+        try:
+            check(record)
+        except Corrupt as error:
+            log.warning("passing over step %d: %s", record.step, error)
+        else:
+            return record
+    if which == "best":
+        raise UserError(
+            f"checkpoint='best': no good checkpoint of {run.label} has a monitored value. Use 'latest' or a step, or "
+            "train with --checkpoints.monitor=<a logged metric>"
+        )
+    return select(run, "latest", check)
+
+
+def _of_step(run: RunDir, step: int, check: Check) -> CommitRecord:
+    found = run.steps()
+    judged = _judged(step, read_record(run, step), found) if step in found["json"] else UNCOMMITTED
+    try:
+        if isinstance(judged, CommitRecord):
+            check(judged)
+            return judged
+    except Corrupt as error:
+        judged = str(error)
+    if judged is UNCOMMITTED:
+        steps = ", ".join(map(str, sorted(found["json"].keys() & found["ckpt"].keys())[-_SHOWN:])) or "none"
+        raise UserError(f"checkpoint={step}: allowed are 'best', 'latest' and the committed steps, now {steps}")
+    raise UserError(f"checkpoint={step} is damaged: {judged}. Name another step, 'best' or 'latest', or mend the file")
+
+
+def _best_first(records: list[CommitRecord]) -> list[CommitRecord]:
+    """Those with a value of the newest one's monitor, best first, the newest of equals first."""
+    monitored = [(each.monitor, each) for each in records if each.monitor is not None]
+    if not monitored:
+        return []
+    name, mode = monitored[0][0].name, monitored[0][0].mode
+    comparable = [(value.value, each) for value, each in monitored if (value.name, value.mode) == (name, mode)]
+    sign = -1.0 if mode == "max" else 1.0
+    # `records` comes newest first, and sorting keeps the order of equals.
+    return [each for _, each in sorted(comparable, key=lambda pair: sign * pair[0])]
+
+
+def _judged(step: int, record: CommitRecord | None, found: dict[str, dict[int, int]]) -> CommitRecord | str:
+    size = found["ckpt"].get(step)
+    if step not in found["json"]:
+        return UNCOMMITTED
+    if record is None:
+        return "its commit record is torn or foreign"
+    if size != record.bytes:
+        has = "is missing" if size is None else f"has {size} bytes"
+        return f"its file {has}, its record says {record.bytes} bytes"
+    return record
+
+
+def _record(step: int, value: dict[str, Any] | None) -> CommitRecord | None:
     if value is None:
         return None
     try:
@@ -73,96 +236,6 @@ def read_record(run: RunDir, step: int) -> CommitRecord | None:
     except (KeyError, TypeError, ValueError):
         return None
     return record if record.step == step else None
-
-
-def examined(run: RunDir) -> Iterator[tuple[int, CommitRecord | str]]:
-    """Every step that has left a file, newest first: its record, or why there is no checkpoint of it."""
-    found = run.steps()
-    for step in sorted({*found["json"], *found["ckpt"]}, reverse=True):
-        size = found["ckpt"].get(step)
-        record = read_record(run, step) if step in found["json"] else None
-        if step not in found["json"]:
-            yield step, UNCOMMITTED
-        elif record is None:
-            yield step, "its commit record is torn or foreign"
-        elif size != record.bytes:
-            has = "is missing" if size is None else f"has {size} bytes"
-            yield step, f"its file {has}, its record says {record.bytes} bytes"
-        else:
-            yield step, record
-
-
-def committed(run: RunDir) -> Iterator[CommitRecord]:
-    """The committed checkpoints, newest first. One that its record does not match is passed over with a warning."""
-    for step, found in examined(run):
-        if isinstance(found, CommitRecord):
-            yield found
-        elif found is not UNCOMMITTED:
-            log.warning("passing over step %d: %s", step, found)
-
-
-def newest(run: RunDir) -> CommitRecord | None:
-    """The newest good checkpoint, or None in a run directory that has never had one.
-
-    Raises:
-        UserError: There are commits, but none is good: starting afresh in silence would bury them.
-    """
-    record = next(committed(run), None)
-    if record is None and run.steps()["json"]:
-        raise none_good(run)
-    return record
-
-
-def none_good(run: RunDir) -> UserError:
-    """There are commits, but none is good."""
-    return UserError(
-        f"run_dir={run.label!r} has commit records but no good checkpoint (the warnings above say why). "
-        "Mend the files, or start a new run with another --run_dir"
-    )
-
-
-def select(run: RunDir, which: str | None) -> CommitRecord:
-    """The checkpoint to evaluate.
-
-    Args:
-        run: The run directory.
-        which: `best` (by the monitored value), `latest`, a step, or None: the best where one was monitored, else
-            the latest.
-
-    Raises:
-        UserError: There is none such.
-    """
-    return choose(run, list(committed(run)), which)
-
-
-def choose(run: RunDir, records: list[CommitRecord], which: str | None) -> CommitRecord:
-    """The one of these checkpoints, newest first, that `select` means.
-
-    Raises:
-        UserError: There is none such.
-    """
-    if not records and run.steps()["json"]:
-        raise none_good(run)
-    if not records:
-        raise UserError(f"run_dir={run.label!r} has no checkpoint: train first, or name the right --run_dir")
-    monitored = [(record.monitor, record) for record in records if record.monitor is not None]
-    if which == "best" and not monitored:
-        raise UserError(
-            f"checkpoint='best': no checkpoint of {run.label} has a monitored value. Use 'latest' or a step, or train "
-            "with --checkpoints.monitor=<a logged metric>"
-        )
-    if which == "latest" or (which is None and not monitored):
-        return records[0]
-    if which in (None, "best"):
-        sign = -1.0 if monitored[0][0].mode == "max" else 1.0
-        # The newest of equals: `records` comes newest first and min() keeps the first.
-        return min(monitored, key=lambda pair: sign * pair[0].value)[1]
-    assert which is not None
-    for record in records:
-        if which.isdecimal() and record.step == int(which):
-            return record
-    steps = ", ".join(str(record.step) for record in reversed(records[:20]))
-    raise UserError(f"checkpoint={which!r}: allowed are 'best', 'latest' and the committed steps {steps}")
 
 
 def _parse(value: dict[str, Any]) -> CommitRecord:

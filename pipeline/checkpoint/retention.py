@@ -9,7 +9,7 @@ import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from pipeline.checkpoint.record import CommitRecord, examined
+from pipeline.checkpoint.record import CommitRecord, committed
 from pipeline.errors import UserError
 from pipeline.run_dir import CHECKPOINTS, RunDir, storage_error
 
@@ -144,19 +144,19 @@ class Retention:
         never make a good one go.
         """
         return {
-            step: found
-            for step, found in examined(self.run)
-            if isinstance(found, CommitRecord) and (self.resumed_step is None or step <= self.resumed_step)
+            record.step: record
+            for record in committed(self.run)
+            if self.resumed_step is None or record.step <= self.resumed_step
         }
 
 
-def prune(run: RunDir, keep: Keep, dry_run: bool = False) -> str:
+def prune(run: RunDir, keep: Keep, dry_run: bool = False) -> tuple[str, bool]:
     """Delete by hand what need not stay, or only list it.
 
     The newest checkpoint is hashed before anything goes: one that is damaged counts for nothing, and stays.
 
     Returns:
-        A text to read: each step that goes with its bytes, and the sum.
+        A text to read: each step that goes with its bytes, and the sum; and whether all that was to go is gone.
 
     Raises:
         UserError: `keep` is not allowed, or there is no good checkpoint.
@@ -166,7 +166,7 @@ def prune(run: RunDir, keep: Keep, dry_run: bool = False) -> str:
     if problems:
         raise UserError(*problems)
     if keep.last is None:
-        return f"nothing goes from {run}: without keep_last everything is kept"
+        return f"nothing goes from {run}: without keep_last everything is kept", True
     records = _good(run)
     if not records:
         raise UserError(f"run_dir={run.label!r} has no good checkpoint: there is nothing to prune")
@@ -184,25 +184,21 @@ def prune(run: RunDir, keep: Keep, dry_run: bool = False) -> str:
     stay = len(records) - len(going)
     lines.append(f"{verb}: {len(gone)} of {len(records)} checkpoints, {sum(each.bytes for each in gone)} bytes")
     lines.append(f"kept: {stay} checkpoint{'s' * (stay != 1)}, the newest at step {records[0].step}")
-    return "\n".join(lines)
+    return "\n".join(lines), not failed
 
 
 def _good(run: RunDir) -> list[CommitRecord]:
     """The good checkpoints, newest first, of which the first one's bytes are as its record says."""
-    from pipeline.checkpoint.load import Corrupt, check  # noqa: PLC0415 - it needs torch, deciding what goes does not
+    from pipeline.checkpoint.load import check  # noqa: PLC0415 - it needs torch, deciding what goes does not
 
     records: list[CommitRecord] = []
-    for step, found in examined(run):
-        problem = None if isinstance(found, CommitRecord) else found
-        if isinstance(found, CommitRecord) and not records:
-            try:
-                check(run, found)
-            except Corrupt as error:
-                problem = str(error)
-        if problem is not None:
-            log.warning("passing over step %d: %s", step, problem)
-        elif isinstance(found, CommitRecord):
-            records.append(found)
+
+    def check_first(record: CommitRecord) -> None:
+        if not records:
+            check(run, record)
+
+    for record in committed(run, check_first):
+        records.append(record)
     return records
 
 

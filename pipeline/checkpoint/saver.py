@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from pipeline.checkpoint.load import check
 from pipeline.checkpoint.record import CommitRecord, write_record
 from pipeline.checkpoint.snapshot import Snapshots
 from pipeline.checkpoint.transfer import PART, open_writer
@@ -19,8 +20,11 @@ from pipeline.run_dir import RunDir, storage_error
 
 log = logging.getLogger(__name__)
 
+_PIECE = PART // 16
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
+_STALLED = 10.0
+"""Seconds without a piece written after which training does not wait for its storage."""
 
 
 class SaveFailed(Exception):
@@ -55,6 +59,20 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failing_since: float | None = None
         self._fatal: BaseException | None = None
+        self._figures: dict[str, float] = {}
+        self._knows_tags = True
+        self._moved = time.monotonic()
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Seconds by name, of the last save: for telemetry.
+
+        `stopped`, for which training stood still for the snapshot; `waited`, for the save before it; `behind`, until
+        the last one that is committed was; and for how long the storage has been `failing`.
+        """
+        return {f"checkpoint/{name}_seconds": value for name, value in self._figures.items()} | {
+            "checkpoint/failing_seconds": self.failing or (still if (still := self._still()) > _STALLED else 0.0)
+        }
 
     def save(self, checkpoint: dict[str, Any], record: CommitRecord) -> bool:
         """Take a snapshot and return; the rest happens behind.
@@ -70,18 +88,21 @@ class Saver:
             SaveFailed: An earlier one failed for longer than the budget.
         """
         self.check()
+        began = time.monotonic()
         if self._thread is not None and self._thread.is_alive():
-            began = time.monotonic()
-            while self._thread.is_alive() and self._failing_since is None:
+            # A client may try again by itself for minutes, and say nothing.
+            while self._thread.is_alive() and self._failing_since is None and self._still() < _STALLED:
                 self._thread.join(0.1)
             if self._thread.is_alive():
-                log.warning("step %d is not saved: the storage has failed for %.0f s", record.step, self.failing)
+                what = "failed" if self.failing else "taken nothing"
+                seconds = self.failing or self._still()
+                log.warning("step %d is not saved: the storage has %s for %.0f s", record.step, what, seconds)
                 return False
             log.info("step %d waited %.1f s for the save before it", record.step, time.monotonic() - began)
             self.check()
-        began = time.monotonic()
+        self._figures["waited"], began = time.monotonic() - began, time.monotonic()
         snapshot = self._snapshots.take(checkpoint)
-        stopped = time.monotonic() - began
+        self._figures["stopped"] = stopped = time.monotonic() - began
         self._thread = threading.Thread(
             target=self._commit, args=(snapshot, record, stopped), name=f"save-{record.step}", daemon=True
         )
@@ -92,6 +113,11 @@ class Saver:
     def failing(self) -> float:
         """For how many seconds the storage has failed."""
         return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
+
+    def _still(self) -> float:
+        """For how many seconds the save that is under way has not come on."""
+        alive = self._thread is not None and self._thread.is_alive()
+        return time.monotonic() - self._moved if alive else 0.0
 
     def check(self) -> None:
         """Say if a save behind has failed for good.
@@ -115,6 +141,7 @@ class Saver:
 
     def _commit(self, snapshot: dict[str, Any], record: CommitRecord, stopped: float) -> None:
         began, pause = time.monotonic(), _FIRST_PAUSE
+        self._moved = began
         self._snapshots.wait()
         while True:
             try:
@@ -126,8 +153,7 @@ class Saver:
             except Exception as error:  # noqa: BLE001 - every storage has errors of its own
                 now = time.monotonic()
                 self._failing_since = self._failing_since or now
-                permanent = isinstance(error, PermissionError)
-                if permanent or now - self._failing_since + pause > self.budget:
+                if now - self._failing_since + pause > self.budget:
                     self._fatal = SaveFailed(
                         f"step {record.step} could not be saved in {self.run} for {self.failing:.0f} s "
                         f"(checkpoints.storage_budget={self.budget:g} s): {storage_error(error)}"
@@ -140,7 +166,7 @@ class Saver:
                 pause = min(2 * pause, _LONGEST_PAUSE)
         self._failing_since = None
         value = f", {record.monitor.name} {record.monitor.value:.6g}" if record.monitor else ""
-        seconds = time.monotonic() - began
+        self._figures["behind"] = seconds = time.monotonic() - began
         log.info("saved step %d%s (%.1f s behind, training stopped for %.3f s)", record.step, value, seconds, stopped)
         if self.after_commit is not None:
             try:
@@ -155,11 +181,14 @@ class Saver:
         except LeaseLost as error:
             raise _MayNotCommit from error
 
+    def _moves(self) -> None:
+        self._moved = time.monotonic()
+
     def _write(self, snapshot: dict[str, Any], record: CommitRecord) -> CommitRecord:
         """One try: bytes, then their proof, then the record."""
         run, name = self.run, record.name
         self._may_commit()  # also before: a stale writer must not touch the file of a newer one
-        file = Hashing(open_writer(run, name))
+        file = Hashing(open_writer(run, name), run.is_s3 and self._knows_tags, self._moves)
         try:
             torch.save(snapshot, cast("BinaryIO", file))
         except RuntimeError as error:
@@ -167,12 +196,20 @@ class Saver:
             raise file.error or error from error
         file.close()
         run.durable(name)
-        stored = run.size(name)
+        stored, tag = run.size_and_tag(name)
         if stored != file.bytes:
             raise OSError(f"{run.url_of(name)}: wrote {file.bytes} bytes, the storage reports {stored}")
-        self._may_commit()
         written = replace(record, bytes=file.bytes, sha256=f"sha256:{file.digest.hexdigest()}")
-        write_record(run, written)
+        if self._knows_tags and tag is not None and tag != file.tag:
+            # Damaged on its way; or the storage makes its tags otherwise (encrypted, in other parts).
+            check(run, written)
+            log.info("%s: the storage's tags are not the MD5 of what it holds; only lengths are compared", run)
+            self._knows_tags = False
+        self._may_commit()
+        if not write_record(run, written):
+            # A stale writer has been here, or this one, whose answer was lost; only one of them still may.
+            self._may_commit()
+            write_record(run, written, over=True)
         return written
 
 
@@ -181,28 +218,57 @@ class _MayNotCommit(Exception):
 
 
 class Hashing:
-    """A write-only file that hashes and counts what goes through it; torch.save needs no more of a file."""
+    """A write-only file that hashes and counts what goes through it; torch.save needs no more of a file.
 
-    def __init__(self, file: Any) -> None:
+    Args:
+        file: Takes the bytes.
+        tagged: Whether to find out which tag an object store should give it.
+        written: Called after each piece.
+    """
+
+    def __init__(self, file: Any, tagged: bool = False, written: Callable[[], None] | None = None) -> None:
         self._file = file
         self.digest = hashlib.sha256()
         self.bytes = 0
         self.error: BaseException | None = None
+        self._tagged = tagged
+        self._written = written
+        self._parts: list[Any] = []
 
     def write(self, data: Any) -> int:
         """Write bytes, in pieces small enough that the interpreter lock is never held for long."""
         view = memoryview(data)
-        for start in range(0, len(view), PART // 16):
-            piece = view[start : start + PART // 16]
+        start = 0
+        while start < len(view):
+            # A piece ends where a part ends.
+            piece = view[start : start + _PIECE - self.bytes % _PIECE]
             self.digest.update(piece)
+            if self._tagged:
+                if self.bytes % PART == 0:
+                    self._parts.append(hashlib.md5(usedforsecurity=False))
+                self._parts[-1].update(piece)
             try:
                 # A copy: torch uses the memory again at once, and obstore sends it later.
                 self._file.write(bytes(piece))
             except BaseException as error:
                 self.error = self.error or error
                 raise
-        self.bytes += len(view)
+            if self._written is not None:
+                self._written()
+            self.bytes += len(piece)
+            start += len(piece)
         return len(view)
+
+    @property
+    def tag(self) -> str:
+        """What most S3-compatible stores call the file: its MD5, or that of its parts' MD5s and their number.
+
+        Source: the ETags of multipart uploads as Amazon S3 and Ceph make them.
+        """
+        if self.bytes < PART:
+            return str(self._parts[0].hexdigest()) if self._parts else ""
+        digests = b"".join(part.digest() for part in self._parts)
+        return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"
 
     def flush(self) -> None:
         """Nothing: closing finishes the file."""

@@ -6,25 +6,30 @@ Only under the names of this run's own checkpoints, and never what might be evid
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.record import read_record
-from pipeline.run_dir import CHECKPOINTS, RunDir, storage_error
+from pipeline.run_dir import CHECKPOINTS, PART, RunDir, storage_error
 
 log = logging.getLogger(__name__)
 
 
-def sweep(run: RunDir) -> list[str]:
+def sweep(run: RunDir, spare: str | None = None) -> list[str]:
     """Remove what uncommitted saves have left; an error of the storage is logged, and the next start tries again.
 
     To be called by the one process that may write to the run, while no save of its own is under way: then whatever
     has no commit record is an orphan.
 
+    Args:
+        run: The run directory.
+        spare: The URL of a checkpoint that the user named, which stays whatever it is.
+
     Returns:
         The names of what was removed, as they stand in the run directory.
     """
     swept: list[str] = []
-    for of_kind in (_files, _uploads):
+    for of_kind in (partial(_files, spare=spare), _uploads):
         try:
             of_kind(run, swept)
         except Exception as error:  # noqa: BLE001 - every storage has errors of its own
@@ -61,11 +66,16 @@ def abort(run: RunDir, name: str, upload: str) -> None:
     run.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
 
 
-def _files(run: RunDir, swept: list[str]) -> None:
+def _files(run: RunDir, swept: list[str], spare: str | None) -> None:
     """Remove each `.ckpt` that has no record; say which records are torn, down to the newest that is not."""
+    if run.is_local:
+        for part in sorted(Path(run.path, CHECKPOINTS).glob(f"step-*{PART}")):
+            _try(part.unlink, f"{CHECKPOINTS}/{part.name}", swept)
     found = run.steps()
     for step in sorted(found["ckpt"].keys() - found["json"].keys()):
         name = RunDir.checkpoint(step)
+        if spare is not None and RunDir(spare).url == run.url_of(name):
+            continue
         _try(partial(run.remove, name), name, swept)
     for step in sorted(found["json"].keys() & found["ckpt"].keys(), reverse=True):
         if read_record(run, step) is not None:

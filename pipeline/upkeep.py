@@ -1,0 +1,101 @@
+"""The subcommands for the upkeep of runs and of their storage: `verify`, `prune` and `probe`. None needs a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from pipeline.checkpoint.probe import probe
+from pipeline.checkpoint.retention import Keep, prune
+from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
+from pipeline.run_dir import RunDir, storage_error
+from pipeline.verify import verify
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """One of them.
+
+    Attributes:
+        help: What it does, in a sentence.
+        arguments: Adds its arguments to a parser.
+        run: Does it with what was parsed, prints what was asked for, and returns the exit status.
+    """
+
+    help: str
+    arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Any], int]
+
+
+def _run_dir(parser: ArgumentParser) -> None:
+    parser.add_argument("--run_dir", type=str, required=True, help="The run directory, a path or any fsspec URL.")
+
+
+def _prune_arguments(parser: ArgumentParser) -> None:
+    _run_dir(parser)
+    parser.add_argument(
+        "--keep_last", type=int, required=True, help="So many of the newest stay, the very newest always."
+    )
+    parser.add_argument(
+        "--keep_best", type=int, default=1, help="Of the best by the monitored value so many stay, too."
+    )
+    parser.add_argument("--keep_every_n_steps", type=int | None, default=None, help="And one for every so many steps.")
+    parser.add_argument("--dry_run", type=bool, default=False, help="Only list what would go, and its bytes.")
+
+
+def _probe_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("url", type=str, help="Where runs are to lie: a path or any fsspec URL. Nothing is left there.")
+    parser.add_argument("--megabytes", type=int, default=64, help="Size of the file whose transfer is timed.")
+
+
+def _readable(url: str) -> RunDir:
+    run = RunDir(url)
+    try:
+        run.steps()
+    except Exception as error:
+        raise UserError(
+            f"run_dir={run.label!r} cannot be read: {storage_error(error)}. Mend the name, or this user's permissions "
+            "or credentials there"
+        ) from error
+    return run
+
+
+def _verify(config: Any) -> int:
+    verdict = verify(_readable(config.run_dir))
+    print(verdict.text)  # noqa: T201 - it is what was asked for
+    return DONE if verdict.holds else CRASH
+
+
+def _prune(config: Any) -> int:
+    keep = Keep(config.keep_last, config.keep_best, config.keep_every_n_steps)
+    text, done = prune(_readable(config.run_dir), keep, config.dry_run)
+    print(text)  # noqa: T201 - it is what was asked for
+    return DONE if done else CRASH
+
+
+def _probe(config: Any) -> int:
+    text, good = probe(config.url, config.megabytes)
+    print(text)  # noqa: T201 - it is what was asked for
+    return DONE if good else USER_MUST_CHANGE
+
+
+SUBCOMMANDS = {
+    "verify": Subcommand(
+        "Hash every checkpoint of a run again, and judge from the ledger whether each training sample was used as "
+        "often as it should have been, epoch by epoch.",
+        _run_dir,
+        _verify,
+    ),
+    "prune": Subcommand(
+        "Delete the checkpoints of a run that need not stay, by the rules that a fit follows after each commit.",
+        _prune_arguments,
+        _prune,
+    ),
+    "probe": Subcommand(
+        "Try on a storage all that a run needs of it, before a node is paid for; say what is missing and how fast it "
+        "is.",
+        _probe_arguments,
+        _probe,
+    ),
+}
