@@ -57,7 +57,7 @@ def put(root: str, content: dict[str, bytes], zipped: bool) -> None:
     fs, path = fsspec.core.url_to_fs(root)
     fs.makedirs(path, exist_ok=True)
     for name, data in content.items():
-        fs.pipe_file(f"{path}/{name}{'.gz' if zipped else ''}", gzip.compress(data) if zipped else data)
+        fs.pipe_file(f"{path}/{name}{'.gz' if zipped else ''}", gzip.compress(data, mtime=0) if zipped else data)
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def test_mnist_has_one_fingerprint_wherever_it_lies(tmp_path: Path, s3: str) -> 
         ("t10k-images-idx3-ubyte", idx(np.zeros((20, 28, 28), np.uint8)) + b"x", "asks for 15696"),
         ("t10k-images-idx3-ubyte", idx(np.zeros((20, 14, 14), np.uint8)), r"images of \(14, 14\)"),
         ("t10k-images-idx3-ubyte", idx(np.zeros(20, np.uint8)), "3 dimensions"),
-        ("t10k-images-idx3-ubyte", gzip.compress(b"x" * 1000)[:-9], "damaged gzip"),
+        ("t10k-images-idx3-ubyte", gzip.compress(b"x" * 1000, mtime=0)[:-9], "damaged gzip"),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(19, np.uint8)), "20 images .* but 19 labels"),
     ],
 )

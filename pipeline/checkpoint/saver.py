@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import random
 import threading
 import time
@@ -62,6 +63,7 @@ class Saver:
         self._figures: dict[str, float] = {}
         self._knows_tags = True
         self._moved = time.monotonic()
+        self._said = -math.inf
 
     @property
     def figures(self) -> dict[str, float]:
@@ -96,7 +98,9 @@ class Saver:
             if self._thread.is_alive():
                 what = "failed" if self.failing else "taken nothing"
                 seconds = self.failing or self._still()
-                log.warning("step %d is not saved: the storage has %s for %.0f s", record.step, what, seconds)
+                if time.monotonic() - self._said > _LONGEST_PAUSE:
+                    log.warning("step %d is not saved: the storage has %s for %.0f s", record.step, what, seconds)
+                    self._said = time.monotonic()
                 return False
             log.info("step %d waited %.1f s for the save before it", record.step, time.monotonic() - began)
             self.check()
@@ -188,7 +192,8 @@ class Saver:
         """One try: bytes, then their proof, then the record."""
         run, name = self.run, record.name
         self._may_commit()  # also before: a stale writer must not touch the file of a newer one
-        file = Hashing(open_writer(run, name), run.is_s3 and self._knows_tags, self._moves)
+        tagged = run.is_s3 and self._knows_tags
+        file = Hashing(open_writer(run, name), tagged, self._moves)
         try:
             torch.save(snapshot, cast("BinaryIO", file))
         except RuntimeError as error:
@@ -200,7 +205,7 @@ class Saver:
         if stored != file.bytes:
             raise OSError(f"{run.url_of(name)}: wrote {file.bytes} bytes, the storage reports {stored}")
         written = replace(record, bytes=file.bytes, sha256=f"sha256:{file.digest.hexdigest()}")
-        if self._knows_tags and tag is not None and tag != file.tag:
+        if tagged and tag is not None and tag != file.tag:
             # Damaged on its way; or the storage makes its tags otherwise (encrypted, in other parts).
             check(run, written)
             log.info("%s: the storage's tags are not the MD5 of what it holds; only lengths are compared", run)
