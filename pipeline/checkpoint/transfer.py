@@ -46,8 +46,8 @@ def open_writer(run: RunDir, name: str) -> Writer:
         return writer
     import obstore  # noqa: PLC0415 - part of the extra for S3
 
-    # What sending takes from the cores, training would miss: on two of them one part at a time cost training a quarter
-    # of what four did, and half of the upload's speed.
+    # What sending takes from the cores, training would miss: on two of them one part at a time cost training half of
+    # what four did (a fifth with the server on the other core), and the upload two fifths of its speed.
     at_once = min(max(len(os.sched_getaffinity(0)) // _CORES_PER_PART, 1), _MOST_AT_ONCE)
     opened: Writer = obstore.open_writer(store, run.object_of(name)[1], buffer_size=PART, max_concurrency=at_once)
     return opened
