@@ -43,19 +43,20 @@ def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Watched:
-    """A filesystem that counts its calls, and fails from the n-th change on."""
+    """A filesystem that counts its calls, however a file is opened as `open`, and fails from the n-th change on."""
 
     def __init__(self, fs: Any, changes: int | None = None) -> None:
         self._fs, self.changes, self.calls = fs, changes, Counter[str]()
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._fs, name)
-        if name not in ("ls", "open", "info", "rm_file", "cat_file"):
+        if name not in ("ls", "open", "info", "rm_file", "cat_file", "cat_ranges"):
             return value
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.calls[name] += 1
-            self.calls[str(args[0]).rsplit(".", 1)[-1]] += 1
+            for path in args[0] if name == "cat_ranges" else args[:1]:
+                self.calls["open" if name in ("cat_file", "cat_ranges") else name] += 1
+                self.calls[str(path).rsplit(".", 1)[-1]] += 1
             if name == "rm_file" and self.changes is not None:
                 if not self.changes:
                     raise OSError("the storage is away")

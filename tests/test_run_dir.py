@@ -83,3 +83,15 @@ def test_a_folder_that_cannot_be_written_is_one_clear_message(tmp_path: Path) ->
 def test_a_missing_bucket_is_one_clear_message(s3: str) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         RunDir("s3://no-such-bucket-here/run").write_nonce()
+
+
+def test_brackets_and_stars_in_a_name_are_no_pattern(storage: str) -> None:
+    run = RunDir(f"{storage}/lr=[0.1]*")
+    for name in ("a.json", "b.json"):
+        run.write_json(name, {"name": name})
+    found = run.read_jsons(["a.json", "b.json", "none.json"])
+    assert found == {
+        "a.json": {"schema": 1, "name": "a.json"},
+        "b.json": {"schema": 1, "name": "b.json"},
+        "none.json": None,
+    }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.record import read_record
-from pipeline.run_dir import CHECKPOINTS, PART, RunDir, storage_error
+from pipeline.run_dir import CHECKPOINTS, UNFINISHED, RunDir, storage_error
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +69,14 @@ def abort(run: RunDir, name: str, upload: str) -> None:
 def _files(run: RunDir, swept: list[str], spare: str | None) -> None:
     """Remove each `.ckpt` that has no record; say which records are torn, down to the newest that is not."""
     if run.is_local:
-        for part in sorted(Path(run.path, CHECKPOINTS).glob(f"step-*{PART}")):
+        for part in sorted(Path(run.path, CHECKPOINTS).glob(f"step-*{UNFINISHED}")):
             _try(part.unlink, f"{CHECKPOINTS}/{part.name}", swept)
     found = run.steps()
+    spared = None if spare is None else RunDir(spare).url
     for step in sorted(found["ckpt"].keys() - found["json"].keys()):
         name = RunDir.checkpoint(step)
-        if spare is not None and RunDir(spare).url == run.url_of(name):
-            continue
-        _try(partial(run.remove, name), name, swept)
+        if run.url_of(name) != spared:
+            _try(partial(run.remove, name), name, swept)
     for step in sorted(found["json"].keys() & found["ckpt"].keys(), reverse=True):
         if read_record(run, step) is not None:
             return  # a crash tears the newest; reading all records would take as long as the run is old
