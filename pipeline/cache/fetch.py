@@ -21,12 +21,11 @@ import json
 import logging
 import os
 import re
-import stat
 import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -196,41 +195,21 @@ class _Entry:
     def _download(self, fs: Any, path: str, info: dict[str, Any], wanted: str) -> None:
         version, size = _version(info), _size(info)
         stem = self.folder.path / f"{self.key}-{hashlib.sha256(version.encode()).hexdigest()[:16]}"
-        part = stem.with_suffix(".part")
-        for leftover in self.folder.path.glob(f"{self.key}-*.part"):
-            leftover.unlink(missing_ok=True)
-        self.folder.make_room(size or 0, self.url, self.key)
-        try:
-            with fs.open(path, "rb", **_streaming(fs)) as remote, open(part, "xb") as file:
-                file.truncate(size or 0)  # other processes that make room count it
+
+        def fill(file: BinaryIO) -> dict[str, Any]:
+            with fs.open(path, "rb", **_streaming(fs)) as remote:
                 digest, source_digest, source_bytes, length = self._copy(remote, file, size)
-                file.truncate(length)
-                if size is not None and source_bytes != size:
-                    raise OSError(f"{source_bytes} bytes came, the storage says {size}")
-                if _version(_ask(fs, path)) != version:
-                    raise OSError("it was changed while it was fetched")
-                if wanted:
-                    _verify(self.url, source_digest, wanted)
-                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~0o222)
-                file.flush()
-                os.fsync(file.fileno())
-                mtime_ns = os.fstat(file.fileno()).st_mtime_ns
-            os.replace(part, stem.with_suffix(".bin"))
-            record = {"schema": SCHEMA, "url": self.url, "version": version, "bytes": length, "sha256": digest}
-            record |= {"source_sha256": source_digest, "mtime_ns": mtime_ns, "created": now()}
-            with open(part, "x") as text:
-                text.write(json.dumps(record, indent=2) + "\n")
-                text.flush()
-                os.fsync(text.fileno())
-            os.replace(part, stem.with_suffix(".json"))
-            descriptor = os.open(self.folder.path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        finally:
-            part.unlink(missing_ok=True)
-        self.folder.make_room(0, self.url, self.key, keep=stem.name)
+            file.truncate(length)
+            if size is not None and source_bytes != size:
+                raise OSError(f"{source_bytes} bytes came, the storage says {size}")
+            if _version(_ask(fs, path)) != version:
+                raise OSError("it was changed while it was fetched")
+            if wanted:
+                _verify(self.url, source_digest, wanted)
+            known = {"version": version, "bytes": length, "sha256": digest}
+            return {**known, "source_sha256": source_digest, "created": now()}
+
+        self.folder.take_in(stem, self.url, size or 0, fill, durable=True)
 
     def _copy(self, remote: Any, file: Any, size: int | None) -> tuple[str, str, int, int]:
         """Copy in parts; the digests of what is kept and of what came, and how many bytes came and are kept."""

@@ -1,18 +1,20 @@
 """The folder of the cache: where it is, who reads or writes there now, and what goes when it is full."""
 
 import fcntl
+import json
 import logging
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 from pipeline.errors import UserError
-from pipeline.run_dir import storage_error
+from pipeline.run_dir import SCHEMA, storage_error
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,48 @@ class CacheFolder:
                     total -= self._remove(key, name, size, alone=key != held)
         if shutil.disk_usage(self.path).free < needed:
             raise self.no_space(url, needed)
+
+    def take_in(
+        self, stem: Path, url: str, size: int, fill: Callable[[BinaryIO], dict[str, Any]], durable: bool
+    ) -> None:
+        """Put a file into the cache. Killed in between it leaves nothing that counts.
+
+        Args:
+            stem: Its path without `.bin`: the key, of which this process holds the lock, and what tells versions apart.
+            url: Where it comes from.
+            size: Bytes to come, 0 where that is not known.
+            fill: Writes the bytes, and returns what the record is to say of them.
+            durable: Whether to force them to the disk, as needs to be where nobody hashes them again.
+
+        Raises:
+            UserError: There is no room.
+        """
+        key, part = stem.name.partition("-")[0], stem.with_suffix(".part")
+        for leftover in self.path.glob(f"{key}-*.part"):
+            leftover.unlink(missing_ok=True)
+        self.make_room(size, url, key)
+        try:
+            with open(part, "xb") as file:
+                file.truncate(size)  # other processes that make room count it
+                record = fill(file)
+                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~0o222)
+                _flush(file, durable)
+                mtime_ns = os.fstat(file.fileno()).st_mtime_ns
+            stem.with_suffix(".json").unlink(missing_ok=True)  # of another version, which must not speak for this one
+            os.replace(part, stem.with_suffix(".bin"))
+            with open(part, "x") as text:
+                text.write(json.dumps({"schema": SCHEMA, "url": url, **record, "mtime_ns": mtime_ns}, indent=2) + "\n")
+                _flush(text, durable)
+            os.replace(part, stem.with_suffix(".json"))
+            if durable:
+                descriptor = os.open(self.path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        finally:
+            part.unlink(missing_ok=True)
+        self.make_room(0, url, key, keep=stem.name)
 
     def too_large(self, url: str, size: int) -> UserError:
         """A file that the limit will never take."""
@@ -181,6 +225,12 @@ def _open_lock(path: Path) -> int:
                 return os.open(path, flags | os.O_NOFOLLOW)
         with suppress(FileExistsError):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+
+
+def _flush(file: IO[Any], durable: bool) -> None:
+    file.flush()
+    if durable:
+        os.fsync(file.fileno())
 
 
 def _unwritable(folder: Path) -> str:

@@ -26,7 +26,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -131,7 +131,7 @@ def _held(run: RunDir, record: CommitRecord, anew: bool = False) -> Iterator[Pat
                 return
         with folder.lock(key, fcntl.LOCK_EX):  # the processes of a node wait for the one that fetches
             if not _is_whole(stem, record, version):
-                _download(run, record, folder, key, stem, version or _version(run, record))
+                _download(run, record, folder, stem, version or _version(run, record))
     raise OSError(f"{url} was fetched, but its copy in {folder.path} is gone or damaged: what else writes?")
 
 
@@ -208,31 +208,20 @@ def _is_whole(stem: Path, record: CommitRecord, version: str) -> bool:
     return True
 
 
-def _download(run: RunDir, record: CommitRecord, folder: CacheFolder, key: str, stem: Path, version: str) -> None:
+def _download(run: RunDir, record: CommitRecord, folder: CacheFolder, stem: Path, version: str) -> None:
     """Put the bytes into the cache, if they match. Killed in between it leaves nothing that counts."""
-    url, part = run.url_of(record.name), stem.with_suffix(".part")
-    for leftover in folder.path.glob(f"{key}-*.part"):
-        leftover.unlink(missing_ok=True)
-    folder.make_room(record.bytes, url, key)
+    url = run.url_of(record.name)
+
+    def fill(file: BinaryIO) -> dict[str, Any]:
+        _stream(run, record, lambda start, data: _write(file.fileno(), start, data))
+        return {"sha256": record.sha256, "version": version, "boot": _boot()}
+
     try:
-        with open(part, "xb") as file:
-            file.truncate(record.bytes)  # other processes that make room count it
-            _stream(run, record, lambda start, data: _write(file.fileno(), start, data))
-            os.fchmod(file.fileno(), 0o444)
-            mtime_ns = os.fstat(file.fileno()).st_mtime_ns
-        stem.with_suffix(".json").unlink(missing_ok=True)
-        os.replace(part, stem.with_suffix(".bin"))
-        with open(part, "x") as text:
-            known = {"schema": SCHEMA, "url": url, "sha256": record.sha256, "version": version}
-            json.dump({**known, "mtime_ns": mtime_ns, "boot": _boot()}, text, indent=2)
-        os.replace(part, stem.with_suffix(".json"))
+        folder.take_in(stem, url, record.bytes, fill, durable=False)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise folder.no_space(url, record.bytes) from error
         raise
-    finally:
-        part.unlink(missing_ok=True)
-    folder.make_room(0, url, key, keep=stem.name)
 
 
 def _write(descriptor: int, start: int, data: memoryview) -> None:
