@@ -218,7 +218,7 @@ class PipelineCLI(LightningCLI):
             raise NothingToDo
 
     def _choose(self) -> Start:
-        """On rank 0: where the subcommand goes on."""
+        """On rank 0: where the subcommand goes on; in a fit, what killed saves left is swept once that is known."""
         config, resolved = self.config[self.subcommand], self._resolved()
         if self.subcommand == "fit":
             assert self.run_dir is not None

@@ -169,24 +169,23 @@ def select(run: RunDir, which: str | None = None, check: Check = trust) -> Commi
         return _of_step(run, int(which), check)
     if which not in (None, "best", "latest"):
         raise UserError(f"checkpoint={which!r}: allowed are 'best', 'latest' and a committed step")
-    if which == "latest" or newest(run) is None:
-        record = newest(run, check)
-        if record is None:
-            raise UserError(f"run_dir={run.label!r} has no checkpoint: train first, or name the right --run_dir")
-        return record
-    for record in _best_first(list(committed(run))):
+    records = [] if which == "latest" else list(committed(run))
+    for record in _best_first(records):
         try:
             check(record)
         except Corrupt as error:
             log.warning("passing over step %d: %s", record.step, error)
         else:
             return record
-    if which == "best":
+    if which == "best" and records:
         raise UserError(
             f"checkpoint='best': no good checkpoint of {run.label} has a monitored value. Use 'latest' or a step, or "
             "train with --checkpoints.monitor=<a logged metric>"
         )
-    return select(run, "latest", check)
+    latest = newest(run, check)
+    if latest is None:
+        raise UserError(f"run_dir={run.label!r} has no checkpoint: train first, or name the right --run_dir")
+    return latest
 
 
 def _of_step(run: RunDir, step: int, check: Check) -> CommitRecord:

@@ -73,7 +73,7 @@ class Saver:
         the last one that is committed was; and for how long the storage has been `failing`.
         """
         return {f"checkpoint/{name}_seconds": value for name, value in self._figures.items()} | {
-            "checkpoint/failing_seconds": self.failing or (still if (still := self._still()) > _STALLED else 0.0)
+            "checkpoint/failing_seconds": self.failing
         }
 
     def save(self, checkpoint: dict[str, Any], record: CommitRecord) -> bool:
@@ -93,11 +93,10 @@ class Saver:
         began = time.monotonic()
         if self._thread is not None and self._thread.is_alive():
             # A client may try again by itself for minutes, and say nothing.
-            while self._thread.is_alive() and self._failing_since is None and self._still() < _STALLED:
+            while self._thread.is_alive() and not self.failing:
                 self._thread.join(0.1)
             if self._thread.is_alive():
-                what = "failed" if self.failing else "taken nothing"
-                seconds = self.failing or self._still()
+                what, seconds = "taken nothing" if self._failing_since is None else "failed", self.failing
                 if time.monotonic() - self._said > _LONGEST_PAUSE:
                     log.warning("step %d is not saved: the storage has %s for %.0f s", record.step, what, seconds)
                     self._said = time.monotonic()
@@ -115,13 +114,13 @@ class Saver:
 
     @property
     def failing(self) -> float:
-        """For how many seconds the storage has failed."""
-        return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
-
-    def _still(self) -> float:
-        """For how many seconds the save that is under way has not come on."""
-        alive = self._thread is not None and self._thread.is_alive()
-        return time.monotonic() - self._moved if alive else 0.0
+        """For how many seconds the storage has failed, or taken nothing of a save if that is long."""
+        since = self._failing_since
+        if since is not None:
+            return time.monotonic() - since
+        waiting = self._thread is not None and self._thread.is_alive()
+        still = time.monotonic() - self._moved if waiting else 0.0
+        return still if still >= _STALLED else 0.0
 
     def check(self) -> None:
         """Say if a save behind has failed for good.
