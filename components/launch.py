@@ -4,39 +4,43 @@
     python -m components.launch -s local_docker --image my/image:1 --run_dir s3://bucket/one -- --trainer.max_epochs=3
 
 All roles of a TorchX app start together, so the order of the stages is this driver's work. A failed training is never
-evaluated; Ctrl-C cancels the stage that runs.
+evaluated, and its exit status is this one's; Ctrl-C cancels the stage that runs.
 """
 
 import argparse
 import inspect
+import json
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from torchx.runner import Runner, get_runner
-from torchx.specs import AppDef, AppState, is_terminal
+from torchx.specs import AppDef, AppState, AppStatus, is_terminal
 from torchx.specs.file_linter import get_fn_docstring
 from torchx.util.types import decode_from_string, decode_optional, is_primitive
 
 from components.evaluate import evaluate
 from components.train import train
 from pipeline.checkpoint.record import newest
-from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
+from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
+from pipeline.failures import parse
 from pipeline.run_dir import RECEIPT, RunDir, storage_error
 
 _POLL_SECONDS = 0.5
-_INTERRUPTED = 130
+_CLOCKS = timedelta(minutes=1)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the stages.
 
     Returns:
-        The exit status: 0 done, 1 a stage failed, 2 the user must change something, 130 interrupted.
+        The exit status: 0 done, 2 the user must change something, 75 a stage was preempted, 130 interrupted; else that
+        of the process that failed first, or 1 where nobody says it.
     """
     try:
         options, parameters = _parse(arguments)
@@ -69,19 +73,24 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
         for stage in stages:
+            launched = datetime.now(UTC)
             try:
-                status = _run(runner, stage, options.scheduler, cfg)
+                ended = _run(runner, stage, options.scheduler, cfg)
             except KeyboardInterrupt:
                 _say(f"{stage.name}: cancelled", sys.stderr)
-                return _INTERRUPTED
-            if status != AppState.SUCCEEDED:
-                _say(f"{stage.name}: {status.name.lower()}; its log is above", sys.stderr)
-                return CRASH
+                return INTERRUPTED
+            if ended.state != AppState.SUCCEEDED:
+                status = _said_by(ended) or _written_by(stage.name, parameters["run_dir"], launched) or CRASH
+                how = f"{ended.state.name.lower()} with status {status}; its log is above"
+                if status == PREEMPTED:
+                    how = "preempted; the same command goes on from its newest checkpoint"
+                _say(f"{stage.name}: {how}", sys.stderr)
+                return status
     _show(parameters["run_dir"])
     return DONE
 
 
-def _run(runner: Runner, app: AppDef, scheduler: str, cfg: dict[str, Any]) -> AppState:
+def _run(runner: Runner, app: AppDef, scheduler: str, cfg: dict[str, Any]) -> AppStatus:
     """Run one stage to its end, showing its log; cancel it if this process is interrupted."""
     handle = runner.run(app, scheduler, cfg)
     try:
@@ -104,7 +113,31 @@ def _run(runner: Runner, app: AppDef, scheduler: str, cfg: dict[str, Any]) -> Ap
     except BaseException:
         runner.cancel(handle)
         raise
-    return described.state
+    return described
+
+
+def _said_by(ended: AppStatus) -> int | None:
+    """The status that the agent of a stage, or its only process, has left where the scheduler reads it."""
+    try:
+        report = parse(json.loads(ended.structured_error_msg))
+    except ValueError:
+        return None
+    return report.status if report else None
+
+
+def _written_by(stage: str, run_dir: str, launched: datetime) -> int | None:
+    """The status of the attempt that a training has written into its run directory since it was launched."""
+    if stage != "train":
+        return None
+    try:
+        run = RunDir(run_dir)
+        attempt = run.read_json(RunDir.attempt(max(run.attempts(), default=0))) or {}
+        # The clocks of two machines differ a little.
+        fresh = datetime.fromisoformat(attempt["started"]) >= launched - _CLOCKS
+    except Exception:  # noqa: BLE001 - what cannot be read says nothing, and the stage has failed anyway
+        return None
+    status = attempt.get("status")
+    return status if fresh and isinstance(status, int) else None
 
 
 def _tail(runner: Runner, handle: str, role: str, replica: int) -> None:

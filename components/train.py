@@ -30,7 +30,9 @@ def train(
     image: str = IMAGE,
     env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
     mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
-    max_restarts: int = 0,
+    max_restarts: int = 3,
+    grace: int = 30,
+    join_timeout: int = 600,
     rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Train by DDP over nodes; run it again with the same run_dir to go on.
@@ -47,7 +49,9 @@ def train(
         image: container image
         env: environment of the processes, as A=1,B=2
         mounts: mounts, as type=bind,src=/on/the/host,dst=/in/the/container
-        max_restarts: how often the processes are restarted in place after a crash
+        max_restarts: how often the processes are restarted in place after a crash; never after a user's mistake
+        grace: seconds that the processes have after SIGTERM, for a step, a save and its upload
+        join_timeout: seconds that the nodes wait for each other, at the start and for a node that is replaced
         rdzv_port: port on node 0 where the nodes meet; 0 means one that is free on this machine
 
     Returns:
@@ -68,6 +72,9 @@ def train(
         problems.append(f"processes={processes} on gpu={gpu}: each process needs a device of its own")
     if max_restarts < 0:
         problems.append(f"max_restarts={max_restarts}: allowed are 0 and more")
+    for name, seconds in (("grace", grace), ("join_timeout", join_timeout)):
+        if seconds < 1:
+            problems.append(f"{name}={seconds}: allowed are 1 second and more")
     if not config.endswith((".yaml", ".yml", ".json")):
         problems.append(f"config={config!r}: expected a YAML file, such as pipeline/configs/digits.yaml")
     if not 0 <= rdzv_port < 65_536:
@@ -82,8 +89,8 @@ def train(
     command = (
         f"python -m pipeline.agent --rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id {macros.app_id} "
         f"--nnodes {f'{least}:{most}' if least != most else most} --nproc-per-node {per_node} "
-        f"--max-restarts {max_restarts} --role train "
-        f"-m pipeline fit --config {quoted([config])} --run_dir {quoted([run_dir, *app_args])}"
+        f"--rdzv-conf join_timeout={join_timeout} --max-restarts {max_restarts} --shutdown-timeout {grace} "
+        f"--role train -m pipeline fit --config {quoted([config])} --run_dir {quoted([run_dir, *app_args])}"
     )
     return specs.AppDef(
         name="train",

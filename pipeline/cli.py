@@ -16,24 +16,26 @@ import yaml
 from jsonargparse import dict_to_namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_summary import ModelSummary
 
 from pipeline import configuration, console, drift, loops, start
+from pipeline.agreement import Agreement
 from pipeline.checkpoint.callback import Checkpoints
 from pipeline.checkpoint.io import RunIO
 from pipeline.checkpoint.resume import Resume
 from pipeline.checkpoint.sweep import sweep
 from pipeline.data import DataModule
-from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, NothingToDo, UserError
+from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, NothingToDo, Preempted, UserError
 from pipeline.evaluation import Checkpoint, Evaluation
 from pipeline.explain import explain
 from pipeline.identity import ProofFailed
 from pipeline.lease import LeaseLost, Writer
 from pipeline.ledger import Ledger
 from pipeline.logs import RunLogger
+from pipeline.preemption import Preemption
 from pipeline.run_dir import RunDir, next_run_dir
 from pipeline.start import Start
 from pipeline.topology import Topology
+from pipeline.trainer import Trainer, adapt
 from pipeline.upkeep import SUBCOMMANDS
 
 log = logging.getLogger(__name__)
@@ -44,47 +46,40 @@ _USERS = ("`val_check_interval`", "Early stopping conditioned on metric")
 _EXPLAIN = "Say what the next fit would go on from, what would be different, and which samples come next."
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
     """Run one command line.
 
+    Args:
+        arguments: Without the program's name.
+        preemption: Listens to signals; None: nobody does.
+
     Returns:
-        The exit status: 0 done, 1 a proof failed or the lease is lost, 2 the user must change something. Crashes raise.
+        The exit status: 0 done, 1 a proof failed or the lease is lost, 2 the user must change something, 75 preempted,
+        130 interrupted by a person. Crashes raise.
     """
     topology = None
     try:
         topology = Topology.from_environment()
         console.set_up(topology.rank)
         with Writer() as writer:
-            PipelineCLI(list(arguments), topology, writer)
+            PipelineCLI(list(arguments), topology, writer, preemption or Preemption())
     except UserError as error:
         console.say_problems(error, topology)
         return USER_MUST_CHANGE
     except (LeaseLost, ProofFailed) as error:
         log.error("error: %s", error)
         return CRASH
+    except Preempted as ended:
+        log.info("%s; the same command goes on from there", ended)
+        return PREEMPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except NothingToDo as ended:
         return ended.status
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    # Not after a crash: the other ranks may be gone, and the process is about to end.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return DONE
-
-
-class Trainer(pl.Trainer):
-    """Lightning's Trainer, and the subcommand that only looks at the model."""
-
-    def summary(self, model: pl.LightningModule, max_depth: int = -1) -> None:
-        """Print the layers of a model with their parameters and, given its example_input_array, their sizes.
-
-        Args:
-            model: The model.
-            max_depth: Levels of nested layers to show; -1 shows all.
-        """
-        if max_depth < -1:
-            raise UserError(f"max_depth={max_depth}: allowed are -1 (all layers), 0 and more levels")
-        if model.example_input_array is None:
-            log.info("no sizes: %s sets no example_input_array", type(model).__name__)
-        print(ModelSummary(model, max_depth=max_depth))  # noqa: T201 - it is what was asked for
 
 
 class PipelineCLI(LightningCLI):
@@ -94,12 +89,16 @@ class PipelineCLI(LightningCLI):
         arguments: The command line.
         topology: Where the launcher put this process.
         writer: Becomes the run's one writer in a fit.
+        preemption: Whether this process is asked to end.
     """
 
-    def __init__(self, arguments: list[str], topology: Topology, writer: Writer) -> None:
+    def __init__(self, arguments: list[str], topology: Topology, writer: Writer, preemption: Preemption) -> None:
         set_parsing_settings(config_read_mode_fsspec_enabled=True)
         self.topology = topology
         self.writer = writer
+        self.preemption = preemption
+        if topology.rank == 0:
+            preemption.durable = lambda: "nothing was there to be saved"
         self.run_dir: RunDir | None = None
         self.start = Start()
         self.given_checkpoint: str | None = None
@@ -146,32 +145,9 @@ class PipelineCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand != "summary":
-            parser.add_argument(
-                "--run_dir",
-                type=str | None,
-                default=None,
-                help="The run directory: a local path or any fsspec URL (s3://bucket/run). The same one goes on where "
-                "it stopped. Default for fit: the next free runs/<name>-<n>.",
-            )
+        configuration.add_flags(parser, subcommand)
         # Only fit saves, but the same YAML file serves all of them.
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        if subcommand == "fit":
-            parser.add_argument(
-                "--accept_drift",
-                type=str | None,
-                default=None,
-                help="Differences from the run that would stop a resume, but are meant, separated by commas: "
-                f"{', '.join(drift.DANGEROUS)}.",
-            )
-        if subcommand in configuration.FROM_RUN:
-            parser.add_argument(
-                "--checkpoint",
-                type=str | None,
-                default=None,
-                help="Which checkpoint of the run: best, latest or a step. Default: the best where a metric was "
-                "monitored, else the latest.",
-            )
         return parser
 
     def _set_seed(self) -> None:
@@ -203,6 +179,9 @@ class PipelineCLI(LightningCLI):
         problems = configuration.problems(str(self.subcommand), config, self.given_checkpoint, self.topology)
         if problems:
             raise UserError(*problems)
+        self.preemption.check()
+        if self.subcommand == "fit":
+            self.preemption.grace = config.grace
         if self.subcommand == "explain_resume":
             self._explain()
         if not config.trainer.fast_dev_run and (self.subcommand == "fit" or config.run_dir is not None):
@@ -246,7 +225,9 @@ class PipelineCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what their constructors refuse is the user's to mend."""
+        self.preemption.check()
         self.topology.together("instantiated", lambda: self._build(super(PipelineCLI, self).instantiate_classes))
+        self.preemption.check()
         if self.subcommand == "fit":
             self._prepare_training()
 
@@ -266,13 +247,15 @@ class PipelineCLI(LightningCLI):
         anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.accept_drift))
         ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
         loops.install(self.trainer)
-        resume = Resume(ledger, anew)
+        resume = Resume(ledger, anew, Agreement(self.preemption))
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, Checkpoints) and self.run_dir is not None:
                 resumed = self.start.step if self.start.own else None
                 callback.attach(self.run_dir, resumed, facts, resume, self.writer.held)
                 resume.save = callback.save_due
+                if self.topology.rank == 0 and (saver := callback.saver) is not None:
+                    self.preemption.durable, self.preemption.saving = lambda: saver.durable, lambda: saver.saving
         callbacks.insert(0, resume)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -297,10 +280,7 @@ class PipelineCLI(LightningCLI):
                 type(self.datamodule).__name__,
             )
         trainer = super().instantiate_trainer(**kwargs)
-        loops.exact_reduce(trainer)
-        # Lightning's own handler of SIGTERM talks to the other ranks from inside the signal and hangs when they have
-        # been signalled too. Without it the process ends at once, and the last durable checkpoint stands.
-        trainer._signal_connector.register_signal_handlers = _leave_signals_alone  # type: ignore[method-assign]
+        adapt(trainer, self.config[self.subcommand].collective_timeout if self.subcommand == "fit" else None)
         if self.subcommand == "fit" and self.run_dir is not None:
             trainer.callbacks.insert(0, configuration.Save(self.run_dir, self._resolved()))  # type: ignore[attr-defined]
         return trainer
@@ -325,6 +305,7 @@ class PipelineCLI(LightningCLI):
             at = "" if self.start.step is None else f" at step {self.start.step}"
             log.info("resumed%s from %s", at, self.start.url)
         kwargs["ckpt_path"] = self.start.url
+        self.preemption.trains()
         self.writer.begin(self.start.step if self.start.url else 0)
         self._run_model(self.trainer.fit, model, **kwargs)
         if self.run_dir is not None:
@@ -368,6 +349,10 @@ class PipelineCLI(LightningCLI):
     def _run_model(self, run: Any, model: pl.LightningModule, **kwargs: Any) -> None:
         try:
             run(model, **kwargs)
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning has made its own of a person's Ctrl-C
+                raise error.__context__ from None
+            raise
         except MisconfigurationException as error:
             raise UserError(" ".join(str(error).split())) from error
         except (ValueError, RuntimeError) as error:
@@ -385,10 +370,6 @@ class PipelineCLI(LightningCLI):
         """The resolved configuration, without what belongs to the launcher and the place."""
         parsed = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         return configuration.resolved(parsed, self.given_checkpoint)
-
-
-def _leave_signals_alone() -> None:
-    """SIGTERM keeps its default: to end the process."""
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -14,11 +14,54 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from pipeline import drift
 from pipeline.errors import UserError, did_you_mean
+from pipeline.preemption import GRACE, default_grace
 from pipeline.run_dir import RunDir, storage_error
 from pipeline.topology import Topology
 
 FROM_RUN = ("validate", "test", "predict")
 """Subcommands that take model and data from the run's own fit.yaml."""
+
+
+def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
+    """The flags that this project adds to those of a subcommand of Lightning's."""
+    if subcommand != "summary":
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="The run directory: a local path or any fsspec URL (s3://bucket/run). The same one goes on where "
+            "it stopped. Default for fit: the next free runs/<name>-<n>.",
+        )
+    if subcommand == "fit":
+        parser.add_argument(
+            "--grace",
+            type=float,
+            default=default_grace(),
+            help="Seconds between SIGTERM and the end, within which the last step is saved. Default: "
+            f"{GRACE}, which torch's agent sets, else 30.",
+        )
+        parser.add_argument(
+            "--collective_timeout",
+            type=float,
+            default=120.0,
+            help="Seconds that a rank waits for the others in one collective operation before it gives up, so that "
+            "all are started again: longer than the longest that one rank does while the others wait.",
+        )
+        parser.add_argument(
+            "--accept_drift",
+            type=str | None,
+            default=None,
+            help="Differences from the run that would stop a resume, but are meant, separated by commas: "
+            f"{', '.join(drift.DANGEROUS)}.",
+        )
+    if subcommand in FROM_RUN:
+        parser.add_argument(
+            "--checkpoint",
+            type=str | None,
+            default=None,
+            help="Which checkpoint of the run: best, latest or a step. Default: the best where a metric was "
+            "monitored, else the latest.",
+        )
 
 
 def with_run_config(arguments: list[str]) -> list[str]:
@@ -123,6 +166,9 @@ def _of_training(config: Namespace, topology: Topology) -> list[str]:
             f"data.global_batch_size={per_step}: GradientAccumulationScheduler changes the batches per step, so that "
             "it could not be kept. Use data.batch_size, or leave the callback out"
         )
+    for name in ("grace", "collective_timeout"):
+        if (seconds := config.get(name)) is not None and seconds <= 0:
+            found.append(f"{name}={seconds:g}: allowed are numbers of seconds above 0")
     try:
         drift.accepted(config.get("accept_drift"))
     except UserError as error:
@@ -246,7 +292,7 @@ def resolved(parsed: dict[str, Any], ckpt_path: str | None) -> dict[str, Any]:
         parsed: With every default; it is changed.
         ckpt_path: What the user gave for it.
     """
-    for key in ("config", "run_dir", "accept_drift", "world_size"):
+    for key in ("config", "run_dir", "accept_drift", "world_size", "grace", "collective_timeout"):
         parsed.pop(key, None)
     for key in ("devices", "num_nodes"):
         parsed["trainer"].pop(key, None)

@@ -6,6 +6,9 @@ from difflib import get_close_matches
 DONE = 0
 CRASH = 1
 USER_MUST_CHANGE = 2
+PREEMPTED = 75
+INTERRUPTED = 130
+"""As a shell says it of what SIGINT has ended."""
 
 
 class UserError(Exception):
@@ -31,6 +34,16 @@ class NothingToDo(Exception):
     def __init__(self, status: int = DONE) -> None:
         super().__init__()
         self.status = status
+
+
+class Preempted(Exception):
+    """This process was asked to end, and has done so: what it had reached is durable, as far as the text says.
+
+    Attributes:
+        status: The exit status.
+    """
+
+    status = PREEMPTED
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, NothingToDo, UserError
+from pipeline.errors import CRASH, DONE, INTERRUPTED, USER_MUST_CHANGE, NothingToDo, Preempted, UserError
 from pipeline.identity import ProofFailed
 from pipeline.lease_file import EXPIRES, Disk, Objects, Seen
 from pipeline.run_dir import LEASE, SCHEMA, RunDir, now, storage_error
@@ -308,9 +308,12 @@ def _ending(error: BaseException | None) -> tuple[int, str]:
         return CRASH, f"proof failed: {error}"
     if isinstance(error, LeaseLost):
         return CRASH, f"lease lost: {error}"
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        code = getattr(error, "code", CRASH)
-        return code if isinstance(code, int) else CRASH, "interrupted"
+    if isinstance(error, Preempted):
+        return error.status, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted by a person"
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else CRASH, "interrupted"
     return CRASH, f"crash: {storage_error(error)}"
 
 

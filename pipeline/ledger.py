@@ -46,6 +46,8 @@ class Ledger:
         """Of the open epoch: what this rank has used in this attempt."""
         self._before_withheld = self._own_withheld = Tally()
         """The same, of the samples whose batch was None."""
+        self._before_padded = 0
+        """What the last batches were padded with, where only the validation after them was left to do."""
         self._unhashed: list[npt.NDArray[np.int64]] = []
         self._accumulating: list[npt.NDArray[np.int64]] = []
         self._in_flight: deque[IdentifiedBatch] = deque()
@@ -90,6 +92,7 @@ class Ledger:
             self.closed += [replace(account, closed=DRIFT) for account in reopened]
         elif reopened:
             self._before, self._before_withheld = reopened[0].consumed, reopened[0].withheld
+            self._before_padded = reopened[0].padded
 
     def state(self, trainer: pl.Trainer, epoch: int, batches: int) -> list[dict[str, Any]] | None:
         """The accounts of all epochs so far, None where there is no order to compare with. All ranks must call it.
@@ -108,8 +111,9 @@ class Ledger:
         ended = any(account.epoch == epoch and account.closed != DRIFT for account in accounts)
         if batches and not ended:
             account = self._account(trainer, batches)
-            if account.consumed.count + account.withheld.count != account.position:
-                raise ProofFailed(account.problem(Tally(account.position, 0)) or "")
+            used = account.position + account.padded
+            if account.consumed.count + account.withheld.count != used:
+                raise ProofFailed(account.problem(Tally(used, 0)) or "")
             accounts.append(account)
         return [account.as_dict() for account in accounts]
 
@@ -125,6 +129,7 @@ class Ledger:
         self._unhashed, self._accumulating = [], []
         if anew:
             self._before = self._before_withheld = Tally()
+            self._before_padded = 0
 
     def count(self, trainer: pl.Trainer) -> None:
         """Count the samples of the batch that is over, once a step has used it.
@@ -191,7 +196,8 @@ class Ledger:
             seed=sampler.seed,
             samples=sampler.size,
             position=position,
-            padded=sampler.padded(sampler.position) if batches == len(planned) and not planned.drop_last else 0,
+            padded=self._before_padded
+            + (sampler.padded(sampler.position) if batches == len(planned) and not planned.drop_last else 0),
             dropped=sampler.size - position if whole else 0,
             consumed=self._before + self._all(trainer, self._own),
             withheld=self._before_withheld + self._all(trainer, self._own_withheld),

@@ -6,6 +6,7 @@ never, a validation is lost). We save only where all bookkeeping of the last bat
 are there (`settle`), and resume without a guess.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,11 +21,15 @@ class EpochLoop(_TrainingEpochLoop):
 
     Attributes:
         stands_at: Batches of the epoch that are over, where a settled checkpoint was loaded; else None.
+        owes_validation: Whether the validation after the last of them was left in its middle, and comes first.
         ledger: Is told of each batch; None for foreign data.
+        before_validation: Called right before the validation within or at the end of an epoch begins.
     """
 
     stands_at: int | None = None
+    owes_validation = False
     ledger: Ledger | None = None
+    before_validation: Callable[[], None] | None = None
     _skipped = False
 
     def reset(self) -> None:
@@ -43,6 +48,24 @@ class EpochLoop(_TrainingEpochLoop):
             super().reset()
         if self.ledger is not None:
             self.ledger.open(self.trainer, anew=not batches)
+
+    def on_run_start(self, data_fetcher: Any) -> None:
+        """Do what is left of the batch that the checkpoint stands after."""
+        super().on_run_start(data_fetcher)
+        if self.owes_validation:
+            progress = self.batch_progress
+            progress.is_last_batch = progress.current.ready >= self.trainer.num_training_batches
+            self.on_advance_end(data_fetcher)
+
+    def _should_check_val_fx(self, data_fetcher: Any) -> bool:
+        due = self.owes_validation or super()._should_check_val_fx(data_fetcher)
+        if due and self.before_validation is not None:
+            self.before_validation()
+        self.owes_validation = False
+        return due
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nothing: Lightning would have all ranks and their devices wait for each other here, before every batch."""
 
     def advance(self, data_fetcher: Any) -> None:
         """Train on one batch, which then is accounted for."""

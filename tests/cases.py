@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -380,4 +382,63 @@ class Slowly(Regression):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         time.sleep(0.1)
+        return super().training_step(batch, batch_idx)
+
+
+class Asks(pl.Callback):
+    """Sends this process SIGTERM, once, at a moment such as `step 5`, `validation 2` (its second batch) or `sanity`.
+
+    Args:
+        at: The moment.
+        once: A file that says that it has been done.
+        rank: Which rank's process.
+    """
+
+    def __init__(self, at: str, once: str, rank: int = 0) -> None:
+        self.at = at
+        self.once = Path(once)
+        self.rank = rank
+        self.validations = 0
+
+    def _now(self, trainer: pl.Trainer, moment: str) -> None:
+        if moment == self.at and trainer.global_rank == self.rank and not self.once.exists():
+            self.once.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)  # the thread that listens is another one
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._now(trainer, "setup")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._now(trainer, f"step {trainer.global_step}")
+        self._now(trainer, f"batch {trainer.fit_loop.epoch_loop.total_batch_idx}")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validations += not trainer.sanity_checking
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if trainer.sanity_checking:
+            self._now(trainer, "sanity")
+        elif batch_idx == 1:
+            self._now(trainer, f"validation {self.validations}")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._now(trainer, f"start of epoch {trainer.current_epoch}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._now(trainer, f"end of epoch {trainer.current_epoch}")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._now(trainer, "end")
+
+
+class Stuck(Regression):
+    """Stands still in its fourth step, as with peers that are gone."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.trainer.global_step == 3:
+            print("stuck", file=sys.stderr, flush=True)
+            time.sleep(600)
         return super().training_step(batch, batch_idx)

@@ -79,13 +79,15 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """The app in this process: `python -m pipeline <arguments>`."""
     from pipeline.cli import main
+    from pipeline.preemption import Preemption
 
     monkeypatch.chdir(ROOT)
 
     def run(*arguments: object) -> Ended:
         capsys.readouterr()
         try:
-            status = main([str(argument) for argument in arguments])
+            with Preemption() as preemption:
+                status = main([str(argument) for argument in arguments], preemption)
         except SystemExit as ended:
             status = int(ended.code or 0)
         captured = capsys.readouterr()

@@ -35,7 +35,9 @@ def test_train_is_an_appdef_field_by_field() -> None:
         image="image:1",
         env={"A": "1"},
         mounts=["type=bind", "src=/data", "dst=/mnt", "readonly"],
-        max_restarts=3,
+        max_restarts=5,
+        grace=60,
+        join_timeout=900,
         rdzv_port=29_500,
     )
     assert (app.name, len(app.roles)) == ("train", 1)
@@ -50,7 +52,8 @@ def test_train_is_an_appdef_field_by_field() -> None:
         "-c",
         "exec python -m pipeline.agent --rdzv-backend c10d "
         '--rdzv-endpoint "${TORCHX_RANK0_HOST:-localhost}:29500" --rdzv-id app-1 --nnodes 2 --nproc-per-node 4 '
-        "--max-restarts 3 --role train -m pipeline fit --config my.yaml --run_dir s3://bucket/run "
+        "--rdzv-conf join_timeout=900 --max-restarts 5 --shutdown-timeout 60 "
+        "--role train -m pipeline fit --config my.yaml --run_dir s3://bucket/run "
         "--trainer.max_epochs=3 '--model.name=a b $HOME'",
     ]
 
@@ -104,6 +107,7 @@ def test_evaluate_is_always_one_node_and_one_process_without_an_agent() -> None:
         ({"cpu": 0, "memory": 0, "gpu": -1}, ["cpu=0", "memory=0", "gpu=-1"]),
         ({"config": "nothing"}, ["config='nothing'"]),
         ({"mounts": ["dst=/x"]}, ["mounts="]),
+        ({"grace": 0, "join_timeout": -1}, ["grace=0", "join_timeout=-1"]),
         ({"max_restarts": -1, "rdzv_port": 99_999, "nodes": "x"}, ["max_restarts=-1", "rdzv_port=99999", "nodes='x'"]),
     ],
 )

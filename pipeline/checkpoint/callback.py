@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from pipeline.checkpoint.clock import Clock
 from pipeline.checkpoint.io import OWN_KEY, RunIO
 from pipeline.checkpoint.plain import plain
-from pipeline.checkpoint.record import CommitRecord, Monitor, select
+from pipeline.checkpoint.record import CommitRecord, Monitor, read_record, select, write_record
 from pipeline.checkpoint.resume import Resume, data_of
 from pipeline.checkpoint.retention import Keep, Retention
 from pipeline.checkpoint.saver import SaveFailed, Saver
@@ -20,6 +21,9 @@ from pipeline.errors import UserError
 from pipeline.lease import LeaseLost
 from pipeline.loops import epoch_over, settle
 from pipeline.run_dir import SCHEMA, RunDir, now
+
+_HEARD_EVERY = 5.0
+"""Seconds."""
 
 
 class Checkpoints(Checkpoint):
@@ -87,6 +91,8 @@ class Checkpoints(Checkpoint):
         self._own: dict[str, Any] | None = None
         self._left: dict[str, Any] | None = None
         self._validated = False
+        self._held: Callable[[], None] | None = None
+        self._owed = False
 
     def attach(
         self,
@@ -108,6 +114,8 @@ class Checkpoints(Checkpoint):
         self.run = run
         retention = Retention(run, self.keep, resumed_step)
         self.saver = Saver(run, self.storage_budget, held, retention.after_commit)
+        self.saver.committed = resumed_step
+        self._held = held
         self._committed_step = resumed_step
         self._facts = facts
         self._resume = resume
@@ -144,22 +152,37 @@ class Checkpoints(Checkpoint):
         """Remember that what validation logs is known by now, and that a save may be due."""
         if not trainer.sanity_checking:
             self._validated = True
+            # A step that is committed already was saved before its validation, which an earlier attempt had left.
+            self._owed = trainer.global_step == self._committed_step
             if self.after_validation:
                 self._due.append("validation")
 
-    def save_due(self, trainer: pl.Trainer, epoch: int, batches: int) -> None:
+    def save_due(
+        self,
+        trainer: pl.Trainer,
+        epoch: int,
+        batches: int,
+        leaving: bool = False,
+        standing: dict[str, Any] | None = None,
+    ) -> None:
         """Save what has just ended, if it is due.
 
         Args:
             trainer: Standing between two batches, before any callback has begun the next.
             epoch: The epoch to go on with.
             batches: Its batches that are over.
+            leaving: Training ends here, for now: save in any case, and wait until that is durable.
+            standing: The state of this rank before the validation that is left in its middle, if one is.
         """
         if not batches and epoch % self.every_n_epochs == 0:
             self._due.append("epoch")
+        if leaving:
+            self._due.append("preemption")
         if self._due and trainer.global_step > 0:
-            self._save(trainer, epoch, batches)
+            self._save(trainer, epoch, batches, standing=standing)
         self._due = []
+        if leaving:
+            self._finish(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -194,12 +217,33 @@ class Checkpoints(Checkpoint):
                 completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
                 used = completed - completed % trainer.accumulate_grad_batches
                 self._save(trainer, trainer.current_epoch - 1, used, end=True)
-        if self.saver is not None:
-            self.saver.finish()  # also where the last step was saved before: it may still be under way
-            self._report(trainer)
+        self._finish(trainer)  # also where the last step was saved before: it may still be under way
         self._due = []
 
-    def _save(self, trainer: pl.Trainer, epoch: int, batches: int, end: bool = False) -> None:
+    def _finish(self, trainer: pl.Trainer) -> None:
+        """Wait, all ranks together, until the save that is under way is durable."""
+        if self.saver is not None:
+            self._together(trainer, self.saver.finished)
+            self._report(trainer)
+
+    def _together(self, trainer: pl.Trainer, over: Callable[[float], bool]) -> None:
+        """Wait until something is over on rank 0, whose ranks would lose their patience with it if they heard nothing.
+
+        Args:
+            trainer: Whose ranks wait.
+            over: Waits for so many seconds at most, and says whether it is.
+        """
+        while not trainer.strategy.broadcast(not trainer.is_global_zero or over(_HEARD_EVERY)):
+            pass
+
+    def _save(
+        self,
+        trainer: pl.Trainer,
+        epoch: int,
+        batches: int,
+        end: bool = False,
+        standing: dict[str, Any] | None = None,
+    ) -> None:
         """Save one step, if it is not committed yet.
 
         Args:
@@ -207,10 +251,16 @@ class Checkpoints(Checkpoint):
             epoch: The epoch to go on with.
             batches: Its batches that are over.
             end: Whether training ends here.
+            standing: As in `save_due`.
         """
         step = trainer.global_step
-        if self.run is None or step == self._committed_step:
+        if self.run is None or self.saver is None:
             return
+        if step == self._committed_step:
+            self._amend(trainer)
+            return
+        # The last one is worth waiting for, however long the storage is away.
+        self._together(trainer, self.saver.finished if end else self.saver.ready)
         url = self.run.url_of(RunDir.checkpoint(step))
         data, ledger = data_of(trainer), self._resume.ledger
         position = None
@@ -223,7 +273,8 @@ class Checkpoints(Checkpoint):
             "batches": batches,
             "position": position,
             "ledger": ledger.state(trainer, epoch, batches) if ledger is not None else None,
-            "state": collect(trainer) if self._left is None else self._left,
+            "state": collect(trainer, standing) if self._left is None else self._left,
+            "owes_validation": standing is not None,
             "gradient_order": self._resume.gradient_order.indices,
         }
         try:
@@ -241,8 +292,7 @@ class Checkpoints(Checkpoint):
         known = trainer.callback_metrics
         could_know = self._validated or not sum(trainer.num_val_batches)
         if self.monitor is not None and self.monitor not in known and could_know:
-            if self.saver is not None:
-                self.saver.finish()
+            self._finish(trainer)
             raise UserError(
                 f"checkpoints.monitor={self.monitor!r} is not logged by the model; logged are: "
                 f"{', '.join(sorted(known)) or 'none'}. Step {step} is saved: mend the name and start again"
@@ -270,10 +320,19 @@ class Checkpoints(Checkpoint):
             created=now(),
             reason=reason,
         )
-        # The last one is worth waiting for, however long the storage is away.
-        if "end" in reason:
-            self.saver.finish()
         return self.saver.save(taken, record)
+
+    def _amend(self, trainer: pl.Trainer) -> None:
+        """Write into the record of a step that was saved before its validation what that has found."""
+        assert self.run is not None
+        monitored = self._monitored(trainer) if self._owed and trainer.is_global_zero else None
+        self._owed = False
+        if monitored is not None:
+            record = read_record(self.run, trainer.global_step)
+            if self._held is not None:
+                self._held()
+            if record is not None:
+                write_record(self.run, replace(record, monitor=monitored), over=True)
 
     def _report(self, trainer: pl.Trainer) -> None:
         """Log what saving costs, and whether the storage fails."""

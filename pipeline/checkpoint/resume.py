@@ -1,16 +1,17 @@
-"""How training stands exactly where a checkpoint of ours was saved, whether or not this attempt saves any itself."""
+"""How training stands exactly where a checkpoint of ours was saved, and where it stands still to save or to end."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.call import _call_callbacks_load_state_dict
 
+from pipeline.agreement import Agreement
+from pipeline.checkpoint import state
 from pipeline.checkpoint.io import OWN_KEY, require_schema
 from pipeline.checkpoint.state import Restoring
 from pipeline.data import DataModule
-from pipeline.errors import UserError
+from pipeline.errors import Preempted, UserError
 from pipeline.gradient_order import GradientOrder
 from pipeline.ledger import Ledger
 from pipeline.loops import EpochLoop
@@ -18,25 +19,42 @@ from pipeline.loops import EpochLoop
 log = logging.getLogger(__name__)
 
 
+class Save(Protocol):
+    """Saves what is due, see `Checkpoints.save_due`."""
+
+    def __call__(
+        self,
+        trainer: pl.Trainer,
+        epoch: int,
+        batches: int,
+        leaving: bool = False,
+        standing: dict[str, Any] | None = None,
+    ) -> None:
+        """Save, or do nothing."""
+
+
 class Resume(pl.Callback):
-    """Puts back what a checkpoint of ours holds beside Lightning's state.
+    """Puts back what a checkpoint of ours holds beside Lightning's state, and ends training where all ranks agree.
 
     It must be the trainer's first callback. Between two batches, before any other callback has begun the next one, is
-    where a checkpoint is saved and where random numbers are put back.
+    where a checkpoint is saved, where training ends if it is asked to, and where random numbers are put back.
 
     Args:
         ledger: Counts the samples; None for foreign data.
         anew: Whether the epoch that the checkpoint stands in begins anew, since its order is another one.
-        save: Saves what is due: a function of the trainer, the epoch to go on with and its batches that are over; None:
-            this attempt saves nothing.
+        agreement: Knows whether the ranks end; None: nobody asks them.
+        save: Saves what is due; None: this attempt saves nothing.
     """
 
     def __init__(
-        self, ledger: Ledger | None, anew: bool, save: Callable[[pl.Trainer, int, int], None] | None = None
+        self, ledger: Ledger | None, anew: bool, agreement: Agreement | None = None, save: Save | None = None
     ) -> None:
         self.ledger = ledger
         self.anew = anew
+        self.agreement = agreement
         self.save = save
+        self._standing: dict[str, Any] | None = None
+        self._validates = 0
         self.gradient_order = GradientOrder()
         self._known_order: list[int] | None = None
         self._callbacks: dict[str, Any] = {}
@@ -61,6 +79,7 @@ class Resume(pl.Callback):
             data.resume(own["epoch"], 0 if begins else own["position"])
         if isinstance(loop, EpochLoop):
             loop.stands_at = 0 if begins else own["batches"]
+            loop.owes_validation = not begins and bool(own.get("owes_validation"))
         if self.ledger is not None and own["ledger"] is not None:
             try:
                 self.ledger.load(own["ledger"], own["epoch"], self.anew)
@@ -73,6 +92,11 @@ class Resume(pl.Callback):
         self._restoring = Restoring(own["state"], with_sums=not begins)
         self._known_order = own["gradient_order"]
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let the ranks speak to each other."""
+        if self.agreement is not None:
+            self.agreement.begin(trainer)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put back what callbacks and schedules look at, and find the batch to go on with."""
         loop, data = trainer.fit_loop.epoch_loop, data_of(trainer)
@@ -83,6 +107,7 @@ class Resume(pl.Callback):
             return
         # Not before: a finder of batch sizes or learning rates runs the loop for its own purposes.
         loop.ledger = self.ledger
+        loop.before_validation = lambda: self._before_validation(trainer)
         if loop.stands_at and data is not None and data.batches is not None:
             # In another world, or under another limit, the same position is another number of batches, or all of them.
             loop.stands_at = min(data.batches.done, int(trainer.num_training_batches))
@@ -96,12 +121,28 @@ class Resume(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Stand between two batches."""
-        if self._in_epoch:
-            # What the epoch's start has logged and counted once more is forgotten again.
-            self._in_epoch = False
-            _call_callbacks_load_state_dict(trainer, self._callbacks)
-            trainer.fit_loop.epoch_loop._results.clear()
+        self._go_on_in_epoch(trainer)
         self._between(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find how many batches all ranks have in common: only within those they can agree."""
+        if self.agreement is not None:
+            self._validates = self.agreement.least(sum(trainer.fit_loop.epoch_loop.val_loop.max_batches))
+            self.agreement.restart()
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leave a validation in its middle, if all ranks do."""
+        self._validates -= 1
+        if self.agreement is not None and self._validates >= 0 and self.agreement.ending():
+            self._leave_validation(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with training."""
+        self._standing = None
+        if self.agreement is not None:
+            self.agreement.restart()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,11 +162,50 @@ class Resume(pl.Callback):
             self._restoring.at_epoch_end(trainer)
             self._restoring = None
 
-    def _between(self, trainer: pl.Trainer, batches: int) -> None:
-        if self.save is not None:
-            self.save(trainer, trainer.current_epoch, batches)
+    def _before_validation(self, trainer: pl.Trainer) -> None:
+        """Stand after a batch's step and before the validation that follows it."""
+        self._go_on_in_epoch(trainer)
+        self._put_back(trainer)
+        self._standing = state.own(trainer)
+
+    def _go_on_in_epoch(self, trainer: pl.Trainer) -> None:
+        """Forget again what the epoch's start has logged and counted once more."""
+        if self._in_epoch:
+            self._in_epoch = False
+            _call_callbacks_load_state_dict(trainer, self._callbacks)
+            trainer.fit_loop.epoch_loop._results.clear()
+
+    def _put_back(self, trainer: pl.Trainer) -> None:
+        """Put random numbers and sums back, once."""
         if self._restoring is not None and not self._restoring.begun:
             self._restoring.before_first_batch(trainer)
+
+    def _between(self, trainer: pl.Trainer, batches: int) -> None:
+        # Batches that are accumulated for a step to come are in no checkpoint.
+        whole = batches % trainer.accumulate_grad_batches == 0
+        leaving = self.agreement is not None and self.agreement.ending() and whole
+        if leaving and self._restoring is not None and not self._restoring.begun:
+            raise Preempted(f"preempted at step {trainer.global_step}, before the first new one: nothing to save")
+        if self.save is not None:
+            self.save(trainer, trainer.current_epoch, batches, leaving)
+        if leaving:
+            raise Preempted(f"preempted at step {trainer.global_step}")
+        self._put_back(trainer)
+
+    def _leave_validation(self, trainer: pl.Trainer) -> None:
+        """Save the step that the validation follows, which then comes first when training goes on.
+
+        Not where training ends with this validation, for then nothing would go on; nor among accumulated batches.
+        """
+        loop, step = trainer.fit_loop.epoch_loop, trainer.global_step
+        if trainer.sanity_checking:
+            raise Preempted("preempted before training began: nothing to save")
+        last = trainer.should_stop or (loop.max_steps != -1 and step >= loop.max_steps)
+        if last or loop._should_accumulate():
+            return
+        if self.save is not None:
+            self.save(trainer, trainer.current_epoch, loop.batch_progress.current.completed, True, self._standing)
+        raise Preempted(f"preempted in the validation after step {step}")
 
 
 def _in_epoch(checkpoint: dict[str, Any]) -> bool:

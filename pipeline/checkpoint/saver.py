@@ -43,6 +43,9 @@ class Saver:
         budget: Seconds for which the storage may fail before it is fatal.
         before_commit: Called before a commit record is written; raises if this process may not commit any more.
         after_commit: Called after each commit.
+
+    Attributes:
+        committed: The newest step that is known to be durable.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Saver:
         self.budget = budget
         self.before_commit = before_commit
         self.after_commit = after_commit
+        self.committed: int | None = None
+        self._taken: int | None = None
         self._snapshots = Snapshots()
         self._thread: threading.Thread | None = None
         self._failing_since: float | None = None
@@ -64,6 +69,7 @@ class Saver:
         self._knows_tags = True
         self._moved = time.monotonic()
         self._said = -math.inf
+        self._waited = 0.0
 
     @property
     def figures(self) -> dict[str, float]:
@@ -89,23 +95,20 @@ class Saver:
         Raises:
             SaveFailed: An earlier one failed for longer than the budget.
         """
-        self.check()
-        began = time.monotonic()
-        if self._thread is not None and self._thread.is_alive():
+        self.ready(math.inf)
+        if self.saving:
             # A client may try again by itself for minutes, and say nothing.
-            while self._thread.is_alive() and not self.failing:
-                self._thread.join(0.1)
-            if self._thread.is_alive():
-                what, seconds = "taken nothing" if self._failing_since is None else "failed", self.failing
-                if time.monotonic() - self._said > _LONGEST_PAUSE:
-                    log.warning("step %d is not saved: the storage has %s for %.0f s", record.step, what, seconds)
-                    self._said = time.monotonic()
-                return False
-            log.info("step %d waited %.1f s for the save before it", record.step, time.monotonic() - began)
-            self.check()
-        self._figures["waited"], began = time.monotonic() - began, time.monotonic()
+            what, seconds = "taken nothing" if self._failing_since is None else "failed", self.failing
+            if time.monotonic() - self._said > _LONGEST_PAUSE:
+                log.warning("step %d is not saved: the storage has %s for %.0f s", record.step, what, seconds)
+                self._said = time.monotonic()
+            return False
+        if self._waited:
+            log.info("step %d waited %.1f s for the save before it", record.step, self._waited)
+        self._figures["waited"], self._waited, began = self._waited, 0.0, time.monotonic()
         snapshot = self._snapshots.take(checkpoint)
         self._figures["stopped"] = stopped = time.monotonic() - began
+        self._taken = record.step
         self._thread = threading.Thread(
             target=self._commit, args=(snapshot, record, stopped), name=f"save-{record.step}", daemon=True
         )
@@ -113,13 +116,48 @@ class Saver:
         return True
 
     @property
+    def saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def durable(self) -> str:
+        """What is safe by now, in words. Any thread may ask."""
+        known = "nothing is durable yet" if self.committed is None else f"step {self.committed} is durable"
+        return known + (f", step {self._taken} was still on its way" if self.saving else "")
+
+    def ready(self, seconds: float) -> bool:
+        """Wait for so many seconds at most until `save` need not wait: no save is under way, or the storage fails.
+
+        Raises:
+            SaveFailed: An earlier one failed for longer than the budget.
+        """
+        return self._wait(seconds, lambda: self.failing > 0)
+
+    def finished(self, seconds: float) -> bool:
+        """Wait for so many seconds at most until no save is under way.
+
+        Raises:
+            SaveFailed: It failed for longer than the budget.
+        """
+        return self._wait(seconds, lambda: False)
+
+    def _wait(self, seconds: float, enough: Callable[[], bool]) -> bool:
+        if self._thread is not None and self.saving:
+            began = time.monotonic()
+            while self.saving and not enough() and time.monotonic() - began < seconds:
+                self._thread.join(0.1)
+            self._waited += time.monotonic() - began
+        self.check()
+        return not self.saving or enough()
+
+    @property
     def failing(self) -> float:
         """For how many seconds the storage has failed, or taken nothing of a save if that is long."""
         since = self._failing_since
         if since is not None:
             return time.monotonic() - since
-        waiting = self._thread is not None and self._thread.is_alive()
-        still = time.monotonic() - self._moved if waiting else 0.0
+        still = time.monotonic() - self._moved if self.saving else 0.0
         return still if still >= _STALLED else 0.0
 
     def check(self) -> None:
@@ -137,10 +175,7 @@ class Saver:
         Raises:
             SaveFailed: It failed for longer than the budget.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
+        self.finished(math.inf)
 
     def _commit(self, snapshot: dict[str, Any], record: CommitRecord, stopped: float) -> None:
         began, pause = time.monotonic(), _FIRST_PAUSE
@@ -168,6 +203,7 @@ class Saver:
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
                 pause = min(2 * pause, _LONGEST_PAUSE)
         self._failing_since = None
+        self.committed = record.step
         value = f", {record.monitor.name} {record.monitor.value:.6g}" if record.monitor else ""
         self._figures["behind"] = seconds = time.monotonic() - began
         log.info("saved step %d%s (%.1f s behind, training stopped for %.3f s)", record.step, value, seconds, stopped)

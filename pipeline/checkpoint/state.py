@@ -14,20 +14,32 @@ import torch.distributed as dist
 from pipeline.checkpoint import sums
 
 
-def collect(trainer: pl.Trainer) -> dict[str, Any]:
+def own(trainer: pl.Trainer) -> dict[str, Any]:
+    """The state of this rank as it is now: copies, for a save that may come later."""
+    return {
+        "random": _random_state(trainer),
+        "sums": sums.collect(trainer),
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+    }
+
+
+def collect(trainer: pl.Trainer, mine: dict[str, Any] | None = None) -> dict[str, Any]:
     """The state of every rank. All ranks must call it.
+
+    Args:
+        trainer: Whose ranks are asked.
+        mine: What `own` returned; None: as it is now.
 
     Returns:
         On rank 0 `ranks` (one entry for each) and `metrics`; nothing on the others.
     """
-    own = {"random": _random_state(trainer), "sums": sums.collect(trainer)}
-    ranks: list[Any] | None = [own]
+    mine = dict(own(trainer) if mine is None else mine)
+    metrics = mine.pop("metrics")
+    ranks: list[Any] | None = [mine]
     if trainer.world_size > 1:
         ranks = [None] * trainer.world_size if trainer.is_global_zero else None
-        dist.gather_object(own, ranks)
-    if ranks is None:
-        return {}
-    return {"ranks": ranks, "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()}}
+        dist.gather_object(mine, ranks)
+    return {} if ranks is None else {"ranks": ranks, "metrics": metrics}
 
 
 class Restoring:

@@ -62,18 +62,23 @@ def train(dataset: Dataset[Any], counted: bool = False) -> tuple[float, float]:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    loops.install(trainer, ledger)
+    loops.install(trainer)
+    loop = trainer.fit_loop.epoch_loop
+    assert isinstance(loop, loops.EpochLoop)
+    loop.ledger = ledger
     trainer.fit(LitAutoEncoder(), datamodule=data)
     return 1e6 * float(np.median(np.diff(steps.ends))), 1e6 * spent[0] / BATCHES
 
 
-def timed(method: Callable[..., None], spent: list[float]) -> Callable[..., None]:
+def timed(method: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
     """The method, adding its seconds to `spent`."""
 
-    def call(*arguments: Any, **named: Any) -> None:
+    def call(*arguments: Any, **named: Any) -> Any:
         begin = time.perf_counter()
-        method(*arguments, **named)
-        spent[0] += time.perf_counter() - begin
+        try:
+            return method(*arguments, **named)
+        finally:
+            spent[0] += time.perf_counter() - begin
 
     return call
 
