@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline import configuration, console, drift, loops, start
 from pipeline.agreement import Agreement
+from pipeline.attempts import Writer
 from pipeline.checkpoint.callback import Checkpoints
 from pipeline.checkpoint.io import RunIO
 from pipeline.checkpoint.resume import Resume
@@ -28,7 +29,7 @@ from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANG
 from pipeline.evaluation import Checkpoint, Evaluation
 from pipeline.explain import explain
 from pipeline.identity import ProofFailed
-from pipeline.lease import LeaseLost, Writer
+from pipeline.lease import LeaseLost
 from pipeline.ledger import Ledger
 from pipeline.logs import RunLogger
 from pipeline.preemption import Preemption
@@ -247,12 +248,12 @@ class PipelineCLI(LightningCLI):
         anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.accept_drift))
         ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
         loops.install(self.trainer)
-        resume = Resume(ledger, anew, Agreement(self.preemption))
+        resume = Resume(ledger, anew, Agreement(self.preemption), self.writer.goodput)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, Checkpoints) and self.run_dir is not None:
                 resumed = self.start.step if self.start.own else None
-                callback.attach(self.run_dir, resumed, facts, resume, self.writer.held)
+                callback.attach(self.run_dir, resumed, facts, resume, self.writer.held, self.writer.goodput)
                 resume.save = callback.save_due
                 if self.topology.rank == 0 and (saver := callback.saver) is not None:
                     self.preemption.durable, self.preemption.saving = lambda: saver.durable, lambda: saver.saving

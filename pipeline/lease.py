@@ -1,4 +1,4 @@
-"""One writer per run: `lease.json` says who it is, `attempts/<nnnn>.json` who it was.
+"""One writer per run: `lease.json` says who it is, and how far it has come (`pipeline.attempts`: who it was).
 
 A lease is held by a launch. Another attempt of the same launch takes it over at once; so does anybody where its process
 is known to be dead, or where it has not been renewed in time. Everybody else is refused. Who has lost it finds out
@@ -19,22 +19,17 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from pipeline.errors import CRASH, DONE, INTERRUPTED, USER_MUST_CHANGE, NothingToDo, Preempted, UserError
-from pipeline.identity import ProofFailed
+from pipeline.errors import UserError
 from pipeline.lease_file import EXPIRES, Disk, Objects, Seen
 from pipeline.run_dir import LEASE, SCHEMA, RunDir, now, storage_error
-from pipeline.topology import Topology
 
 log = logging.getLogger(__name__)
 
 _TRIES = 50
-_WELL = "done"
-"""The reason of an attempt that trained to its end."""
 
 
 class LeaseLost(Exception):
@@ -46,10 +41,13 @@ class Lease:
 
     Attributes:
         attempt: Its number, counted up over all writers that the run has had.
+        before: What the lease of the writer before said last, where that was left behind.
     """
 
-    def __init__(self, run: RunDir, launch: str, seconds: float) -> None:
+    def __init__(self, run: RunDir, launch: str, seconds: float, progress: Callable[[], dict[str, Any]] = dict) -> None:
         self.attempt = 0
+        self.before: dict[str, Any] | None = None
+        self._progress = progress
         self._run = run
         self._launch = launch
         self._seconds = seconds
@@ -64,18 +62,21 @@ class Lease:
         self._thread = threading.Thread(target=self._renew_in_time, name="lease", daemon=True)
 
     @staticmethod
-    def take(run: RunDir, launch: str, seconds: float = EXPIRES) -> "Lease":
+    def take(
+        run: RunDir, launch: str, seconds: float = EXPIRES, progress: Callable[[], dict[str, Any]] = dict
+    ) -> "Lease":
         """Become the writer of a run.
 
         Args:
             run: The run directory.
             launch: Who asks, see `launch_id`.
             seconds: The lease expires when it has not been renewed for so long.
+            progress: How far the writer has come, in JSON's types: what is known of it if it never comes to its end.
 
         Raises:
             UserError: Another launch is, or the storage refuses.
         """
-        lease = Lease(run, launch, seconds)
+        lease = Lease(run, launch, seconds, progress)
         try:
             lease._take()
         except UserError:
@@ -141,6 +142,7 @@ class Lease:
             self.attempt = 1 + max([*self._run.attempts(), int(seen.value.get("attempt", 0)) if seen else 0], default=0)
             self._renewed = time.monotonic()
             if self._storage.put(self._text(), seen):
+                self.before = None if seen is None else seen.value
                 if seen is not None:
                     log.info("attempt %d takes over from %s", self.attempt, seen)
                 return
@@ -162,6 +164,7 @@ class Lease:
             "seconds": self._seconds,
             "renewed": now(),
             "renewals": self._renewals,
+            **self._progress(),
         }
         return json.dumps(value, indent=2).encode() + b"\n"
 
@@ -196,125 +199,12 @@ class Lease:
                 self._away = True
 
 
-class Writer:
-    """This process as the writer of its run, from `take` to the end of the `with` block.
-
-    Only rank 0 holds a lease and writes attempts; on the other ranks everything here does nothing.
-    """
-
-    def __init__(self) -> None:
-        self._lease: Lease | None = None
-        self._run: RunDir | None = None
-        self._attempt: dict[str, Any] = {}
-
-    def take(self, run: RunDir, topology: Topology) -> None:
-        """Become the writer, for all ranks.
-
-        Raises:
-            UserError: Another launch is.
-        """
-
-        def decide() -> int:
-            self._run, self._lease = run, Lease.take(run, launch_id())
-            self._attempt = {
-                "attempt": self._lease.attempt,
-                "launch": launch_id(),
-                "host": socket.gethostname(),
-                "world_size": topology.world_size,
-                "started": now(),
-                **dict.fromkeys(("ended", "status", "reason", "first_step", "last_step", "goodput")),
-            }
-            self._write()
-            return self._lease.attempt
-
-        topology.agree("attempt", decide)
-
-    def begin(self, step: int | None) -> None:
-        """Write down that the attempt trains, from a step that may be unknown."""
-        self._attempt["first_step"] = step
-        self._write()
-
-    def held(self) -> None:
-        """To be called right before each commit.
-
-        Raises:
-            LeaseLost: Do not commit.
-        """
-        if self._lease is not None:
-            self._lease.held()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Write down how the attempt ended, and let the next writer begin."""
-        if self._lease is None:
-            return
-        try:
-            self._end(error)
-        except Exception as trouble:  # noqa: BLE001 - it must not hide why the attempt ended
-            log.warning("the end of attempt %d is not written: %s", self._lease.attempt, storage_error(trouble))
-        finally:
-            self._lease.release()
-
-    def _end(self, error: BaseException | None) -> None:
-        assert self._lease is not None
-        assert self._run is not None
-        status, reason = _ending(error)
-        last = None
-        try:
-            self._lease.held()
-            last = max(self._run.steps()["json"], default=None)
-        except LeaseLost:
-            pass  # the newest step is another writer's
-        ended = {"ended": now(), "status": status, "reason": reason, "last_step": last}
-        self._attempt |= ended
-        self._write()
-
-    def _write(self) -> None:
-        if self._lease is not None and self._run is not None:
-            self._run.write_json(RunDir.attempt(self._lease.attempt), self._attempt)
-
-
-def ended_well_at(run: RunDir) -> int | None:
-    """The step at which the last attempt that trained came to its end; None if it did not, or there was none."""
-    for number in sorted(run.attempts(), reverse=True):
-        attempt = run.read_json(RunDir.attempt(number)) or {}
-        well, step = attempt.get("reason") == _WELL, attempt.get("last_step")
-        if well or attempt.get("first_step") is not None:
-            return step if well and isinstance(step, int) else None
-    return None
-
-
 def launch_id(environment: Mapping[str, str] = os.environ) -> str:
     """What stays the same when a launcher starts its job again, and differs for every other launch."""
     rendezvous = environment.get("TORCHELASTIC_RUN_ID", "none")
     if rendezvous == "none":  # torchrun's default, the same for everybody
         rendezvous = f"{socket.gethostname()}:{os.getpid()}"
     return environment.get("TORCHX_JOB_ID") or rendezvous
-
-
-def _ending(error: BaseException | None) -> tuple[int, str]:
-    """The exit status that follows from an error, and the reason in words."""
-    if error is None:
-        return DONE, _WELL
-    if isinstance(error, NothingToDo):
-        return error.status, "nothing to do"
-    if isinstance(error, UserError):
-        return USER_MUST_CHANGE, f"user must change: {error}"
-    if isinstance(error, ProofFailed):
-        return CRASH, f"proof failed: {error}"
-    if isinstance(error, LeaseLost):
-        return CRASH, f"lease lost: {error}"
-    if isinstance(error, Preempted):
-        return error.status, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted by a person"
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else CRASH, "interrupted"
-    return CRASH, f"crash: {storage_error(error)}"
 
 
 def _process(pid: int) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
 
+from pipeline.goodput import Goodput
 from pipeline.ledger import Ledger
 
 
@@ -23,12 +24,14 @@ class EpochLoop(_TrainingEpochLoop):
         stands_at: Batches of the epoch that are over, where a settled checkpoint was loaded; else None.
         owes_validation: Whether the validation after the last of them was left in its middle, and comes first.
         ledger: Is told of each batch; None for foreign data.
+        goodput: Is told when a batch is over.
         before_validation: Called right before the validation within or at the end of an epoch begins.
     """
 
     stands_at: int | None = None
     owes_validation = False
     ledger: Ledger | None = None
+    goodput: Goodput | None = None
     before_validation: Callable[[], None] | None = None
     _skipped = False
 
@@ -71,6 +74,8 @@ class EpochLoop(_TrainingEpochLoop):
         """Train on one batch, which then is accounted for."""
         progress: Any = self.batch_progress.current
         ready = progress.ready
+        if self.goodput is not None:
+            self.goodput.waits()
         try:
             super().advance(data_fetcher)
         except StopIteration:

@@ -12,10 +12,10 @@ from typing import Any
 import fsspec
 
 from pipeline import configuration
+from pipeline.attempts import ended_well_at
 from pipeline.checkpoint.load import newest_good, select_good
 from pipeline.checkpoint.record import newest
 from pipeline.errors import UserError
-from pipeline.lease import ended_well_at
 from pipeline.run_dir import RunDir, storage_error
 from pipeline.topology import Topology
 

@@ -1,5 +1,6 @@
 """The subcommands for the upkeep of runs and of their storage: `verify`, `prune` and `probe`. None needs a model."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,16 @@ def _run_dir(parser: ArgumentParser) -> None:
     parser.add_argument("--run_dir", type=str, required=True, help="The run directory, a path or any fsspec URL.")
 
 
+def _verify_arguments(parser: ArgumentParser) -> None:
+    _run_dir(parser)
+    parser.add_argument(
+        "--mtbf",
+        type=float | None,
+        default=None,
+        help="Hours between two failures, for the advice how often to save. Default: as seen in the run's attempts.",
+    )
+
+
 def _prune_arguments(parser: ArgumentParser) -> None:
     _run_dir(parser)
     parser.add_argument(
@@ -62,7 +73,9 @@ def _readable(url: str) -> RunDir:
 
 
 def _verify(config: Any) -> int:
-    verdict = verify(_readable(config.run_dir))
+    if config.mtbf is not None and not 0 < config.mtbf < math.inf:
+        raise UserError(f"mtbf={config.mtbf:g}: allowed are numbers of hours above 0")
+    verdict = verify(_readable(config.run_dir), config.mtbf)
     print(verdict.text)  # noqa: T201 - it is what was asked for
     return DONE if verdict.holds else CRASH
 
@@ -83,8 +96,8 @@ def _probe(config: Any) -> int:
 SUBCOMMANDS = {
     "verify": Subcommand(
         "Hash every checkpoint of a run again, and judge from the ledger whether each training sample was used as "
-        "often as it should have been, epoch by epoch.",
-        _run_dir,
+        "often as it should have been, epoch by epoch; say where the time of all attempts went, and how often to save.",
+        _verify_arguments,
         _verify,
     ),
     "prune": Subcommand(

@@ -7,6 +7,7 @@ from pipeline.checkpoint.io import read_own
 from pipeline.checkpoint.load import Corrupt, check
 from pipeline.checkpoint.record import UNCOMMITTED, CommitRecord, examined
 from pipeline.errors import UserError
+from pipeline.history import History
 from pipeline.run_dir import RunDir
 
 _COLUMNS = ("epoch", "expected", "consumed", "padded", "dropped", "proof", "closed by")
@@ -20,11 +21,15 @@ class Verdict:
     holds: bool
 
 
-def verify(run: RunDir) -> Verdict:
+def verify(run: RunDir, mtbf_hours: float | None = None) -> Verdict:
     """Hash every committed checkpoint of a run again, and judge what the newest good one says about its epochs.
 
     Each checkpoint is a line on standard output as soon as it is known. The expected samples are computed anew from
     each epoch's seed and position; what was counted in training is only compared with them.
+
+    Args:
+        run: The run directory.
+        mtbf_hours: Hours between two failures, for the advice how often to save; None: as seen.
 
     Raises:
         UserError: The bytes are as they were saved, but there is no ledger that could be judged.
@@ -41,7 +46,10 @@ def verify(run: RunDir) -> Verdict:
         if not failed:
             raise
         verdict = Verdict("\n".join(error.problems), True)
-    return Verdict("\n".join(["", verdict.text, *damaged]), verdict.holds and not failed)
+    spent = History.of(run).whole(mtbf_hours)
+    return Verdict(
+        "\n".join(["", verdict.text, *damaged, *([""] if spent else []), *spent]), verdict.holds and not failed
+    )
 
 
 def _rehash(run: RunDir) -> tuple[CommitRecord | None, list[int]]:

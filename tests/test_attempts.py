@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.attempts import Writer
 from pipeline.checkpoint.record import newest
-from pipeline.lease import Writer, launch_id
+from pipeline.lease import launch_id
 from pipeline.run_dir import LEASE, RunDir
 from pipeline.topology import Topology
 from tests.conftest import Ended, torchrun

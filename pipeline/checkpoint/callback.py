@@ -18,6 +18,7 @@ from pipeline.checkpoint.retention import Keep, Retention
 from pipeline.checkpoint.saver import SaveFailed, Saver
 from pipeline.checkpoint.state import collect
 from pipeline.errors import UserError
+from pipeline.goodput import SAVING, Goodput
 from pipeline.lease import LeaseLost
 from pipeline.loops import epoch_over, settle
 from pipeline.run_dir import SCHEMA, RunDir, now
@@ -92,6 +93,7 @@ class Checkpoints(Checkpoint):
         self._left: dict[str, Any] | None = None
         self._validated = False
         self._held: Callable[[], None] | None = None
+        self._goodput = Goodput()
         self._owed = False
 
     def attach(
@@ -101,6 +103,7 @@ class Checkpoints(Checkpoint):
         facts: dict[str, Any],
         resume: Resume,
         held: Callable[[], None] | None = None,
+        goodput: Goodput | None = None,
     ) -> None:
         """Say where to save, which step is committed already, and what is to stand in every checkpoint.
 
@@ -110,7 +113,9 @@ class Checkpoints(Checkpoint):
             facts: What a later resume is compared with, see `pipeline.drift.facts`.
             resume: Knows the ledger and the order of gradients.
             held: Raises if this process is not the run's writer any more.
+            goodput: Is told what saves cost.
         """
+        self._goodput = goodput or self._goodput
         self.run = run
         retention = Retention(run, self.keep, resumed_step)
         self.saver = Saver(run, self.storage_budget, held, retention.after_commit)
@@ -179,7 +184,8 @@ class Checkpoints(Checkpoint):
         if leaving:
             self._due.append("preemption")
         if self._due and trainer.global_step > 0:
-            self._save(trainer, epoch, batches, standing=standing)
+            with self._goodput.during(SAVING):
+                self._save(trainer, epoch, batches, standing=standing)
         self._due = []
         if leaving:
             self._finish(trainer)
@@ -209,21 +215,23 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of training: between two epochs, or in the middle of one that can go on some day."""
+        epoch, used = trainer.current_epoch, 0
+        if epoch_over(trainer):
+            self._due.append("epoch")
+        else:
+            completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            epoch, used = epoch - 1, completed - completed % trainer.accumulate_grad_batches
         if trainer.global_step > 0:
-            if epoch_over(trainer):
-                self._due.append("epoch")
-                self._save(trainer, trainer.current_epoch, 0, end=True)
-            else:
-                completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-                used = completed - completed % trainer.accumulate_grad_batches
-                self._save(trainer, trainer.current_epoch - 1, used, end=True)
+            with self._goodput.during(SAVING):
+                self._save(trainer, epoch, used, end=True)
         self._finish(trainer)  # also where the last step was saved before: it may still be under way
         self._due = []
 
     def _finish(self, trainer: pl.Trainer) -> None:
         """Wait, all ranks together, until the save that is under way is durable."""
         if self.saver is not None:
-            self._together(trainer, self.saver.finished)
+            with self._goodput.during(SAVING):
+                self._together(trainer, self.saver.finished)
             self._report(trainer)
 
     def _together(self, trainer: pl.Trainer, over: Callable[[float], bool]) -> None:
@@ -288,6 +296,7 @@ class Checkpoints(Checkpoint):
         # All ranks save together, so all must know of a save that was left out.
         if trainer.strategy.broadcast(taken):
             self._committed_step = step
+            self._goodput.saves += 1
             self._clock.restart()
         known = trainer.callback_metrics
         could_know = self._validated or not sum(trainer.num_val_batches)
@@ -337,6 +346,7 @@ class Checkpoints(Checkpoint):
     def _report(self, trainer: pl.Trainer) -> None:
         """Log what saving costs, and whether the storage fails."""
         assert self.saver is not None
+        self._goodput.behind = self.saver.figures.get("checkpoint/behind_seconds")
         for logger in trainer.loggers:
             logger.log_metrics(self.saver.figures, step=trainer.global_step)
 

@@ -12,6 +12,7 @@ from pipeline.checkpoint.io import OWN_KEY, require_schema
 from pipeline.checkpoint.state import Restoring
 from pipeline.data import DataModule
 from pipeline.errors import Preempted, UserError
+from pipeline.goodput import Goodput
 from pipeline.gradient_order import GradientOrder
 from pipeline.ledger import Ledger
 from pipeline.loops import EpochLoop
@@ -43,15 +44,22 @@ class Resume(pl.Callback):
         ledger: Counts the samples; None for foreign data.
         anew: Whether the epoch that the checkpoint stands in begins anew, since its order is another one.
         agreement: Knows whether the ranks end; None: nobody asks them.
+        goodput: Counts where the time goes.
         save: Saves what is due; None: this attempt saves nothing.
     """
 
     def __init__(
-        self, ledger: Ledger | None, anew: bool, agreement: Agreement | None = None, save: Save | None = None
+        self,
+        ledger: Ledger | None,
+        anew: bool,
+        agreement: Agreement | None = None,
+        goodput: Goodput | None = None,
+        save: Save | None = None,
     ) -> None:
         self.ledger = ledger
         self.anew = anew
         self.agreement = agreement
+        self.goodput = goodput or Goodput()
         self.save = save
         self._standing: dict[str, Any] | None = None
         self._validates = 0
@@ -107,6 +115,7 @@ class Resume(pl.Callback):
             return
         # Not before: a finder of batch sizes or learning rates runs the loop for its own purposes.
         loop.ledger = self.ledger
+        loop.goodput = self.goodput
         loop.before_validation = lambda: self._before_validation(trainer)
         if loop.stands_at and data is not None and data.batches is not None:
             # In another world, or under another limit, the same position is another number of batches, or all of them.
@@ -123,9 +132,11 @@ class Resume(pl.Callback):
         """Stand between two batches."""
         self._go_on_in_epoch(trainer)
         self._between(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+        self.goodput.steps(trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find how many batches all ranks have in common: only within those they can agree."""
+        self.goodput.validates(begins=True)
         if self.agreement is not None:
             self._validates = self.agreement.least(sum(trainer.fit_loop.epoch_loop.val_loop.max_batches))
             self.agreement.restart()
@@ -141,6 +152,7 @@ class Resume(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on with training."""
         self._standing = None
+        self.goodput.validates(begins=False)
         if self.agreement is not None:
             self.agreement.restart()
 
@@ -155,6 +167,10 @@ class Resume(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the rest of the sums back."""
         self.complete(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop counting steps."""
+        self.goodput.ends(trainer.global_step)
 
     def complete(self, trainer: pl.Trainer) -> None:
         """Put back what no later batch of the epoch has logged: now, if it has not been done."""
@@ -181,6 +197,7 @@ class Resume(pl.Callback):
             self._restoring.before_first_batch(trainer)
 
     def _between(self, trainer: pl.Trainer, batches: int) -> None:
+        self.goodput.step = trainer.global_step
         # Batches that are accumulated for a step to come are in no checkpoint.
         whole = batches % trainer.accumulate_grad_batches == 0
         leaving = self.agreement is not None and self.agreement.ending() and whole

@@ -1,0 +1,100 @@
+"""Where the time of an attempt goes: a stopwatch that always runs for one purpose, so that nothing is left out."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STARTING = "starting"
+USEFUL = "useful"
+REPEATED = "repeated"
+WAITING = "waiting_for_data"
+SAVING = "stopped_by_saves"
+VALIDATING = "validating"
+OTHER = "other"
+PURPOSES = (STARTING, USEFUL, REPEATED, WAITING, SAVING, VALIDATING, OTHER)
+"""Starting lasts until the first batch is there, the imports before this module included; `other` is what comes after
+training. A step is repeated where an earlier attempt had done it already."""
+
+
+class Goodput:
+    """Counts the seconds of this process by purpose.
+
+    Attributes:
+        step: The newest optimizer step that is done; 0 before training.
+        known: The newest one that an earlier attempt had done: steps up to it are repeated.
+        saves: How often training has stopped for a save.
+        behind: Seconds that the last save needed behind training until it was durable, None before there was one.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.known = 0
+        self.saves = 0
+        self.behind: float | None = None
+        self._seconds = dict.fromkeys(PURPOSES, 0.0)
+        self._purpose = STARTING
+        self._since = time.perf_counter() - _age()
+
+    def waits(self) -> None:
+        """The last batch is over, and the next one is not there yet."""
+        if self._purpose != STARTING:
+            self._switch(WAITING)
+
+    def steps(self, step: int) -> None:
+        """A batch is there, and training goes on with it.
+
+        Args:
+            step: Optimizer steps that are done.
+        """
+        self.step = step
+        self._switch(REPEATED if step < self.known else USEFUL)
+
+    def ends(self, step: int) -> None:
+        """Training is over."""
+        self.step = step
+        self._switch(OTHER)
+
+    @contextmanager
+    def during(self, purpose: str) -> Iterator[None]:
+        """What happens within the block serves this purpose."""
+        before = self._purpose
+        self._switch(purpose)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def validates(self, begins: bool) -> None:
+        """A validation of training begins, or has ended."""
+        if self._purpose != STARTING:
+            self._switch(VALIDATING if begins else OTHER)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The seconds so far, their useful share, and what saves have cost, for JSON. Any thread may ask."""
+        seconds = dict(self._seconds)
+        seconds[self._purpose] += time.perf_counter() - self._since
+        whole = sum(seconds.values())
+        return {
+            "share": round(seconds[USEFUL] / whole, 4) if whole else 0.0,
+            "seconds": {purpose: round(value, 3) for purpose, value in seconds.items()},
+            "saves": self.saves,
+            "behind_seconds": None if self.behind is None else round(self.behind, 3),
+        }
+
+    def _switch(self, purpose: str) -> None:
+        now = time.perf_counter()
+        self._seconds[self._purpose] += now - self._since
+        self._purpose, self._since = purpose, now
+
+
+def _age() -> float:
+    """Seconds since this process began; 0 where the system does not say."""
+    try:
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+    return max(age, 0.0)
