@@ -51,7 +51,7 @@ def test_it_is_young_s_square_root_where_stops_are_short_and_never_shorter_than_
 def test_it_is_said_with_what_it_rests_on() -> None:
     costs = Costs(stop=0.5, behind=4.0, restart=20.0, interval=1800.0, wall=7200.0, failures=2)
     text = advice(costs)
-    assert text.startswith("saving every 60 s would lose least, ")
+    assert text.startswith("saving every 1 min 00 s would lose least, ")
     assert "stops training for 0.5 s and takes 4 s behind it, a restart takes 20 s" in text
     assert "one failure in 1 h 00 min (2 seen)" in text
     assert "it is saved every 30 min 00 s now, which loses " in text
