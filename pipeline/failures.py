@@ -128,7 +128,8 @@ def parse(content: Any) -> Report | None:
         message = {"message": message, "extraInfo": content}
     if not isinstance(message, dict):
         return None
-    extra = message.get("extraInfo") or {}
+    extra = message.get("extraInfo")
+    extra = extra if isinstance(extra, dict) else {}
     text = str(message.get("message", ""))
     status = message.get("errorCode")
     return Report(

@@ -442,3 +442,12 @@ class Stuck(Regression):
             print("stuck", file=sys.stderr, flush=True)
             time.sleep(600)
         return super().training_step(batch, batch_idx)
+
+
+class FailsOnOneRank(Noting):
+    """Raises on rank 1, in its fifth step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_rank == 1 and self.trainer.global_step == 4:
+            raise ZeroDivisionError("the model is broken on rank 1")
+        return super().training_step(batch, batch_idx)

@@ -57,6 +57,23 @@ def test_a_rank_that_is_killed_is_started_again_in_place(straight: Path, tmp_pat
 
 
 @pytest.mark.timeout(180)
+def test_an_exception_on_one_rank_is_reported_once_with_its_traceback_and_restarted_within_the_budget(
+    tmp_path: Path,
+) -> None:
+    with job(tmp_path, *SHORT, "--model=tests.cases.FailsOnOneRank", join=30) as training:
+        assert [agent.wait(90) for agent in training.agents] == [1, 1], training.said
+        assert restarts(training) == 2, "as often as the budget allows"
+        said = training.said
+        assert said.count("ZeroDivisionError: the model is broken on rank 1\n") == 3, "once for each attempt"
+        assert said.count("Traceback (most recent call last)") == 3, said
+        assert "Connection closed by peer" not in said, "an echo of it on the other rank"
+        assert "restart 1 of 2" in training.log(0).read_text()
+        attempt = RunDir(str(training.run)).read_json(RunDir.attempt(3))
+        assert attempt is not None
+        assert attempt["status"] == 1
+
+
+@pytest.mark.timeout(180)
 def test_a_rank_that_stands_still_is_noticed_and_all_are_started_again(straight: Path, tmp_path: Path) -> None:
     with job(tmp_path, *SHORT, "--collective_timeout=5", "--grace=8", join=30) as training:
         training.until_step(25)
