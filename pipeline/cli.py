@@ -98,8 +98,6 @@ class PipelineCLI(LightningCLI):
         self.topology = topology
         self.writer = writer
         self.preemption = preemption
-        if topology.rank == 0:
-            preemption.durable = lambda: "nothing was there to be saved"
         self.run_dir: RunDir | None = None
         self.start = Start()
         self.given_checkpoint: str | None = None

@@ -316,14 +316,16 @@ class Indexed(Rows):
 class Noting(Regression):
     """Notes the indices of every step at once, so that they outlast a kill; dies or stops where it is told to."""
 
-    def __init__(self, notes: str, die_at: int | None = None) -> None:
+    def __init__(self, notes: str, die_at: int | None = None, pause: float = 0.0) -> None:
         super().__init__()
         self.notes = notes
+        self.pause = pause
         self.die_at = die_at
         self.indices: list[int] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.indices += batch[0][:, 0].long().tolist()
+        time.sleep(self.pause)
         return super().training_step((batch[0] / 100, batch[1]), batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

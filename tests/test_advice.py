@@ -65,7 +65,15 @@ def test_it_is_said_with_what_it_rests_on() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0213, "0.021 s"), (9.0, "9 s"), (12.4, "12 s"), (59.7, "1 min 00 s"), (200.0, "3 min 20 s"), (3599.8, "1 h 00 min"), (7500.0, "2 h 05 min")],
+    [
+        (0.0213, "0.021 s"),
+        (9.0, "9 s"),
+        (12.4, "12 s"),
+        (59.7, "1 min 00 s"),
+        (200.0, "3 min 20 s"),
+        (3599.8, "1 h 00 min"),
+        (7500.0, "2 h 05 min"),
+    ],
 )
 def test_durations_are_read_by_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -41,6 +41,13 @@ if roles[rank].isdecimal():
     while len([name for name in os.listdir(folder) if name.startswith("pid-")]) < len(roles):
         time.sleep(0.02)
     sys.exit(int(roles[rank]))
+if roles[rank] == "loses":
+    from pipeline.failures import write
+    while len([name for name in os.listdir(folder) if name.startswith("pid-")]) < len(roles):
+        time.sleep(0.02)
+    time.sleep(0.5)
+    write(os.environ["TORCHELASTIC_ERROR_FILE"], 1, "RuntimeError: closed by peer", "Traceback ...", lost_peer=True)
+    sys.exit(1)
 if roles[rank] == "later":
     time.sleep(1.5)
     open(os.path.join(folder, "later"), "w").write(os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
@@ -140,6 +147,31 @@ def test_after_a_75_who_does_not_end_is_killed_after_the_grace(started: Running)
     assert time.monotonic() - began < 15
 
 
+def test_who_loses_a_peer_that_ended_with_75_has_not_crashed(started: Running) -> None:
+    started.start("75", "loses", options=("--max-restarts=2",))
+    assert started.ended().status == 75
+
+
+def test_a_lost_peer_is_a_line_without_a_traceback(started: Running) -> None:
+    started.start("loses")
+    ended = started.ended()
+    assert ended.status == 1
+    assert ended.err == f"rank 0 on {os.uname().nodename} ended with status 1 (RuntimeError: closed by peer)\n"
+
+
+def test_what_nohup_has_started_outlives_its_terminal(started: Running) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        started.start("leaves")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    started.agent.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert started.agent.poll() is None
+    started.agent.send_signal(signal.SIGTERM)
+    assert started.ended().status == 75
+
+
 def test_after_a_crash_the_others_are_asked_to_end_and_the_first_one_counts(started: Running) -> None:
     started.start("7", "saves", options=("--max-restarts=0",))
     ended = started.ended()
@@ -218,6 +250,13 @@ def test_torchruns_own_options_go_on_working(tmp_path: Path) -> None:
     assert ended.out == "[default0]:rank 0 2\n"
     files = sorted((tmp_path / "logs").rglob("stdout.log"))
     assert [file.read_text() for file in files] == ["rank 0 2\n", "rank 1 2\n"]
+
+
+@pytest.mark.parametrize("wrong", ["--rdzv-conf=join_timeout=soon", "--rdzv-endpoint=node:port", "--nnodes=2:1"])
+def test_torchruns_options_that_say_nothing_are_status_2(tmp_path: Path, wrong: str) -> None:
+    ended = command(*AGENT, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", wrong, tmp_path / "never.py")
+    assert ended.status == 2, ended.err
+    assert len(ended.err.splitlines()) == 1
 
 
 def test_another_rendezvous_is_refused_with_status_2(tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def test_a_75_that_no_node_was_asked_for_ends_the_job() -> None:
     assert verdict(ended(A, 75), ended(B, 75)) == (75, False, 0)
 
 
+def test_who_fails_of_a_peers_75_has_not_crashed() -> None:
+    saved = Word(B, Says.SAVED)
+    assert verdict(saved, failed(A, 1, Kind.LOST_PEER)) == (75, False, 0)
+    assert verdict(saved, failed(A, 1, Kind.UNKNOWN)) == (75, False, 0)
+    assert verdict(saved, failed(A, 7)) == (7, True, 1), "a crash of its own is one all the same"
+
+
 @pytest.mark.parametrize("says", [Says.LEAVING, Says.JOINING])
 def test_where_a_node_leaves_or_joins_the_nodes_meet_again_at_no_cost(says: Says) -> None:
     word = Word(B, says, how="a node")

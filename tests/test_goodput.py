@@ -1,4 +1,4 @@
-"""Where the time goes: nothing is left out, nothing counted twice, and an attempt that vanished is known by its lease."""
+"""Where the time goes: nothing is left out or counted twice, and a vanished attempt is known by its lease."""
 
 import json
 import os

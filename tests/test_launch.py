@@ -92,8 +92,37 @@ def test_interrupted_the_stage_is_cancelled_and_nothing_runs_on(tmp_path: Path) 
         time.sleep(0.2)
 
 
+@pytest.mark.timeout(120)
+def test_preempted_the_driver_ends_with_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ("--run_dir", str(run), "--", "--trainer.max_epochs=60")
+    process = subprocess.Popen([*LAUNCH, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(run.glob("checkpoints/*.json")):
+            assert time.monotonic() < deadline, "training never began"
+            time.sleep(0.1)
+        (worker,) = [pid for pid, line in processes(str(run)) if " -m pipeline fit " in line and "agent" not in line]
+        os.kill(worker, signal.SIGTERM)
+        out, _ = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert process.returncode == 75, out
+    assert "train: preempted; the same command goes on from its newest checkpoint" in out
+    assert "Traceback" not in out
+    assert not (run / "evaluation").exists()
+    again = command(*LAUNCH, *more)
+    assert again.status == 0, again.text
+    assert "resumed at step" in again.text
+
+
 def running(word: str) -> list[str]:
     """Command lines of live processes that name a word."""
+    return [line for _, line in processes(word)]
+
+
+def processes(word: str) -> list[tuple[int, str]]:
+    """The live processes whose command line names a word, but for this one."""
     found = []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
@@ -101,7 +130,7 @@ def running(word: str) -> list[str]:
         except OSError:
             continue
         if word in line and int(pid) != os.getpid():
-            found.append(line)
+            found.append((int(pid), line))
     return found
 
 

@@ -1,10 +1,13 @@
 """SIGTERM at any moment: the last step is saved, the status is 75, and the same command ends in the same weights."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import pipeline.checkpoint.saver as saving
 from pipeline.run_dir import RunDir
 from tests.conftest import Ended
 from tests.test_exact_resume import BASE, PARTS, same_end
@@ -74,6 +77,22 @@ def test_asked_to_end_it_saves_the_step_ends_with_75_and_goes_on_bit_for_bit(
         assert saved is not None
         assert known is not None
         assert saved["monitor"] == known["monitor"], "also what a validation that was left has found later"
+
+
+def test_asked_while_a_save_is_under_way_it_waits_for_that_and_saves_the_last_step_too(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(run: RunDir, name: str) -> Any:
+        time.sleep(0.4)
+        return run.open_write(name)
+
+    monkeypatch.setattr(saving, "open_writer", slow)
+    asks = ("--trainer.callbacks=tests.cases.Asks", "--trainer.callbacks.at=step 5")
+    saves = ("--checkpoints.every_n_steps=4", f"--trainer.callbacks.once={tmp_path / 'once'}")
+    ended = app(*BASE, *asks, *saves, "--run_dir", tmp_path / "run")
+    assert ended.status == 75, ended.err
+    assert "step 5 waited" in ended.err
+    assert set(RunDir(str(tmp_path / "run")).steps()["json"]) == {4, 5}
 
 
 def test_asked_at_the_end_of_training_it_ends_well(app: App, tmp_path: Path) -> None:

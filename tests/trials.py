@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.checkpoint.record import committed
 from pipeline.run_dir import RunDir
@@ -32,9 +33,12 @@ class Job:
         arguments: Of the app, besides.
         nnodes: As torchrun takes it.
         join: Seconds that a node waits for the others.
+        restarts: How often the agents may restart the ranks.
     """
 
-    def __init__(self, folder: Path, *arguments: str, nnodes: str = str(NODES), join: int = 5) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, nnodes: str = str(NODES), join: int = 5, restarts: int = 2
+    ) -> None:
         self.folder = folder
         self.run = folder / "run"
         self.port = free_port()
@@ -42,7 +46,7 @@ class Job:
             *(sys.executable, "-m", "pipeline.agent", "--nnodes", nnodes, "--nproc-per-node=1"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{self.port}", f"--rdzv-id={folder.name}"),
             f"--rdzv-conf=join_timeout={join},last_call_timeout=1,keep_alive_interval=1",
-            *("--shutdown-timeout=20", "--max-restarts=2", "-m", "pipeline", "fit"),
+            *("--shutdown-timeout=20", f"--max-restarts={restarts}", "-m", "pipeline", "fit"),
             *("--model=tests.cases.Noting", "--data=pipeline.data.DataModule", "--data.train=tests.cases.Indexed"),
             *("--data.val=tests.cases.Indexed", "--data.batch_size=4", "--trainer.enable_model_summary=false"),
             *("--trainer.max_epochs=200", "--trainer.limit_val_batches=3", "--checkpoints.every_n_epochs=5"),
@@ -107,9 +111,9 @@ class Job:
 
 
 @contextmanager
-def job(folder: Path, *arguments: str, nnodes: str = str(NODES), join: int = 5) -> Iterator[Job]:
+def job(folder: Path, *arguments: str, **named: Any) -> Iterator[Job]:
     """A job that leaves nothing running."""
-    started = Job(folder, *arguments, nnodes=nnodes, join=join)
+    started = Job(folder, *arguments, **named)
     try:
         yield started
     finally:

@@ -77,16 +77,17 @@ def _run(arguments: list[str], signals: Signals) -> tuple[int, str, str]:
     _check(options)
     try:
         config, program, rest = config_from_args(options)
+        assert isinstance(program, str)
+        agent = NodeAgent(config, [program, *rest], signals)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"torchrun's arguments do not fit together: {error}") from error
-    assert isinstance(program, str)
     signals.listen(options.signals_to_handle.split(","))
     # torch would put handlers of its own in place of ours, which raise wherever the program stands: a signal that
     # nobody sends.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGRTMAX"
     os.environ[_GRACE] = str(config.shutdown_timeout)
     try:
-        ending = NodeAgent(config, [program, *rest], signals).serve()
+        ending = agent.serve()
     finally:
         if options.log_dir is None and config.logs_specs is not None:
             shutil.rmtree(config.logs_specs.root_log_dir, ignore_errors=True)

@@ -70,16 +70,7 @@ class Handler(DynamicRendezvousHandler):
     """
 
     def __init__(self, parameters: RendezvousParameters, store: dist.TCPStore, hosts: bool) -> None:
-        settings = RendezvousSettings(
-            run_id=parameters.run_id,
-            min_nodes=parameters.min_nodes,
-            max_nodes=parameters.max_nodes,
-            timeout=RendezvousTimeout(
-                *(_seconds(parameters, f"{name}_timeout") for name in ("join", "last_call", "close", "heartbeat"))
-            ),
-            keep_alive_interval=timedelta(seconds=parameters.get_as_int("keep_alive_interval", 5) or 5),
-            keep_alive_max_attempt=parameters.get_as_int("keep_alive_max_attempt", 3) or 3,
-        )
+        settings = _settings(parameters)
         backend = C10dRendezvousBackend(store, parameters.run_id)
         node = self._node_desc_generator.generate(parameters.local_addr)
         self._shared = _State(backend, settings)
@@ -91,6 +82,11 @@ class Handler(DynamicRendezvousHandler):
     def node(self) -> str:
         """This node's name among the others."""
         return repr(self._this_node)
+
+    @property
+    def met(self) -> bool:
+        """Whether this node is in a round that is complete, as last read."""
+        return self._shared.state.complete and self._this_node in self._shared.state.participants
 
     def next_rendezvous(self) -> RendezvousInfo:
         """See base class."""
@@ -152,9 +148,14 @@ class Meeting:
     Args:
         parameters: As torchrun's command line gives them.
         signals: The agent's.
+
+    Raises:
+        ValueError: The parameters do not say where and how to meet.
     """
 
     def __init__(self, parameters: RendezvousParameters, signals: Signals) -> None:
+        _settings(parameters)
+        self._at = parse_rendezvous_endpoint(parameters.endpoint, default_port=DEFAULT_PORT)
         self._parameters = parameters
         self._signals = signals
         self._limit = (_seconds(parameters, "join_timeout") or timedelta(seconds=600)).total_seconds()
@@ -221,8 +222,7 @@ class Meeting:
                 self._pause(0.5)
 
     def _connect(self, deadline: float) -> Handler:
-        parameters = self._parameters
-        host, port = parse_rendezvous_endpoint(parameters.endpoint, default_port=DEFAULT_PORT)
+        parameters, (host, port) = self._parameters, self._at
         self._wait_for_name(host, deadline)
         may_host = parameters.get_as_bool("is_host")
         if may_host is None:
@@ -294,6 +294,19 @@ def _leave(context: _RendezvousContext, deadline: float) -> _Action:
     if node in state.redundancy_list:
         return _Action.REMOVE_FROM_REDUNDANCY_LIST
     return _Action.FINISH
+
+
+def _settings(parameters: RendezvousParameters) -> RendezvousSettings:
+    return RendezvousSettings(
+        run_id=parameters.run_id,
+        min_nodes=parameters.min_nodes,
+        max_nodes=parameters.max_nodes,
+        timeout=RendezvousTimeout(
+            *(_seconds(parameters, f"{name}_timeout") for name in ("join", "last_call", "close", "heartbeat"))
+        ),
+        keep_alive_interval=timedelta(seconds=parameters.get_as_int("keep_alive_interval", 5) or 5),
+        keep_alive_max_attempt=parameters.get_as_int("keep_alive_max_attempt", 3) or 3,
+    )
 
 
 def _seconds(parameters: RendezvousParameters, key: str) -> timedelta | None:

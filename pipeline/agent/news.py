@@ -17,7 +17,18 @@ OVER = "over"
 """The key of the job's store that says how the job ended."""
 
 _PAUSE = 0.25
+_TO_READ = 1.5
+"""Seconds in which the others read the log once."""
 _LOG = "pipeline.agent/log"
+
+
+def round_log(handler: Handler) -> dist.Store:
+    """The store of the agents in this round, on a connection of its own: a call that waits holds up nothing.
+
+    Raises:
+        DistError: The store is lost.
+    """
+    return dist.PrefixStore("pipeline.agent", handler.round_store())
 
 
 class News:
@@ -100,11 +111,21 @@ def close(handler: Handler, status: int) -> None:
     _within(3.0, run)
 
 
-def go(handler: Handler) -> None:
-    """Take this node out of the rendezvous, within a few seconds: the others need not wait for its signs of life."""
+def go(handler: Handler, *words: Word) -> None:
+    """Take this node out of the rendezvous, within a few seconds: the others need not wait for its signs of life.
+
+    Args:
+        handler: Of the rendezvous.
+        words: For those with whom it has met already.
+    """
 
     def run() -> None:
         with suppress(RendezvousError, RuntimeError):
+            if words and handler.met:
+                store: Any = round_log(handler)
+                for word in words:
+                    store.append(_LOG, written(word))
+                time.sleep(_TO_READ if handler.hosts else 0)
             handler.quit()
 
     _within(3.0, run)

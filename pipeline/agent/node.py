@@ -21,7 +21,8 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from pipeline.agent import leash
 from pipeline.agent.meeting import Handler, Meeting, NotMet, Over
-from pipeline.agent.news import OVER, News
+from pipeline.agent.news import OVER, News, go, round_log
+from pipeline.agent.policy import Says, Word
 from pipeline.agent.round import Ending, Job, RoundOfWorkers
 from pipeline.agent.signals import Asked, Signals
 from pipeline.agent.workers import Workers
@@ -110,8 +111,7 @@ class NodeAgent(LocalElasticAgent):
             store.set(_SPENT, str(job.spent))
         self._rendezvous(self._worker_group)
         job.spent = max(job.spent, _spent(store))
-        # On a connection of its own: a call of another thread that waits holds up nothing.
-        self._news = News(handler, dist.PrefixStore("pipeline.agent", handler.round_store()))
+        self._news = News(handler, round_log(handler))
 
     def _start_round(self) -> RoundOfWorkers:
         """Start the workers, in the thread with whose end the kernel ends them."""
@@ -128,6 +128,10 @@ class NodeAgent(LocalElasticAgent):
     def _asked(self) -> Ending:
         signals = self._job.signals
         how = f"node {self._job.host} was asked to end by {signals.name()} while it had no workers"
+        handler = self._meeting.handler
+        if handler is not None:
+            # They may have met a moment ago, and would take it for a crash.
+            go(handler, Word(handler.node, Says.LEAVING, how=how), Word(handler.node, Says.GONE))
         return Ending(INTERRUPTED if signals.interrupted else PREEMPTED, how)
 
     def _over(self) -> Ending:

@@ -25,6 +25,7 @@ class Says(StrEnum):
     GONE = "gone"  # ... and its workers have ended
     JOINING = "joining"  # a node waits to be taken in
     FAILED = "failed"  # one of this node's workers has ended with neither 0 nor 75
+    SAVED = "saved"  # one of this node's workers has ended with 75, though this node was not asked to end
     ENDED = "ended"  # all of this node's workers have ended by themselves, with 0 or 75
     VERDICT = "verdict"  # how the round ends, for all nodes
     READ = "read"  # this node has read of another's end, and needs the store no more
@@ -107,6 +108,12 @@ def planned(words: Iterable[Word]) -> bool:
     return any(word.says in (Says.LEAVING, Says.JOINING) for word in words)
 
 
+def parting(words: Iterable[Word]) -> bool:
+    """Whether ranks end because somebody was asked to, so that others may fail of it."""
+    words = tuple(words)
+    return planned(words) or bool(nodes_that(Says.SAVED, words))
+
+
 def verdict_of(words: Iterable[Word]) -> Word | None:
     """The verdict that counts."""
     return next((word for word in words if word.says is Says.VERDICT), None)
@@ -155,6 +162,8 @@ def patience(words: Sequence[Word], known: Round) -> float:
         return 0.3
     if planned(words) or known.vanished:
         return 0.5
+    if parting(words):
+        return 2.0
     return 1.0 if first.kind is Kind.UNKNOWN else 3.0
 
 
@@ -164,11 +173,11 @@ def decide(words: Sequence[Word], known: Round) -> Word | None:
     if set(known.nodes) <= ended.keys() and not any(ended.values()):
         return Word(known.me, Says.VERDICT, DONE, spent=known.spent)
     first = first_failure(words)
-    if first is None and not known.vanished and not planned(words) and not any(ended.values()):
+    if first is None and not known.vanished and not parting(words) and not any(ended.values()):
         return None
     if known.seconds < patience(words, known):
         return None
-    if first is not None and (first.status == USER_MUST_CHANGE or not _expected(first, words)):
+    if first is not None and (first.status == USER_MUST_CHANGE or not expected(first, words)):
         return _crash(first, known)
     if planned(words):
         how = next(word.how for word in words if word.says in (Says.LEAVING, Says.JOINING))
@@ -177,15 +186,15 @@ def decide(words: Sequence[Word], known: Round) -> Word | None:
         lost = min(known.vanished)
         status = first.status if first else CRASH
         return _crash(Word(lost, Says.FAILED, status, how=f"node {place(lost)} is gone"), known)
-    if first is not None:
+    if first is not None and not parting(words):
         return _crash(first, known)
     how = "the workers ended with status 75 (preempted), and no node was asked to end"
     return Word(known.me, Says.VERDICT, PREEMPTED, how=how, spent=known.spent)
 
 
-def _expected(first: Word, words: Iterable[Word]) -> bool:
-    """Whether a failure only follows from a node that leaves or joins, or has vanished."""
-    return first.kind is Kind.LOST_PEER or (first.kind is Kind.UNKNOWN and planned(words))
+def expected(first: Word, words: Iterable[Word]) -> bool:
+    """Whether a failure only follows from ranks that were asked to end, or from a node that has vanished."""
+    return first.kind is Kind.LOST_PEER or (first.kind is Kind.UNKNOWN and parting(words))
 
 
 def _crash(cause: Word, known: Round) -> Word:

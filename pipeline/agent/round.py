@@ -11,9 +11,11 @@ from pipeline.agent.policy import (
     Says,
     Word,
     decide,
+    expected,
     failure,
     first_failure,
     nodes_that,
+    parting,
     planned,
     verdict_of,
 )
@@ -143,6 +145,8 @@ class RoundOfWorkers:
         for end in self.workers.poll():
             if end.crashed and (not asked or end.code == USER_MUST_CHANGE):
                 self._fail(end)
+            elif end.code == PREEMPTED and not asked and not self._failed:
+                self._say(Says.SAVED)
         if not self.workers.running and not self._failed:
             codes = {end.code for end in self.workers.ended}
             self._done = self._done or time.monotonic()
@@ -160,11 +164,8 @@ class RoundOfWorkers:
         words, vanished, now = self._words, self._vanished, time.monotonic()
         if nodes_that(Says.LEAVING, words):
             self._say(Says.HEARD)
-        first, plan = first_failure(words), planned(words)
-        unfinished = any(end.code == PREEMPTED for end in self.workers.ended) or any(
-            word.says is Says.ENDED and word.status for word in words
-        )
-        if first is None and not vanished and not plan and not unfinished:
+        first, part = first_failure(words), parting(words) or Says.SAVED in self._said
+        if first is None and not vanished and not part:
             if self.news.waiting and self.workers.running:
                 self._say(Says.JOINING, how="a node joins")
             self._decide(words, vanished, 0.0)
@@ -172,7 +173,9 @@ class RoundOfWorkers:
         self._troubled = self._troubled or now
         seconds = now - self._troubled
         if self.workers.running:
-            if (first or vanished) and not (plan and (first is None or first.kind is not Kind.FIRST_HAND)):
+            # Who goes before it had workers takes nobody's along.
+            never_came = nodes_that(Says.GONE, words) - nodes_that(Says.ENDED, words)
+            if never_came or ((first or vanished) and not (part and (first is None or expected(first, words)))):
                 self.workers.stop(self.job.grace, self.job.signals)
             elif seconds > self.job.grace:
                 self.workers.stop(HURRY, self.job.signals)
@@ -211,7 +214,8 @@ class RoundOfWorkers:
         else:
             self.workers.let_end(job.grace, job.signals)
             self.workers.close()
-        traceback = self._tracebacks.get(verdict.rank, "") if verdict.about == self._me else ""
+        mine = verdict.about == self._me and verdict.kind is not Kind.LOST_PEER
+        traceback = self._tracebacks.get(verdict.rank, "") if mine else ""
         if not verdict.again:
             self._part(verdict.status)
             return Ending(verdict.status, verdict.how, traceback)

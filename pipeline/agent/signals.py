@@ -29,7 +29,9 @@ class Signals:
         """Take over these signals; only in a process's main thread. Names that this system does not know are left."""
         for name in names:
             number = getattr(signal, name.strip(), None)
-            if isinstance(number, signal.Signals):
+            # nohup has SIGHUP ignored, so that what it starts outlives the terminal.
+            kept = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if isinstance(number, signal.Signals) and not kept:
                 signal.signal(number, self._hear)
 
     @property
