@@ -63,6 +63,10 @@ def test_asked_to_end_it_saves_the_step_ends_with_75_and_goes_on_bit_for_bit(
     assert attempt is not None
     assert (attempt["status"], attempt["last_step"]) == (75, step)
     assert "preempted" in attempt["reason"]
+    if "in the validation" in attempt["reason"]:
+        record = RunDir(str(run)).read_json(RunDir.record(step or 0))
+        assert record is not None
+        assert record["monitor"] is None, "of this step nothing is known yet"
     ended = app(*BASE, *PLAIN, *more, *asks, "--run_dir", run)
     assert ended.status == 0, ended.err
     assert (f"resumed at step {step} " in ended.err) == (step is not None)

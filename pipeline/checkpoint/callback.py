@@ -23,7 +23,7 @@ from pipeline.lease import LeaseLost
 from pipeline.loops import epoch_over, settle
 from pipeline.run_dir import SCHEMA, RunDir, now
 
-_HEARD_EVERY = 5.0
+_HEARD_EVERY = 2.0
 """Seconds."""
 
 
@@ -242,7 +242,7 @@ class Checkpoints(Checkpoint):
             over: Waits for so many seconds at most, and says whether it is.
         """
         while not trainer.strategy.broadcast(not trainer.is_global_zero or over(_HEARD_EVERY)):
-            pass
+            self._resume.moved()
 
     def _save(
         self,
@@ -291,7 +291,10 @@ class Checkpoints(Checkpoint):
             self._own = None
         taken = False
         if trainer.is_global_zero:
-            taken = self._hand_over(trainer, epoch, position, [*dict.fromkeys(self._due), *(["end"] if end else [])])
+            # What is known in the middle of a validation is that of another step.
+            monitor = self._monitored(trainer) if standing is None else None
+            reason = [*dict.fromkeys(self._due), *(["end"] if end else [])]
+            taken = self._hand_over(trainer, epoch, position, monitor, reason)
             self._report(trainer)
         # All ranks save together, so all must know of a save that was left out.
         if trainer.strategy.broadcast(taken):
@@ -307,7 +310,9 @@ class Checkpoints(Checkpoint):
                 f"{', '.join(sorted(known)) or 'none'}. Step {step} is saved: mend the name and start again"
             )
 
-    def _hand_over(self, trainer: pl.Trainer, epoch: int, position: int | None, reason: list[str]) -> bool:
+    def _hand_over(
+        self, trainer: pl.Trainer, epoch: int, position: int | None, monitor: Monitor | None, reason: list[str]
+    ) -> bool:
         """On rank 0: let the Saver make the checkpoint durable, behind training.
 
         Returns:
@@ -324,7 +329,7 @@ class Checkpoints(Checkpoint):
             position=position,
             bytes=0,
             sha256="",
-            monitor=self._monitored(trainer),
+            monitor=monitor,
             world_size=trainer.world_size,
             created=now(),
             reason=reason,

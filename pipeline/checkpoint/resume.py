@@ -172,6 +172,11 @@ class Resume(pl.Callback):
         """Stop counting steps."""
         self.goodput.ends(trainer.global_step)
 
+    def moved(self) -> None:
+        """The ranks have heard of each other, though they stand between two batches."""
+        if self.agreement is not None:
+            self.agreement.preemption.moved()
+
     def complete(self, trainer: pl.Trainer) -> None:
         """Put back what no later batch of the epoch has logged: now, if it has not been done."""
         if self._restoring is not None:
