@@ -53,6 +53,7 @@ class Lease:
         self._seconds = seconds
         self._token = uuid.uuid4().hex
         self._renewals = 0
+        self._length = 0
         self._storage = Disk(run) if run.is_local else Objects(run)
         self._lost: str | None = None
         self._away = False
@@ -166,7 +167,10 @@ class Lease:
             "renewals": self._renewals,
             **self._progress(),
         }
-        return json.dumps(value, indent=2).encode() + b"\n"
+        text = json.dumps(value, indent=2)
+        # On a disk a renewal is written over the last one: a shorter one would leave the end of that, and be no JSON.
+        self._length = max(self._length, len(text))
+        return text.ljust(self._length).encode() + b"\n"
 
     def _renew(self) -> None:
         """Renew, with the mutex held; errors of the storage pass through."""

@@ -46,6 +46,7 @@ class Preemption:
         self.durable: Callable[[], str] = lambda: "there was nothing to save"
         self.saving: Callable[[], bool] = lambda: False
         self._asked: float | None = None
+        self._signalled: float | None = None
         self._interrupted: float | None = None
         self._trains = self._agreed = False
         self._moved = self._longest = 0.0
@@ -137,8 +138,10 @@ class Preemption:
                 self._leave(INTERRUPTED)
             self._interrupted = now
         elif number in _ASKING:
-            if self._asked is not None and now - self._asked > _SAME:
+            # Only what this process was sent itself: that the ranks agree because of another one is no first signal.
+            if self._signalled is not None and now - self._signalled > _SAME:
                 self._leave(PREEMPTED)
+            self._signalled = self._signalled or now
             self.ask()
 
     def _leave_in_time(self) -> None:

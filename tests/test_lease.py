@@ -293,6 +293,27 @@ def test_a_torn_lease_may_be_one_that_is_just_being_created_until_it_is_old(
     assert taken(str(tmp_path)).attempt == 1
 
 
+def test_a_renewal_that_says_less_is_whole_and_its_launch_takes_over_at_once(shared: str) -> None:
+    progress: dict[str, Any] = {"reached_step": 100_000, "goodput": {"share": 0.1234, "behind_seconds": 3.029}}
+    run = RunDir(shared)
+    lease = Lease.take(run, "a", progress=lambda: progress)
+    for number in (3, None, 12_345, 1):  # shorter, longer and shorter again
+        progress = {"reached_step": number}
+        lease.held()
+        found = run.read_json(LEASE)
+        assert found is not None, "it is no JSON"
+        assert (found["launch"], found["reached_step"]) == ("a", number)
+    with pytest.raises(UserError, match=r"launch 'a' \(attempt 1, "):
+        Lease.take(run, "b")
+    second = Lease.take(run, "a")
+    assert second.attempt == 2
+    assert second.before is not None
+    assert second.before["reached_step"] == 1
+    lease.release()
+    second.release()
+    assert run.read(LEASE) is None, "it is released"
+
+
 def test_a_new_attempt_has_a_higher_number_than_all_before(storage: str, taken: Callable[..., Lease]) -> None:
     RunDir(storage).write_json(RunDir.attempt(11), {})
     assert taken(storage).attempt == 12

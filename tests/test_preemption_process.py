@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.run_dir import RunDir
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command
 from tests.test_saver import FIT
 
 STUCK = ("--model=tests.cases.Stuck", "--checkpoints.every_n_steps=1", "--trainer.max_epochs=2")
@@ -59,14 +59,14 @@ def fit(folder: Path, *arguments: object) -> Iterator[Fit]:
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_between_two_steps_the_signal_is_obeyed_at_the_next(tmp_path: Path, number: signal.Signals) -> None:
-    with fit(tmp_path, "--model=tests.cases.Slowly", "--checkpoints.every_n_epochs=100") as process:
-        process.until("started on")
-        time.sleep(1.5)
+    with fit(tmp_path, "--model=tests.cases.Slowly", "--trainer.max_epochs=50") as process:
+        process.until("saved step 7 ")
         process.signalled(number)
         assert process.ended() == 75
-        assert "preempted at step" in process.said
         assert "Traceback" not in process.said
-        assert len(RunDir(str(process.run)).steps()["json"]) == 1
+        step = max(RunDir(str(process.run)).steps()["json"])
+        assert f"preempted at step {step};" in process.said
+        assert step % 7, "it did not wait for the epoch's end"
 
 
 @pytest.mark.timeout(90)
@@ -133,3 +133,19 @@ def test_a_save_that_takes_longer_than_the_grace_is_named(tmp_path: Path) -> Non
         assert process.ended(20) == 75
         assert "leaving now: step 7 is durable, step " in process.said
         assert "was still on its way" in process.said
+
+
+def test_who_ends_because_another_rank_was_asked_takes_its_own_first_signal_for_the_first() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from pipeline.preemption import Preemption\n"
+        "with Preemption() as preemption:\n"
+        "    preemption.trains()\n"
+        "    preemption.agreed()\n"
+        "    time.sleep(1.5)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.5)\n"
+        "    print('saved')\n"
+    )
+    ended = command(sys.executable, "-c", program)
+    assert (ended.status, ended.out) == (0, "saved\n"), ended.text
