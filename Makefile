@@ -5,6 +5,8 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 RUN_DIR ?= runs/quickstart
+# A drill trains two runs in there, and never writes over one.
+DRILL_DIR ?= runs/drill-$(shell date +%Y%m%d-%H%M%S)
 CONFIG ?= pipeline/configs/digits.yaml
 NODES ?= 2
 # Cores per node, and so threads per process: all nodes of a local run share this machine.
@@ -14,11 +16,14 @@ SCHEDULER ?= local_cwd
 BENCH_URL ?= runs
 # The app's own flags, such as ARGS="--trainer.max_epochs=3".
 ARGS ?=
+# Of a drill: how many faults, and the seed of their plan.
+FAULTS ?= 12
+SEED ?= 7
 READY := .venv/.ready
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test benchmark bench-checkpoint pipeline train evaluate clean
+.PHONY: help setup check format test benchmark bench-checkpoint drill soak pipeline train evaluate clean
 
 help: ## Explain every target.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +55,12 @@ benchmark: $(READY) ## Measure the order of samples, loading and the ledger, sid
 
 bench-checkpoint: $(READY) ## Measure saving and loading against Lightning's defaults, in BENCH_URL=s3://bucket/prefix.
 	@python -m tests.benchmarks.checkpoint $(BENCH_URL)
+
+drill: $(READY) ## Kill a training in every way, FAULTS times, and compare it with one that nobody disturbed.
+	@python -m pipeline drill --config $(CONFIG) --run_dir $(DRILL_DIR) --nodes $(NODES) --faults $(FAULTS) --seed $(SEED) --args='$(ARGS)'
+
+soak: $(READY) ## SIGTERM to a rank, an agent, all: 20 trials of each (10 minutes).
+	@python -m tests.trials 20
 
 pipeline: $(READY) ## Train on NODES nodes, then evaluate on one device, and show the result.
 	@python -m components.launch -s $(SCHEDULER) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)

@@ -125,7 +125,7 @@ class PipelineCLI(LightningCLI):
         super()._add_subcommands(parser, **kwargs)
         parsers = {"explain_resume": (self._explain_parser(), _EXPLAIN)}
         for name, each in SUBCOMMANDS.items():
-            own = self.init_parser(**_PARSING, prog=f"python -m pipeline {name}", description=each.help)
+            own = LightningArgumentParser(**_PARSING, prog=f"python -m pipeline {name}", description=each.help)
             each.arguments(own)
             parsers[name] = own, each.help
         for name, (added, text) in parsers.items():

@@ -1,14 +1,18 @@
-"""The subcommands for the upkeep of runs and of their storage: `verify`, `prune` and `probe`. None needs a model."""
+"""The subcommands for the upkeep of runs and of their storage: `verify`, `prune`, `probe` and `drill`.
+
+None needs a model in this process.
+"""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from pipeline.checkpoint.probe import probe
 from pipeline.checkpoint.retention import Keep, prune
+from pipeline.drill import Options, drill
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
 from pipeline.run_dir import RunDir, storage_error
 from pipeline.verify import verify
@@ -93,6 +97,26 @@ def _probe(config: Any) -> int:
     return DONE if good else USER_MUST_CHANGE
 
 
+def _drill_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", type=str, required=True, help="YAML file of the training, as for fit.")
+    parser.add_argument(
+        "--run_dir", type=str, required=True, help="Where both runs and drill.json go: a new path or fsspec URL."
+    )
+    parser.add_argument("--faults", type=int, default=12, help="How many faults; each kind comes once if there are 9.")
+    parser.add_argument("--seed", type=int, default=7, help="The same one makes the same plan.")
+    parser.add_argument("--nodes", type=int, default=2, help="Nodes of the job, all on this machine.")
+    parser.add_argument("--processes", type=int, default=1, help="Processes of each node.")
+    parser.add_argument("--resize", type=bool, default=False, help="Also go on with one node less for a while.")
+    parser.add_argument("--args", type=str, default="", help="Further flags of fit, in one string.")
+
+
+def _drill(config: Any) -> int:
+    known = {field.name: config[field.name] for field in fields(Options)}
+    text, holds = drill(Options(**known))
+    print(text)  # noqa: T201 - it is what was asked for
+    return DONE if holds else CRASH
+
+
 SUBCOMMANDS = {
     "verify": Subcommand(
         "Hash every checkpoint of a run again, and judge from the ledger whether each training sample was used as "
@@ -110,5 +134,11 @@ SUBCOMMANDS = {
         "is.",
         _probe_arguments,
         _probe,
+    ),
+    "drill": Subcommand(
+        "Train a configuration straight, and once more under a plan of faults (signals, kills, a storage that is away, "
+        "a damaged checkpoint); compare weights, losses and the ledger.",
+        _drill_arguments,
+        _drill,
     ),
 }
