@@ -153,13 +153,14 @@ def _ending(error: BaseException | None) -> tuple[int, str]:
 
 
 def _reached(run: RunDir, attempt: int) -> int:
-    """The newest step that an attempt before had done, committed or not, as far as that is known."""
-    for number in sorted((each for each in run.attempts() if each < attempt), reverse=True)[:1]:
-        found = run.read_json(RunDir.attempt(number)) or {}
-        for name in ("reached_step", "last_step"):
-            if isinstance(found.get(name), int):
-                return int(found[name])
-    return max(run.steps()["json"], default=0)
+    """The newest step that any attempt before had done, committed or not, as far as that is known.
+
+    All of them are asked: one that was killed before its first renewal knew of none before it.
+    """
+    earlier = [RunDir.attempt(number) for number in run.attempts() if number < attempt]
+    records = [record or {} for record in run.read_jsons(earlier).values()] if earlier else []
+    steps = [record.get(name) for record in records for name in ("reached_step", "last_step")]
+    return max([step for step in steps if isinstance(step, int)] + [*run.steps()["json"]], default=0)
 
 
 def _complete(run: RunDir, lease: Mapping[str, Any]) -> None:
@@ -171,6 +172,8 @@ def _complete(run: RunDir, lease: Mapping[str, Any]) -> None:
     if found is None or found.get("ended") is not None:
         return
     heard = str(lease.get("renewed"))
-    ended = {"ended": heard, "reason": f"vanished: last heard of at {heard}", "last_step": found.get("first_step")}
+    # Nobody else has committed since: this process is the next writer.
+    last = max(run.steps()["json"], default=None)
+    ended = {"ended": heard, "reason": f"vanished: last heard of at {heard}", "last_step": last}
     known = {name: lease[name] for name in ("reached_step", "goodput") if name in lease}
     run.write_json(RunDir.attempt(number), {**found, **ended, **known})

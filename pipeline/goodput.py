@@ -15,8 +15,9 @@ SAVING = "stopped_by_saves"
 VALIDATING = "validating"
 OTHER = "other"
 PURPOSES = (STARTING, USEFUL, REPEATED, WAITING, SAVING, VALIDATING, OTHER)
-"""Starting lasts until the first batch is there, the imports before this module included; `other` is what comes after
-training. A step is repeated where an earlier attempt had done it already."""
+"""Starting lasts until the first batch is there, the imports before this module included; `other` is what is none of
+these: between epochs, around validations, and after training. A step is repeated where an earlier attempt had done it
+already."""
 
 
 class Goodput:
@@ -26,6 +27,7 @@ class Goodput:
         step: The newest optimizer step that is done; 0 before training.
         known: The newest one that an earlier attempt had done: steps up to it are repeated.
         saves: How often training has stopped for a save.
+        stop: Seconds for which it has, all saves together, without what it waited for a save before or for the last.
         behind: Seconds that the last save needed behind training until it was durable, None before there was one.
     """
 
@@ -33,6 +35,7 @@ class Goodput:
         self.step = 0
         self.known = 0
         self.saves = 0
+        self.stop = 0.0
         self.behind: float | None = None
         self._seconds = dict.fromkeys(PURPOSES, 0.0)
         self._purpose = STARTING
@@ -52,8 +55,22 @@ class Goodput:
         self.step = step
         self._switch(REPEATED if step < self.known else USEFUL)
 
+    def rests(self) -> None:
+        """Neither a step nor a wait for a batch comes next: an epoch is over."""
+        if self._purpose != STARTING:
+            self._switch(OTHER)
+
+    def saved(self, seconds: float) -> None:
+        """A save was handed over.
+
+        Args:
+            seconds: For which training stood still for it.
+        """
+        self.saves += 1
+        self.stop += seconds
+
     def ends(self, step: int) -> None:
-        """Training is over."""
+        """Training is over, well or not."""
         self.step = step
         self._switch(OTHER)
 
@@ -81,6 +98,7 @@ class Goodput:
             "share": round(seconds[USEFUL] / whole, 4) if whole else 0.0,
             "seconds": {purpose: round(value, 3) for purpose, value in seconds.items()},
             "saves": self.saves,
+            "stop_seconds": round(self.stop, 3),
             "behind_seconds": None if self.behind is None else round(self.behind, 3),
         }
 

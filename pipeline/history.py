@@ -18,8 +18,10 @@ _WORDS = {
     WAITING: "waiting for data",
     SAVING: "stopped by saves",
     REPEATED: "repeating steps",
-    OTHER: "after training",
+    OTHER: "otherwise",
 }
+_MANY = 1e10
+"""More seconds than any attempt has."""
 _NO_FAILURE = (DONE, PREEMPTED, USER_MUST_CHANGE, INTERRUPTED)
 
 
@@ -33,6 +35,7 @@ class Attempt:
         ended: When, in seconds since 1970.
         failed: Whether it came neither to its end nor to one that somebody asked for.
         saves: How often it saved.
+        stop: Seconds for which that stopped training, all saves together.
         behind: Seconds that its last save needed behind training, None if it never saved.
     """
 
@@ -41,6 +44,7 @@ class Attempt:
     ended: float
     failed: bool
     saves: int
+    stop: float
     behind: float | None
 
     @property
@@ -55,7 +59,7 @@ class Attempt:
             if record is None or record["first_step"] is None or record["ended"] is None:
                 return None
             found = record["goodput"]
-            seconds = {purpose: float(found["seconds"][purpose]) for purpose in PURPOSES}
+            seconds = {purpose: _number(found["seconds"][purpose]) for purpose in PURPOSES}
             ended = datetime.fromisoformat(record["ended"]).timestamp()
             behind = found["behind_seconds"]
             attempt = Attempt(
@@ -63,12 +67,13 @@ class Attempt:
                 seconds,
                 ended,
                 record["status"] not in _NO_FAILURE,
-                int(found["saves"]),
-                None if behind is None else float(behind),
+                int(_number(found["saves"])),
+                _number(found["stop_seconds"]),
+                None if behind is None else _number(behind),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
-        return attempt if all(0 <= value < 1e10 for value in seconds.values()) and attempt.wall > 0 else None
+        return attempt if attempt.wall > 0 else None
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ class History:
         restart += self.down / max(len(self.attempts) - 1, 1)
         behind = [attempt.behind for attempt in self.attempts if attempt.behind is not None]
         return Costs(
-            stop=sum(attempt.seconds[SAVING] for attempt in self.attempts) / saves,
+            # Not all that saves have cost: the last one is waited for, however seldom one saves.
+            stop=sum(attempt.stop for attempt in self.attempts) / saves,
             behind=median(behind) if behind else 0.0,
             restart=restart,
             interval=trained / saves,
@@ -134,6 +140,17 @@ class History:
         if (costs := self.costs) is not None:
             lines.append(advice(costs, mtbf_hours))
         return lines
+
+
+def _number(value: object) -> float:
+    """A figure of a record, which anybody may have written.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MANY:
+        raise ValueError(value)
+    return float(value)
 
 
 def _line(name: str, seconds: Mapping[str, float], down: float) -> str:

@@ -86,7 +86,11 @@ class EpochLoop(_TrainingEpochLoop):
 
     def run(self, data_fetcher: Any) -> None:
         """Train on the batches of one epoch, whose account is then closed."""
+        if self.goodput is not None:
+            self.goodput.waits()  # a loader starts its workers before the first batch
         super().run(data_fetcher)
+        if self.goodput is not None:
+            self.goodput.rests()
         if self.ledger is not None:
             self.ledger.close(self.trainer, self._ended_by(), self.batch_progress.current.completed)
 

@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
-from pipeline.goodput import PURPOSES, REPEATED, SAVING, STARTING, USEFUL, VALIDATING, WAITING, Goodput
+import pipeline.checkpoint.saver as saving
+from pipeline.attempts import Writer
+from pipeline.goodput import OTHER, PURPOSES, REPEATED, SAVING, STARTING, USEFUL, VALIDATING, WAITING, Goodput
 from pipeline.history import Attempt, History
 from pipeline.run_dir import LEASE, RunDir
+from pipeline.topology import Topology
 from tests.conftest import Ended
 from tests.test_attempts import attempt
 from tests.test_preemption_process import fit as process
 from tests.test_saver import FIT
 
 App = Callable[..., Ended]
+FOREIGN = (*(each for each in FIT if not each.startswith("--data")), "--data=tests.cases.Own")
 
 
 def test_every_second_goes_to_one_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +73,13 @@ def record(**changes: Any) -> dict[str, Any]:
         "first_step": 0,
         "ended": "2026-01-01T00:01:00.000Z",
         "status": 0,
-        "goodput": {"seconds": seconds, "saves": 4, "behind_seconds": 2.0},
+        "goodput": {"seconds": seconds, "saves": 4, "stop_seconds": 1.0, "behind_seconds": 2.0},
     } | changes
+
+
+def figures(**changes: Any) -> dict[str, Any]:
+    good = record()
+    return {**good, "goodput": {**good["goodput"], **changes}}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +95,10 @@ def record(**changes: Any) -> dict[str, Any]:
         record(goodput={"seconds": dict.fromkeys(PURPOSES, -1.0), "saves": 1, "behind_seconds": None}),
         record(goodput={"seconds": dict.fromkeys(PURPOSES, float("nan")), "saves": 1, "behind_seconds": None}),
         record(goodput={"seconds": dict.fromkeys(PURPOSES, "1 s"), "saves": 1, "behind_seconds": None}),
+        figures(seconds=dict.fromkeys(PURPOSES, 10**400)),
+        *(figures(saves=value) for value in (-1, float("inf"), float("nan"), 10**400, True, None)),
+        *(figures(stop_seconds=value) for value in (-1.0, float("inf"), "1")),
+        *(figures(behind_seconds=value) for value in (-5.0, float("inf"), float("nan"), 10**400)),
     ],
 )
 def test_a_record_that_cannot_be_understood_is_left_out(broken: Any) -> None:
@@ -161,6 +175,7 @@ def test_an_attempt_that_was_killed_is_completed_from_its_lease_and_its_steps_co
     assert first["ended"] == lease["renewed"]
     assert first["status"] is None
     assert first["reason"].startswith("vanished: last heard of at ")
+    assert first["last_step"] == 6, "what it had committed"
     assert first["goodput"]["seconds"][USEFUL] > 0
     # Two of the eight steps from the sixth to the fourteenth had been done before, of a tenth of a second each.
     assert second["first_step"] == 6
@@ -169,6 +184,62 @@ def test_an_attempt_that_was_killed_is_completed_from_its_lease_and_its_steps_co
     ended = app("verify", "--run_dir", run)
     assert "goodput of 2 attempts" in ended.out
     assert "(1 seen)" in ended.out
+
+
+def late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have each save take its time behind training."""
+    real = saving.open_writer
+
+    def open_writer(run: RunDir, name: str) -> Any:
+        time.sleep(seconds)
+        return real(run, name)
+
+    monkeypatch.setattr(saving, "open_writer", open_writer)
+
+
+def test_a_stop_is_not_the_wait_for_the_last_save(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late(monkeypatch, 1.0)
+    assert app(*FIT, "--trainer.max_epochs=1", "--run_dir", tmp_path).status == 0
+    found = attempt(str(tmp_path), 1)["goodput"]
+    assert found["seconds"][SAVING] > 1, "it did wait"
+    assert found["behind_seconds"] > 1
+    assert found["stop_seconds"] < 0.5
+
+
+def test_after_a_crash_nothing_is_a_useful_step(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late(monkeypatch, 1.0)
+    with pytest.raises(RuntimeError, match="broken"):
+        app(*FIT, "--model=tests.cases.FailsToTrain", "--checkpoints.every_n_steps=1", "--run_dir", tmp_path)
+    found = attempt(str(tmp_path), 1)["goodput"]
+    assert found["seconds"][USEFUL] < 0.5
+    assert found["seconds"][SAVING] > 0.9
+    assert found["behind_seconds"] > 1, "so that no interval shorter than that is advised"
+
+
+def test_what_lies_between_epochs_is_no_useful_step(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = DataLoader.__iter__
+
+    def begin(self: Any) -> Any:
+        time.sleep(0.5)
+        return real(self)
+
+    monkeypatch.setattr(DataLoader, "__iter__", begin)
+    monkeypatch.setattr("tests.cases.Regression.on_train_epoch_end", lambda self: time.sleep(0.5), raising=False)
+    assert app(*FOREIGN, "--trainer.limit_val_batches=0", "--trainer.max_epochs=3", "--run_dir", tmp_path).status == 0
+    seconds = attempt(str(tmp_path), 1)["goodput"]["seconds"]
+    assert seconds[WAITING] > 0.9, "a loader starts its workers for each epoch; for the first one that is starting"
+    assert seconds[OTHER] > 1.4, "what a model does at the end of its epochs"
+    assert seconds[USEFUL] < 0.5
+
+
+def test_what_attempts_before_the_last_had_reached_is_known_too(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    run.write_json(RunDir.attempt(1), {"reached_step": 12, "last_step": 7})
+    run.write_json(RunDir.attempt(2), {"reached_step": 0, "last_step": None})  # killed before its first renewal
+    writer = Writer()
+    writer.take(run, Topology.from_environment({}))
+    assert writer.goodput.known == 12
+    writer.__exit__(None, None, None)
 
 
 def test_broken_attempts_are_no_obstacle(app: App, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """When a checkpoint is saved: after steps, after epochs and at the end of training."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -205,8 +206,9 @@ class Checkpoints(Checkpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Let the save that is under way come to its end: it is good."""
         if self.saver is not None and not isinstance(exception, SaveFailed):
-            with suppress(SaveFailed, LeaseLost):
+            with suppress(SaveFailed, LeaseLost), self._goodput.during(SAVING):
                 self.saver.finish()
+            self._goodput.behind = self.saver.figures.get("checkpoint/behind_seconds")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the sums of an epoch that is left in its middle: Lightning forgets them."""
@@ -269,6 +271,7 @@ class Checkpoints(Checkpoint):
             return
         # The last one is worth waiting for, however long the storage is away.
         self._together(trainer, self.saver.finished if end else self.saver.ready)
+        began = time.perf_counter()
         url = self.run.url_of(RunDir.checkpoint(step))
         data, ledger = data_of(trainer), self._resume.ledger
         position = None
@@ -299,7 +302,7 @@ class Checkpoints(Checkpoint):
         # All ranks save together, so all must know of a save that was left out.
         if trainer.strategy.broadcast(taken):
             self._committed_step = step
-            self._goodput.saves += 1
+            self._goodput.saved(time.perf_counter() - began)
             self._clock.restart()
         known = trainer.callback_metrics
         could_know = self._validated or not sum(trainer.num_val_batches)

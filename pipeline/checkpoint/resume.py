@@ -177,6 +177,10 @@ class Resume(pl.Callback):
         if self.agreement is not None:
             self.agreement.preemption.moved()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Stop counting steps: what comes now is none."""
+        self.goodput.ends(trainer.global_step)
+
     def complete(self, trainer: pl.Trainer) -> None:
         """Put back what no later batch of the epoch has logged: now, if it has not been done."""
         if self._restoring is not None:
