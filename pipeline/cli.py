@@ -25,7 +25,17 @@ from pipeline.checkpoint.io import RunIO
 from pipeline.checkpoint.resume import Resume
 from pipeline.checkpoint.sweep import sweep
 from pipeline.data import DataModule
-from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, NothingToDo, Preempted, UserError
+from pipeline.errors import (
+    CRASH,
+    DONE,
+    INTERRUPTED,
+    PREEMPTED,
+    USER_MUST_CHANGE,
+    NothingToDo,
+    Preempted,
+    StorageAway,
+    UserError,
+)
 from pipeline.evaluation import Checkpoint, Evaluation
 from pipeline.explain import explain
 from pipeline.identity import ProofFailed
@@ -67,7 +77,7 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
     except UserError as error:
         console.say_problems(error, topology)
         return USER_MUST_CHANGE
-    except (LeaseLost, ProofFailed) as error:
+    except (LeaseLost, ProofFailed, StorageAway) as error:
         log.error("error: %s", error)
         return CRASH
     except Preempted as ended:

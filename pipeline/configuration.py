@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pipeline import drift
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import UserError, chain, did_you_mean
 from pipeline.preemption import GRACE, default_grace
 from pipeline.run_dir import RunDir, storage_error
 from pipeline.topology import Topology
@@ -216,14 +216,12 @@ def _known(parser: LightningArgumentParser | None, text: str) -> set[str]:
 
 def cause(error: BaseException) -> UserError:
     """What a constructor refused, from under the parser's own words about the types that it tried."""
-    chain = [error]
-    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(below)
-    for each in reversed(chain):
+    causes = chain(error)
+    for each in reversed(causes):
         if isinstance(each, UserError):
             return each
     # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
-    named = [each for each in chain if isinstance(each, ValueError)]
+    named = [each for each in causes if isinstance(each, ValueError)]
     return UserError(" ".join(str(named[-1] if named else error).split()))
 
 

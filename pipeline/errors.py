@@ -46,6 +46,18 @@ class Preempted(Exception):
     status = PREEMPTED
 
 
+class StorageAway(Exception):
+    """The storage does not answer, and has not for some time: nothing that the user must change, as far as is known."""
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An exception, and what it came of, the first one last; each once, for some chains end in themselves."""
+    found = [error]
+    while (below := found[-1].__cause__ or found[-1].__context__) is not None and below not in found:
+        found.append(below)
+    return found
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the allowed name closest to a misspelt one, or nothing."""
     close = get_close_matches(name, list(allowed), n=1, cutoff=0.6)

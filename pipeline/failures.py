@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pipeline.errors import CRASH, DONE
+from pipeline.errors import CRASH, DONE, chain
 
 FILE = "TORCHELASTIC_ERROR_FILE"
 """The environment variable that names the file."""
@@ -146,9 +146,7 @@ def is_lost_peer(error: BaseException) -> bool:
 
     Of a chain of exceptions the first one decides: what fails later may fail for it.
     """
-    first = error
-    while (before := first.__cause__ or first.__context__) is not None:
-        first = before
+    first = chain(error)[-1]
     if any(kind.__name__ in _GONE and kind.__module__.startswith("torch") for kind in type(first).__mro__):
         return True
     return isinstance(first, RuntimeError) and is_echo(str(first))

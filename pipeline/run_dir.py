@@ -18,6 +18,7 @@ import errno
 import json
 import os
 import re
+import socket
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -27,7 +28,11 @@ from typing import Any, BinaryIO, cast
 
 from fsspec.core import split_protocol, url_to_fs
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, chain
+
+_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN)
+_AWAY_CLIENTS = ("ConnectionError", "HTTPClientError", "ClientConnectionError")
+"""Of botocore and aiohttp, which are there only where the extra for S3 is."""
 
 SCHEMA = 1
 """The version of every JSON file in a run directory."""
@@ -305,6 +310,21 @@ def http_status(error: BaseException) -> int | None:
     response = getattr(error.__cause__ or error, "response", None) or {}
     status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the storage does not answer now: no name, no connection, too late, or a server's own.
+
+    What a user must change (names, permissions, credentials) is told by an answer.
+    """
+    for each in chain(error):
+        if isinstance(each, (ConnectionError, TimeoutError, socket.gaierror)) or (http_status(each) or 0) >= 500:
+            return True
+        if isinstance(each, OSError) and each.errno in _AWAY:
+            return True
+        if any(kind.__name__ in _AWAY_CLIENTS for kind in type(each).__mro__):
+            return True
+    return False
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:

@@ -5,7 +5,9 @@ again.
 """
 
 import hashlib
+import logging
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +17,14 @@ from pipeline import configuration
 from pipeline.attempts import ended_well_at
 from pipeline.checkpoint.load import newest_good, select_good
 from pipeline.checkpoint.record import newest
-from pipeline.errors import UserError
-from pipeline.run_dir import RunDir, storage_error
+from pipeline.errors import StorageAway, UserError
+from pipeline.run_dir import RunDir, is_away, storage_error
 from pipeline.topology import Topology
+
+log = logging.getLogger(__name__)
+
+_AWAY_LIMIT = 60.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,9 @@ def meet(run: RunDir, topology: Topology) -> None:
 
     Raises:
         UserError: It cannot be written, or some nodes look at another place.
+        StorageAway: It does not answer for a minute.
     """
+    topology.agree("storage", lambda: _until_it_answers(run))
     nonce = topology.agree("nonce", run.write_nonce)
     seen = topology.gather("sees", [topology.node, socket.gethostname(), run.sees(nonce)])
     topology.agree("nonce removed", lambda: run.remove(nonce))
@@ -99,6 +108,26 @@ def meet(run: RunDir, topology: Topology) -> None:
             "wrote there. Use storage that all nodes share: a network folder mounted at the same path everywhere, "
             "or s3://"
         )
+
+
+def _until_it_answers(run: RunDir) -> None:
+    """Wait while the storage is away: a start in the middle of an outage must not be the end of a run."""
+    began, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            run.steps()
+            return
+        except Exception as error:
+            if not is_away(error):
+                return  # whoever needs what is missing says it better
+            if time.monotonic() - began + pause > _AWAY_LIMIT:
+                raise StorageAway(
+                    f"run_dir={run.label!r}: its storage has not answered for {_AWAY_LIMIT:.0f} s: "
+                    f"{storage_error(error)}. Is its address right, and is it up?"
+                ) from error
+            log.warning("%s does not answer, trying again: %s", run, storage_error(error))
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
 
 
 def same_data(facts: dict[str, Any], topology: Topology) -> None:

@@ -25,6 +25,7 @@ class Forgetful(Regression):
 
     def __init__(self) -> None:
         super().__init__()
+        self.save_hyperparameters({"learning_rate": 0.05, "dropout": 0.0})
         self.generator = torch.Generator().manual_seed(1)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:

@@ -177,6 +177,9 @@ class RoundOfWorkers:
             never_came = nodes_that(Says.GONE, words) - nodes_that(Says.ENDED, words)
             if never_came or ((first or vanished) and not (part and (first is None or expected(first, words)))):
                 self.workers.stop(self.job.grace, self.job.signals)
+            elif not self.workers.signalled and seconds > HURRY and nodes_that(Says.SAVED, words):
+                # Ranks that agreed end together: who still runs was not asked, and waits for one that is gone.
+                self.workers.stop(self.job.grace, self.job.signals)
             elif seconds > self.job.grace:
                 self.workers.stop(HURRY, self.job.signals)
             else:

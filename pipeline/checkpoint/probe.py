@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.sweep import abort, open_uploads
 from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
-from pipeline.errors import UserError
+from pipeline.errors import UserError, chain
 from pipeline.run_dir import RunDir, storage_error
 
 log = logging.getLogger(__name__)
@@ -312,12 +312,9 @@ def _said(error: BaseException) -> str:
 
 def _advice(error: BaseException) -> str:
     """What an error of any storage means, and how to mend it."""
-    chain: list[BaseException] = []
-    while error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__ or error
-    text = " ".join(storage_error(each) for each in chain).lower()
-    numbers = {each.errno for each in chain if isinstance(each, OSError)}
+    causes = chain(error)
+    text = " ".join(storage_error(each) for each in causes).lower()
+    numbers = {each.errno for each in causes if isinstance(each, OSError)}
     for words, errors, advice in _ADVICE:
         if any(word in text for word in words) or numbers.intersection(errors):
             return advice

@@ -151,11 +151,11 @@ class Course:
 
     def _carry_out(self, outcome: Outcome, following: Fault | None) -> None:
         fault, noted, job = outcome.fault, self._noted, self._job
+        durable = self._durable()
         noted.read()
         before = len(noted.of[0])
         pid = noted.of[0][-1].pid if before and runs(noted.of[0][-1].pid) else None
         outcome.step = noted.of[0][-1].step if pid is not None else None
-        durable = self._durable()
         ended, starts, self._safe = len(job.endings), job.starts, None
         outcome.injected = True
         began = time.time()
@@ -254,7 +254,9 @@ class Course:
                 problems.append(f"step {reached} was done, and step {self._safe} was the last durable one")
         if later and kind is not Kind.OUTAGE:
             outcome.resumed = later[0].step
-            outcome.repeated = max(0, reached + 1 - outcome.resumed)
+            # Also what a fault before it has cost, after which no step was done.
+            earlier = self._noted.of[0][: self._noted.of[0].index(later[0])]
+            outcome.repeated = max(0, earlier[-1].step + 1 - outcome.resumed) if earlier else 0
             least = reached if kind.asks and own else durable
             if outcome.resumed <= least:
                 problems.append(f"it went on with step {outcome.resumed}, though step {least} was safe")
