@@ -61,6 +61,7 @@ class Agreement:
     def restart(self) -> None:
         """Batches of another kind begin, which may take longer: speak at once. All ranks must call it."""
         self._left, self._anew = 1, self._work is not None
+        self._batches, self._began = 1, 0.0
 
     def ending(self) -> bool:
         """Whether all ranks end here. All ranks must call it, between the same batches.
@@ -84,7 +85,9 @@ class Agreement:
     def _speak(self) -> None:
         now = time.monotonic()
         a_batch = (now - self._began) / self._batches
-        apart = max(1, min(_MOST, int(_SECONDS / max(a_batch, 1e-6)))) if self._began else 1
+        # No more than twice as far as the last time: a first batch says little of the next ones.
+        most = min(_MOST, 2 * self._batches)
+        apart = max(1, min(most, int(_SECONDS / max(a_batch, 1e-6)))) if self._began else 1
         self._began = now
         self._said[0], self._said[1] = int(self.preemption.asked), apart
         self._work = dist.all_reduce(self._said, op=dist.ReduceOp.MAX, group=self._group, async_op=True)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint.record import newest, write_record
-from pipeline.drill.compare import Comparison, Trained, close, compare
+from pipeline.drill.compare import Comparison, Trained, close, compare, ledger
 from pipeline.drill.notes import FOLDER, Noted, pace, set_pace
 from pipeline.drill.plan import Fault, Kind, plan
 from pipeline.drill.proxy import Proxy
@@ -245,12 +245,21 @@ def test_another_loss_and_a_missing_step_are_found(trained: Trained, tmp_path: P
 def test_after_a_resize_weights_are_compared_for_closeness_and_losses_before_it(
     trained: Trained, tmp_path: Path
 ) -> None:
-    other = copied(trained, tmp_path / "other", lambda checkpoint: _flip(checkpoint["state_dict"]["layers.0.weight"]))
+    def change(checkpoint: dict[str, Any]) -> None:
+        _flip(checkpoint["state_dict"]["layers.0.weight"])
+
+    other = copied(trained, tmp_path / "other", change)
     noted = Noted(tmp_path / "others", 1)
     noted.of[0] = [replace(note, losses=("0x1p+0",)) if note.step > 7 else note for note in trained.noted.of[0]]
     found = compare(trained, Trained(other.run, noted), resized_at=7)
     assert failed(found) == {}
     assert "resized" in " ".join(each.found for each in found)
+    account = {"epoch": 0, "seed": 0, "samples": 9, "closed": "complete", "withheld": [0, ""], "dropped": 0}
+    padded, plain = ({**account, "consumed": [9 + more, "x"], "padded": more} for more in (1, 0))
+    assert ledger([padded], [plain], resized=True).holds, "the tail is another one in another world"
+    assert not ledger([padded], [plain]).holds
+    assert not ledger([padded], [{**padded, "samples": 8}], resized=True).holds
+    assert not ledger([padded], [], resized=True).holds
     left = {"weight": torch.zeros(3)}
     assert not close("weights", left, {"weight": torch.ones(3)}).holds
     assert not close("weights", left, {"other": torch.zeros(3)}).holds

@@ -62,13 +62,14 @@ def test_what_a_checkpoint_forgets_is_found(tmp_path: Path) -> None:
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     more = ("--faults=1", "--nodes=1", "--run_dir", tmp_path / "drill")
-    ended = command(*DRILL, "--config", tmp_path / "config.yaml", *more, timeout=140)
+    kept = {"TMPDIR": str(tmp_path)}
+    ended = command(*DRILL, "--config", tmp_path / "config.yaml", *more, env=kept, timeout=140)
     assert ended.status == 1, ended.text
     assert "FAILED  weights: layers." in ended.out
     assert "FAILED  losses: step " in ended.out
     found = json.loads((tmp_path / "drill" / "drill.json").read_text())
     assert found["verdict"] is False
-    assert "logs and notes are kept in " in ended.out
+    assert f"logs and notes are kept in {tmp_path}/pipeline-drill-" in ended.out
 
 
 @pytest.mark.timeout(120)

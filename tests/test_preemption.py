@@ -72,6 +72,10 @@ def test_asked_to_end_it_saves_the_step_ends_with_75_and_goes_on_bit_for_bit(
     assert (f"resumed at step {step} " in ended.err) == (step is not None)
     # A step that was saved within its validation is not written again, though the epoch and its schedules end with it.
     same_end(straight, run, ("global_step", "state_dict") if step == 21 else PARTS)
+    last = RunDir(str(run)).read_json(RunDir.record(max(RunDir(str(run)).steps()["json"])))
+    assert last is not None
+    assert "end" in last["reason"]
+    assert "nothing to train" in app(*BASE, *PLAIN, *more, *asks, "--run_dir", run).err
     for name in ("train_loss_step", "train_loss_epoch", "train_mean", "val_loss"):
         expected = {at: value for at, value in logged(str(straight), name).items() if at >= (step or 0)}
         found = {at: value for at, value in logged(str(run), name).items() if at >= (step or 0)}

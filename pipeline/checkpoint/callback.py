@@ -267,7 +267,7 @@ class Checkpoints(Checkpoint):
         if self.run is None or self.saver is None:
             return
         if step == self._committed_step:
-            self._amend(trainer)
+            self._amend(trainer, end)
             return
         # The last one is worth waiting for, however long the storage is away.
         self._together(trainer, self.saver.finished if end else self.saver.ready)
@@ -339,17 +339,22 @@ class Checkpoints(Checkpoint):
         )
         return self.saver.save(taken, record)
 
-    def _amend(self, trainer: pl.Trainer) -> None:
-        """Write into the record of a step that was saved before its validation what that has found."""
+    def _amend(self, trainer: pl.Trainer, end: bool) -> None:
+        """Write into the record of a step what is known only now: a value of the validation that was left; the end."""
         assert self.run is not None
-        monitored = self._monitored(trainer) if self._owed and trainer.is_global_zero else None
-        self._owed = False
-        if monitored is not None:
-            record = read_record(self.run, trainer.global_step)
+        owed, self._owed = self._owed, False
+        record = read_record(self.run, trainer.global_step) if trainer.is_global_zero and (owed or end) else None
+        if record is None:
+            return
+        known = replace(
+            record,
+            monitor=self._monitored(trainer) if owed else record.monitor,
+            reason=[*dict.fromkeys([*record.reason, *(["end"] if end else [])])],
+        )
+        if known != record:
             if self._held is not None:
                 self._held()
-            if record is not None:
-                write_record(self.run, replace(record, monitor=monitored), over=True)
+            write_record(self.run, known, over=True)
 
     def _report(self, trainer: pl.Trainer) -> None:
         """Log what saving costs, and whether the storage fails."""

@@ -145,7 +145,7 @@ class _Drill:
                 course.under(found.faults, found.steps)
                 found.notes += course.clear_damaged()
             except Finding as error:
-                found.findings.append(str(error))
+                found.findings.append(": ".join([str(error), *_mistakes(job)]))
         found.seconds["drilled"] = time.monotonic() - began
 
     def _trained(self, name: str) -> Trained:

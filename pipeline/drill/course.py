@@ -229,13 +229,19 @@ class Course:
         self._until(self._seldom(lambda: self._durable() > durable))
 
     def _resize(self) -> None:
-        job, nodes = self._job, self._job.nodes
-        for number in (nodes - 1, nodes):
-            job.nodes, starts, durable = number, job.starts, self._durable()
-            send(job.agents(), SIGTERM)
-            self._until(lambda starts=starts: job.starts > starts)  # type: ignore[misc]
-            if number < nodes:
-                self._until(self._seldom(lambda durable=durable: self._durable() > durable))  # type: ignore[misc]
+        """Run on with one node less until something is committed there, and then with all again."""
+        self._launch_with(self._job.nodes - 1)
+        durable = self._durable()
+        self._until(self._seldom(lambda: self._durable() > durable))
+        self._launch_with(self._job.nodes + 1)
+        notes = len(self._noted.of[0])
+        self._until(lambda: len(self._noted.of[0]) > notes)
+
+    def _launch_with(self, nodes: int) -> None:
+        job, starts = self._job, self._job.starts
+        job.nodes = nodes
+        send(job.agents(), SIGTERM)
+        self._until(lambda: job.starts > starts)
 
     def _judge(self, outcome: Outcome, before: int, pid: int | None, durable: int) -> None:
         """Compare what came after a fault with what must have."""
