@@ -47,9 +47,8 @@ def verify(run: RunDir, mtbf_hours: float | None = None) -> Verdict:
             raise
         verdict = Verdict("\n".join(error.problems), True)
     spent = History.of(run).whole(mtbf_hours)
-    return Verdict(
-        "\n".join(["", verdict.text, *damaged, *([""] if spent else []), *spent]), verdict.holds and not failed
-    )
+    text = "\n".join(["", *spent, *([""] if spent else []), verdict.text, *damaged])
+    return Verdict(text, verdict.holds and not failed)
 
 
 def _rehash(run: RunDir) -> tuple[CommitRecord | None, list[int]]:

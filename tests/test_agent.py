@@ -76,14 +76,19 @@ class Running:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def start(self, *roles: str, options: tuple[str, ...] = ()) -> None:
-        self.agent = subprocess.Popen(
-            ranks(self.folder, *roles, options=options),
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, *roles: str, options: tuple[str, ...] = (), hangup: signal.Handlers = signal.SIG_DFL) -> None:
+        # Who runs the tests may do so under nohup, and a child inherits what is ignored.
+        before = signal.signal(signal.SIGHUP, hangup)
+        try:
+            self.agent = subprocess.Popen(
+                ranks(self.folder, *roles, options=options),
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        finally:
+            signal.signal(signal.SIGHUP, before)
         deadline = time.monotonic() + 20
         while len(self.pids()) < len(roles):
             assert time.monotonic() < deadline
@@ -160,11 +165,7 @@ def test_a_lost_peer_is_a_line_without_a_traceback(started: Running) -> None:
 
 
 def test_what_nohup_has_started_outlives_its_terminal(started: Running) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        started.start("leaves")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    started.start("leaves", hangup=signal.SIG_IGN)
     started.agent.send_signal(signal.SIGHUP)
     time.sleep(0.5)
     assert started.agent.poll() is None
