@@ -25,9 +25,14 @@ class Fit:
         self._said = folder / "said.txt"
         with self._said.open("w") as file:
             line = [sys.executable, "-m", "pipeline", *FIT, *arguments, "--run_dir", self.run]
-            self.process = subprocess.Popen(
-                [str(each) for each in line], cwd=ROOT, stdout=file, stderr=file, text=True, start_new_session=True
-            )
+            # A shell's background jobs, and so what they start, ignore SIGINT.
+            before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+            try:
+                self.process = subprocess.Popen(
+                    [str(each) for each in line], cwd=ROOT, stdout=file, stderr=file, text=True, start_new_session=True
+                )
+            finally:
+                signal.signal(signal.SIGINT, before)
 
     @property
     def said(self) -> str:
