@@ -1,10 +1,12 @@
 """Real parts for the tests: an S3 server, the app in this process, and ranks started by torchrun."""
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +101,16 @@ def app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Ended(status, captured.out, captured.err)
 
     return run
+
+
+@contextmanager
+def heeding_ctrl_c() -> Iterator[None]:
+    """Start processes that heed SIGINT, which a shell's background jobs, and all that they start, ignore."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def command(*arguments: object, env: dict[str, str] | None = None, timeout: float = 90, cwd: Path = ROOT) -> Ended:

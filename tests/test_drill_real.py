@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.run_dir import RunDir
 from tests.cases import Regression
-from tests.conftest import DIGITS, ROOT, command
+from tests.conftest import DIGITS, ROOT, command, heeding_ctrl_c
 
 DRILL = (sys.executable, "-m", "pipeline", "drill")
 
@@ -75,12 +75,13 @@ def test_what_a_checkpoint_forgets_is_found(tmp_path: Path) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_drill_that_ends_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [*DRILL, "--config", DIGITS, "--run_dir", str(tmp_path / "drill")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-    )
+    with heeding_ctrl_c():
+        process = subprocess.Popen(
+            [*DRILL, "--config", DIGITS, "--run_dir", str(tmp_path / "drill")],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+        )
     try:
         until(lambda: len(running(str(tmp_path))) >= 5)  # the drill, two agents and their workers
         process.send_signal(number)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.run_dir import RunDir
-from tests.conftest import ROOT, command
+from tests.conftest import ROOT, command, heeding_ctrl_c
 from tests.test_saver import FIT
 
 STUCK = ("--model=tests.cases.Stuck", "--checkpoints.every_n_steps=1", "--trainer.max_epochs=2")
@@ -25,14 +25,10 @@ class Fit:
         self._said = folder / "said.txt"
         with self._said.open("w") as file:
             line = [sys.executable, "-m", "pipeline", *FIT, *arguments, "--run_dir", self.run]
-            # A shell's background jobs, and so what they start, ignore SIGINT.
-            before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-            try:
+            with heeding_ctrl_c():
                 self.process = subprocess.Popen(
                     [str(each) for each in line], cwd=ROOT, stdout=file, stderr=file, text=True, start_new_session=True
                 )
-            finally:
-                signal.signal(signal.SIGINT, before)
 
     @property
     def said(self) -> str:
