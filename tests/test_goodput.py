@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-import pipeline.checkpoint.saver as saving
 from pipeline.attempts import Writer
 from pipeline.goodput import OTHER, PURPOSES, REPEATED, SAVING, STARTING, USEFUL, VALIDATING, WAITING, Goodput
 from pipeline.history import Attempt, History
@@ -21,7 +20,7 @@ from pipeline.topology import Topology
 from tests.conftest import Ended
 from tests.test_attempts import attempt
 from tests.test_preemption_process import fit as process
-from tests.test_saver import FIT
+from tests.test_saver import FIT, slow_saves
 
 App = Callable[..., Ended]
 FOREIGN = (*(each for each in FIT if not each.startswith("--data")), "--data=tests.cases.Own")
@@ -186,19 +185,8 @@ def test_an_attempt_that_was_killed_is_completed_from_its_lease_and_its_steps_co
     assert "(1 seen)" in ended.out
 
 
-def late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Have each save take its time behind training."""
-    real = saving.open_writer
-
-    def open_writer(run: RunDir, name: str) -> Any:
-        time.sleep(seconds)
-        return real(run, name)
-
-    monkeypatch.setattr(saving, "open_writer", open_writer)
-
-
 def test_a_stop_is_not_the_wait_for_the_last_save(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    late(monkeypatch, 1.0)
+    slow_saves(monkeypatch, 1.0)
     assert app(*FIT, "--trainer.max_epochs=1", "--run_dir", tmp_path).status == 0
     found = attempt(str(tmp_path), 1)["goodput"]
     assert found["seconds"][SAVING] > 1, "it did wait"
@@ -207,7 +195,7 @@ def test_a_stop_is_not_the_wait_for_the_last_save(app: App, tmp_path: Path, monk
 
 
 def test_after_a_crash_nothing_is_a_useful_step(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    late(monkeypatch, 1.0)
+    slow_saves(monkeypatch, 1.0)
     with pytest.raises(RuntimeError, match="broken"):
         app(*FIT, "--model=tests.cases.FailsToTrain", "--checkpoints.every_n_steps=1", "--run_dir", tmp_path)
     found = attempt(str(tmp_path), 1)["goodput"]

@@ -1,17 +1,15 @@
 """SIGTERM at any moment: the last step is saved, the status is 75, and the same command ends in the same weights."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import pipeline.checkpoint.saver as saving
 from pipeline.run_dir import RunDir
 from tests.conftest import Ended
 from tests.test_exact_resume import BASE, PARTS, same_end
 from tests.test_resume import logged
+from tests.test_saver import slow_saves
 
 App = Callable[..., Ended]
 
@@ -90,11 +88,7 @@ def test_asked_to_end_it_saves_the_step_ends_with_75_and_goes_on_bit_for_bit(
 def test_asked_while_a_save_is_under_way_it_waits_for_that_and_saves_the_last_step_too(
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(run: RunDir, name: str) -> Any:
-        time.sleep(0.4)
-        return run.open_write(name)
-
-    monkeypatch.setattr(saving, "open_writer", slow)
+    slow_saves(monkeypatch, 0.4)
     asks = ("--trainer.callbacks=tests.cases.Asks", "--trainer.callbacks.at=step 5")
     saves = ("--checkpoints.every_n_steps=4", f"--trainer.callbacks.once={tmp_path / 'once'}")
     ended = app(*BASE, *asks, *saves, "--run_dir", tmp_path / "run")

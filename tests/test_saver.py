@@ -44,6 +44,17 @@ def state(fill: float = 1.0) -> dict[str, Any]:
     }
 
 
+def slow_saves(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have each save take its time behind training."""
+    real = saving.open_writer
+
+    def open_writer(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments)
+
+    monkeypatch.setattr(saving, "open_writer", open_writer)
+
+
 def test_a_snapshot_is_the_same_and_does_not_change_any_more() -> None:
     source = state()
     copy = Snapshots().take(source)
@@ -249,11 +260,7 @@ def test_loader_workers_that_are_forked_after_an_upload_live_on(app: App, s3: st
 def test_the_last_save_is_waited_for_also_if_it_was_due_before_the_end(
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(run: RunDir, name: str) -> Any:
-        time.sleep(0.3)
-        return run.open_write(name)
-
-    monkeypatch.setattr(saving, "open_writer", slow)
+    slow_saves(monkeypatch, 0.3)
     # The sixth batch is left out, so that the last step is saved before training ends.
     more = ("--model=tests.cases.SkipsTheRest", "--checkpoints.every_n_steps=1", "--trainer.max_epochs=1")
     assert app(*FIT, *more, "--run_dir", tmp_path).status == 0

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 from pipeline.checkpoint.record import committed
 from pipeline.run_dir import RunDir
 from tests.conftest import ROOT
+from tests.nodes import free_port
 
 KINDS = ("rank", "agent", "all")
 NODES = 2
@@ -150,12 +150,6 @@ def trial(kind: str, folder: Path, seed: int) -> float:
         durable = next((each.step for each in committed(RunDir(str(training.run)))), 0)
         assert durable == last, f"step {last} was done and step {durable} is durable:\n{training.said}"
     return took
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def main(number: int) -> int:

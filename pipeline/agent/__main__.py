@@ -31,8 +31,8 @@ from typing import NoReturn
 from pipeline import failures
 from pipeline.agent.signals import Signals
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
+from pipeline.preemption import GRACE
 
-_GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _CPP_LOG = "TORCH_CPP_LOG_LEVEL"
 
 
@@ -85,7 +85,7 @@ def _run(arguments: list[str], signals: Signals) -> tuple[int, str, str]:
     # torch would put handlers of its own in place of ours, which raise wherever the program stands: a signal that
     # nobody sends.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGRTMAX"
-    os.environ[_GRACE] = str(config.shutdown_timeout)
+    os.environ[GRACE] = str(config.shutdown_timeout)
     try:
         ending = agent.serve()
     finally:

@@ -103,9 +103,14 @@ def nodes_that(say: Says, words: Iterable[Word]) -> set[str]:
     return {word.node for word in words if word.says is say}
 
 
+def plan_of(words: Iterable[Word]) -> str | None:
+    """Why the round ends, where that is because a node leaves or joins; None where it is not."""
+    return next((word.how for word in words if word.says in (Says.LEAVING, Says.JOINING)), None)
+
+
 def planned(words: Iterable[Word]) -> bool:
     """Whether the round ends because a node leaves or joins."""
-    return any(word.says in (Says.LEAVING, Says.JOINING) for word in words)
+    return plan_of(words) is not None
 
 
 def parting(words: Iterable[Word]) -> bool:
@@ -179,8 +184,7 @@ def decide(words: Sequence[Word], known: Round) -> Word | None:
         return None
     if first is not None and (first.status == USER_MUST_CHANGE or not expected(first, words)):
         return _crash(first, known)
-    if planned(words):
-        how = next(word.how for word in words if word.says in (Says.LEAVING, Says.JOINING))
+    if (how := plan_of(words)) is not None:
         return Word(known.me, Says.VERDICT, PREEMPTED, how=how, again=True, spent=known.spent)
     if known.vanished:
         lost = min(known.vanished)

@@ -16,7 +16,7 @@ from pipeline.agent.policy import (
     first_failure,
     nodes_that,
     parting,
-    planned,
+    plan_of,
     verdict_of,
 )
 from pipeline.agent.signals import Signals, passed_on
@@ -249,11 +249,10 @@ class RoundOfWorkers:
     def _lost(self) -> Ending | None:
         """The store is gone, and with it its host: without a common log each node decides for itself."""
         job, words = self.job, self._words
-        if planned(words):
+        if (plan := plan_of(words)) is not None:
             self.workers.let_end(job.grace, job.signals)
             self.workers.close()
-            how = next(word.how for word in words if word.says in (Says.LEAVING, Says.JOINING))
-            self._again(how, "", job.spent, PREEMPTED)
+            self._again(plan, "", job.spent, PREEMPTED)
             return None
         self.workers.stop(job.grace, job.signals)
         self._look()

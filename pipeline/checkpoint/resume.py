@@ -1,7 +1,8 @@
 """How training stands exactly where a checkpoint of ours was saved, and where it stands still to save or to end."""
 
 import logging
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.call import _call_callbacks_load_state_dict
@@ -20,18 +21,8 @@ from pipeline.loops import EpochLoop
 log = logging.getLogger(__name__)
 
 
-class Save(Protocol):
-    """Saves what is due, see `Checkpoints.save_due`."""
-
-    def __call__(
-        self,
-        trainer: pl.Trainer,
-        epoch: int,
-        batches: int,
-        leaving: bool = False,
-        standing: dict[str, Any] | None = None,
-    ) -> None:
-        """Save, or do nothing."""
+Save = Callable[[pl.Trainer, int, int, bool, dict[str, Any] | None], None]
+"""As `Checkpoints.save_due`."""
 
 
 class Resume(pl.Callback):
@@ -213,7 +204,7 @@ class Resume(pl.Callback):
         if leaving and self._restoring is not None and not self._restoring.begun:
             raise Preempted(f"preempted at step {trainer.global_step}, before the first new one: nothing to save")
         if self.save is not None:
-            self.save(trainer, trainer.current_epoch, batches, leaving)
+            self.save(trainer, trainer.current_epoch, batches, leaving, None)
         if leaving:
             raise Preempted(f"preempted at step {trainer.global_step}")
         self._put_back(trainer)
