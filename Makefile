@@ -19,11 +19,20 @@ ARGS ?=
 # Of a drill: how many faults, and the seed of their plan.
 FAULTS ?= 12
 SEED ?= 7
+# The container image: its name, the base it is built on, and torch's build: cuda or cpu.
+export IMAGE ?= torchx-lightning-pipeline:latest
+export BASE_IMAGE ?=
+export TORCH ?= cuda
+# An index of CPU builds, where the one that pip knows has none; more options of `docker build`; the client itself.
+export TORCH_INDEX ?=
+export BUILD_ARGS ?=
+export DOCKER ?= docker
 READY := .venv/.ready
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test benchmark bench-checkpoint drill soak pipeline train evaluate clean
+.PHONY: help setup check format test benchmark bench-checkpoint drill soak \
+  pipeline train evaluate image image-push smoke-docker audit clean
 
 help: ## Explain every target.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +80,18 @@ train: $(READY) ## Only train.
 evaluate: $(READY) ## Only evaluate what was trained.
 	@torchx run -s $(SCHEDULER) components/evaluate.py:evaluate --run_dir $(RUN_DIR) -- $(ARGS)
 
+image: $(READY) ## Build the container image IMAGE: for GPUs, or without CUDA by TORCH=cpu.
+	@PYTHON=python docker/build.sh
+
+image-push: ## Push IMAGE to REGISTRY=host/team, named by its version and revision.
+	@docker/push.sh $(REGISTRY)
+
+smoke-docker: image ## Build the image, check it, train in two containers, evaluate in one, and kill some.
+	@python -m pytest tests/docker -n 0
+
+audit: $(READY) ## Ask the database of known vulnerabilities about all that IMAGE holds.
+	@python docker/audit.py $(IMAGE)
+
 clean: ## Remove .venv and caches; never a run.
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist docker/wheels/*/ *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's compo
 
 from torchx import specs
 
-from components.role import IMAGE, problems_of, quoted, role
+from components.role import IMAGE, Needs, problems_of, quoted, role
 from pipeline.errors import UserError
 
 
@@ -21,6 +21,9 @@ def evaluate(
     image: str = IMAGE,
     env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
     mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    secrets: Optional[List[str]] = None,  # noqa: UP006, UP045
+    shm: int = 0,
+    retries: int = 3,
 ) -> specs.AppDef:
     """Score the test set of a run once, on one device, and leave a receipt.
 
@@ -34,6 +37,9 @@ def evaluate(
         image: container image
         env: environment of the process, as A=1,B=2
         mounts: mounts, as type=bind,src=/on/the/host,dst=/in/the/container
+        secrets: variables whose values the launcher takes from the environment, and never shows, as A,B
+        shm: MB of /dev/shm; 0 means what the launcher gives
+        retries: how often a container is started again that has ended with neither 0 nor 2, where the launcher can
 
     Returns:
         The AppDef, with the one role `evaluate`.
@@ -41,7 +47,7 @@ def evaluate(
     Raises:
         UserError: Arguments that cannot work; all of them at once.
     """
-    problems = problems_of(run_dir, cpu, memory, gpu, mounts)
+    problems = problems_of(run_dir, cpu, memory, gpu, mounts, secrets, shm, retries)
     if gpu > 1:
         problems.append(f"gpu={gpu}: allowed are 0 and 1, for on several devices samples would be scored twice")
     if checkpoint and checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
@@ -62,6 +68,8 @@ def evaluate(
                 threads=cpu,
                 env=env,
                 mounts=mounts,
+                needs=Needs(tuple(secrets or ()), shm),
+                retries=retries,
             )
         ],
     )

@@ -20,11 +20,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from torchx.runner import Runner, get_runner
-from torchx.specs import AppDef, AppState, AppStatus, is_terminal
+from torchx.specs import NONE, AppDef, AppState, AppStatus, BindMount, is_terminal, parse_mounts
 from torchx.specs.file_linter import get_fn_docstring
 from torchx.util.types import decode_from_string, decode_optional, is_primitive
 
 from components.evaluate import evaluate
+from components.role import missing
 from components.train import train
 from pipeline.checkpoint.record import newest
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
@@ -62,6 +63,8 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
     if local:
         # On this machine the stages run in the Python that runs this.
         os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
+        if absent := missing(parameters["secrets"] or ()):
+            raise UserError(*absent)
         if options.scheduler == "local_cwd" and not os.path.exists(parameters["config"]):
             raise UserError(f"config={parameters['config']!r} does not exist here; the stages run in {os.getcwd()}")
     with get_runner() as runner:
@@ -75,24 +78,25 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         for stage in stages:
             launched = datetime.now(UTC)
             try:
-                ended = _run(runner, stage, options.scheduler, cfg)
+                ended = _run(runner, stage, options.scheduler, cfg, options.workspace)
             except KeyboardInterrupt:
                 _say(f"{stage.name}: cancelled", sys.stderr)
                 return INTERRUPTED
             if ended.state != AppState.SUCCEEDED:
                 status = _said_by(ended) or _written_by(stage.name, parameters["run_dir"], launched) or CRASH
-                how = f"{ended.state.name.lower()} with status {status}; its log is above"
+                why = "" if ended.msg in ("", NONE) else f" ({ended.msg})"
+                how = f"{ended.state.name.lower()} with status {status}{why}; its log is above"
                 if status == PREEMPTED:
                     how = "preempted; the same command goes on from its newest checkpoint"
                 _say(f"{stage.name}: {how}", sys.stderr)
                 return status
-    _show(parameters["run_dir"])
+    _show(_seen_from_here(parameters["run_dir"], parameters["mounts"]))
     return DONE
 
 
-def _run(runner: Runner, app: AppDef, scheduler: str, cfg: dict[str, Any]) -> AppStatus:
+def _run(runner: Runner, app: AppDef, scheduler: str, cfg: dict[str, Any], workspace: str) -> AppStatus:
     """Run one stage to its end, showing its log; cancel it if this process is interrupted."""
-    handle = runner.run(app, scheduler, cfg)
+    handle = runner.run(app, scheduler, cfg, workspace=workspace or None)
     try:
         tails = [
             threading.Thread(target=_tail, args=(runner, handle, role.name, replica), daemon=True)
@@ -150,14 +154,25 @@ def _tail(runner: Runner, handle: str, role: str, replica: int) -> None:
         _say(f"{prefix}(its log cannot be read: {storage_error(error)})", sys.stderr)
 
 
+def _seen_from_here(run_dir: str, mounts: Sequence[str] | None) -> str:
+    """Where a run lies on this machine that containers see below a mount of theirs."""
+    for mount in parse_mounts(list(mounts or ())):
+        if isinstance(mount, BindMount) and f"{run_dir}/".startswith(f"{mount.dst_path.rstrip('/')}/"):
+            return mount.src_path.rstrip("/") + run_dir[len(mount.dst_path.rstrip("/")) :]
+    return run_dir
+
+
 def _show(run_dir: str) -> None:
     """Print what the run has come to, read from its run directory."""
     run = RunDir(run_dir)
-    record, receipt = newest(run), run.read_json(RECEIPT)
+    try:
+        record, receipt = newest(run), run.read_json(RECEIPT)
+    except Exception as error:  # noqa: BLE001 - the stages ended well, whatever this machine may read
+        record, receipt = None, None
+        _say(storage_error(error), sys.stderr)
     if record is None or receipt is None:
-        raise UserError(
-            f"run_dir={run_dir!r} cannot be read from here, though its stages ended well: look at it where they ran"
-        )
+        _say(f"done; {run} cannot be read from here: look at it where the stages ran")
+        return
     if record.monitor is not None:
         _say(f"final {record.monitor.name}  {record.monitor.value:.6g} (step {record.step})")
     for name, value in receipt["metrics"].items():
@@ -176,6 +191,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]
     )
     parser.add_argument("-s", "--scheduler", default="local_cwd", help="TorchX scheduler (default: local_cwd)")
     parser.add_argument("--scheduler_args", default="", help="its run options, as a=1,b=2", metavar="A=1,B=2")
+    parser.add_argument("--workspace", default="", help="a folder of code that the image is patched with, such as .")
     names = _add_parameters(parser, train)
     names += _add_parameters(parser, evaluate, skip=names)
     own, app_args = list(arguments), []

@@ -1,14 +1,40 @@
 """One node's role: the container that every stage runs in, the same for every launcher."""
 
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torchx import specs
 
 IMAGE = "torchx-lightning-pipeline:latest"
 
 _NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_METADATA = "pipeline"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a role needs of its launcher that TorchX has no field for; it travels in the role's metadata.
+
+    Attributes:
+        secrets: Names of variables whose values the launcher gives to the processes, and never shows.
+        shm: MB of /dev/shm; 0 leaves it to the launcher.
+        grace: Seconds that the processes have after SIGTERM.
+    """
+
+    secrets: tuple[str, ...] = ()
+    shm: int = 0
+    grace: int = 10
+
+    @classmethod
+    def of(cls, role: specs.Role) -> "Needs":
+        """What a role needs; the defaults for one of another component."""
+        found: dict[str, Any] = role.metadata.get(_METADATA, {})
+        return cls(**{**found, "secrets": tuple(found.get("secrets", ()))})
 
 
 def role(
@@ -22,6 +48,8 @@ def role(
     threads: int,
     env: dict[str, str] | None,
     mounts: Sequence[str] | None,
+    needs: Needs,
+    retries: int,
     nodes: int = 1,
     min_nodes: int | None = None,
     port_map: dict[str, int] | None = None,
@@ -38,6 +66,8 @@ def role(
         threads: Of each process for CPU work, unless `env` says otherwise.
         env: Environment of the processes.
         mounts: In TorchX's form, `type=bind`, `src=...`, `dst=...` as separate items.
+        needs: What TorchX has no field for.
+        retries: How often the launcher starts a node again that has ended with neither 0 nor 2.
         nodes: How many of them.
         min_nodes: How many suffice to start.
         port_map: Named ports.
@@ -55,10 +85,27 @@ def role(
         resource=specs.Resource(cpu=cpu, memMB=memory, gpu=gpu),
         port_map=port_map or {},
         mounts=specs.parse_mounts(list(mounts)) if mounts else [],
+        max_retries=retries,
+        metadata={_METADATA: {**asdict(needs), "secrets": list(needs.secrets)}},
     )
 
 
-def problems_of(run_dir: str, cpu: int, memory: int, gpu: int, mounts: Sequence[str] | None) -> list[str]:
+def missing(names: Iterable[str]) -> list[str]:
+    """What to say of the secrets that the submitter's environment does not have."""
+    absent = (name for name in sorted(set(names)) if name not in os.environ)
+    return [f"secrets={name}: this variable is not set here; export it, or leave it out" for name in absent]
+
+
+def problems_of(
+    run_dir: str,
+    cpu: int,
+    memory: int,
+    gpu: int,
+    mounts: Sequence[str] | None,
+    secrets: Sequence[str] | None,
+    shm: int,
+    retries: int,
+) -> list[str]:
     """What cannot work in the parameters that every component has."""
     found = []
     if not run_dir.strip():
@@ -68,9 +115,16 @@ def problems_of(run_dir: str, cpu: int, memory: int, gpu: int, mounts: Sequence[
             f"run_dir={run_dir!r} lives within one process and is gone with it: use a folder or a URL such as "
             "s3://bucket/run"
         )
-    for name, value, least in (("cpu", cpu, 1), ("memory", memory, 1), ("gpu", gpu, 0)):
+    least_of = {"cpu": (cpu, 1), "memory": (memory, 1), "gpu": (gpu, 0), "shm": (shm, 0), "retries": (retries, 0)}
+    for name, (value, least) in least_of.items():
         if value < least:
             found.append(f"{name}={value}: allowed are {least} and more")
+    for variable in secrets or ():
+        if not _VARIABLE.fullmatch(variable):
+            found.append(
+                f"secrets={variable.partition('=')[0]!r}: expected names of variables, such as "
+                "AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY; their values are taken from the environment"
+            )
     try:
         specs.parse_mounts(list(mounts or ()))
     except (KeyError, ValueError, AttributeError) as error:

@@ -12,7 +12,7 @@ from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's compo
 from torchx import specs
 from torchx.specs import macros
 
-from components.role import IMAGE, problems_of, quoted, role
+from components.role import IMAGE, Needs, problems_of, quoted, role
 from pipeline.errors import UserError
 
 _PORTS = range(20_000, 30_000)
@@ -30,6 +30,9 @@ def train(
     image: str = IMAGE,
     env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
     mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    secrets: Optional[List[str]] = None,  # noqa: UP006, UP045
+    shm: int = 0,
+    retries: int = 3,
     max_restarts: int = 3,
     grace: int = 30,
     join_timeout: int = 600,
@@ -49,6 +52,9 @@ def train(
         image: container image
         env: environment of the processes, as A=1,B=2
         mounts: mounts, as type=bind,src=/on/the/host,dst=/in/the/container
+        secrets: variables whose values the launcher takes from the environment, and never shows, as A,B
+        shm: MB of /dev/shm; 0 means what the launcher gives
+        retries: how often a container is started again that has ended with neither 0 nor 2, where the launcher can
         max_restarts: how often the processes are restarted in place after a crash; never after a user's mistake
         grace: seconds that the processes have after SIGTERM, for a step, a save and its upload
         join_timeout: seconds that the nodes wait for each other, at the start and for a node that is replaced
@@ -60,7 +66,7 @@ def train(
     Raises:
         UserError: Arguments that cannot work; all of them at once.
     """
-    problems = problems_of(run_dir, cpu, memory, gpu, mounts)
+    problems = problems_of(run_dir, cpu, memory, gpu, mounts, secrets, shm, retries)
     match = re.fullmatch(r"(?:([1-9]\d*):)?([1-9]\d*)", nodes)
     most = int(match[2]) if match else 1
     least = int(match[1]) if match and match[1] else most
@@ -106,6 +112,8 @@ def train(
                 # The agents' own good-byes: a node that ends first makes the others warn of a lost connection.
                 env={"LOGLEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", **(env or {})},
                 mounts=mounts,
+                needs=Needs(tuple(secrets or ()), shm, grace),
+                retries=retries,
                 nodes=most,
                 min_nodes=least if least != most else None,
                 port_map={"c10d": port},

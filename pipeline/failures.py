@@ -103,13 +103,18 @@ def summary(error: BaseException) -> str:
 
 def write(path: str, status: int, message: str, stack: str = "", *, lost_peer: bool = False) -> None:
     """Write down how this process ends. A file that cannot be written is let be: the status says the most of it."""
-    now = time.time()
-    extra = {"py_callstack": stack, "timestamp": str(int(now)), "time": now, "lost_peer": lost_peer}
     try:
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": {"message": message, "errorCode": status, "extraInfo": extra}}, file)
+            json.dump(content(status, message, stack, lost_peer=lost_peer), file)
     except OSError:
         pass
+
+
+def content(status: int, message: str, stack: str = "", *, lost_peer: bool = False) -> dict[str, Any]:
+    """A report as JSON, in torch's form."""
+    now = time.time()
+    extra = {"py_callstack": stack, "timestamp": str(int(now)), "time": now, "lost_peer": lost_peer}
+    return {"message": {"message": message, "errorCode": status, "extraInfo": extra}}
 
 
 def read(path: str) -> Report | None:

@@ -64,7 +64,22 @@ def test_every_make_target_that_the_readme_names_is_explained_by_make() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["help", "setup", "check", "test", "benchmark", "pipeline", "train", "evaluate", "clean"]
+    "target",
+    [
+        "help",
+        "setup",
+        "check",
+        "test",
+        "benchmark",
+        "pipeline",
+        "train",
+        "evaluate",
+        "image",
+        "image-push",
+        "smoke-docker",
+        "audit",
+        "clean",
+    ],
 )
 def test_every_target_exists(target: str) -> None:
     assert command("make", "-n", target).status == 0
@@ -93,6 +108,6 @@ def test_every_version_that_gets_installed_stands_in_the_constraints() -> None:
     }
     for distribution in distributions():
         name = distribution.metadata["Name"].lower().replace("_", "-").replace(".", "-")
-        if name in ("pip", "torchx-lightning-pipeline") or name.startswith(("nvidia-", "cuda-", "triton")):
-            continue  # pip comes with Python; torch itself pins its CUDA libraries exactly
+        if name in ("pip", "torchx-lightning-pipeline"):
+            continue  # pip comes with Python here, and with the image as it is pinned
         assert pinned.get(name) == distribution.version.split("+")[0], name

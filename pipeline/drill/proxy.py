@@ -18,13 +18,15 @@ class Proxy:
     Args:
         host: Of the server.
         port: Of the server.
+        address: Of this machine, where it listens.
 
     Attributes:
         port: Where it listens on this machine; the same after each cut.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, address: str = "127.0.0.1") -> None:
         self._server = host, port
+        self._address = address
         self._mutex = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listening: socket.socket | None = None
@@ -45,7 +47,7 @@ class Proxy:
         with self._mutex:
             if self._listening is not None:
                 return
-            self._listening = socket.create_server(("127.0.0.1", self.port), backlog=128)
+            self._listening = socket.create_server((self._address, self.port), backlog=128)
             self.port = int(self._listening.getsockname()[1])
             self._away = threading.Event()
             threading.Thread(target=self._accept, args=(self._listening, self._away), daemon=True).start()

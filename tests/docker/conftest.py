@@ -1,0 +1,124 @@
+"""Real containers: `make smoke-docker` has built the image, and runs these; `make test` needs no engine."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import docker
+import pytest
+from docker.errors import DockerException
+from docker.models.containers import Container
+from torchx.schedulers.docker_scheduler import LABEL_APP_ID, NETWORK, ensure_network
+
+from pipeline.drill.proxy import Proxy
+from tests.conftest import DIGITS, ROOT
+
+IMAGE = os.environ.get("IMAGE") or "torchx-lightning-pipeline:latest"
+LAUNCH = (sys.executable, "-m", "components.launch", "-s", "local_docker", "--image", IMAGE, "--config", DIGITS)
+ONE_NODE = ("--cpu", "1", "--memory", "1500")
+
+
+@pytest.fixture(scope="session")
+def engine() -> docker.DockerClient:
+    """The Docker engine of this machine."""
+    try:
+        client = docker.from_env()
+        client.images.get(IMAGE)
+    except DockerException as error:
+        pytest.fail(f"these tests need a Docker engine that has {IMAGE}; `make smoke-docker` builds it: {error}")
+    return client
+
+
+@pytest.fixture(autouse=True)
+def _swept(engine: docker.DockerClient) -> Iterator[None]:
+    """No container of a test outlives it."""
+    before = {one.id for one in engine.containers.list(all=True)}
+    yield
+    for one in engine.containers.list(all=True):
+        if one.id not in before:
+            with suppress(DockerException):
+                one.remove(force=True, v=True)
+
+
+@pytest.fixture
+def run_in(engine: docker.DockerClient) -> Callable[..., str]:
+    """A command in a container as hostile as it gets: any user, nothing to write but /tmp, no network."""
+
+    def run(*command: str, image: str = IMAGE, **options: Any) -> str:
+        hostile = {"user": "4242:4242", "read_only": True, "tmpfs": {"/tmp": ""}, "network_mode": "none"}
+        return engine.containers.run(image, list(command), **{**hostile, "cap_drop": ["ALL"], **options}).decode()
+
+    return run
+
+
+@pytest.fixture
+def bucket(engine: docker.DockerClient, s3: str) -> Iterator[tuple[str, str]]:
+    """A bucket, and the address of its server as containers on TorchX's network see it."""
+    ensure_network(engine)
+    gateway = engine.networks.get(NETWORK).attrs["IPAM"]["Config"][0]["Gateway"]
+    server = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    with Proxy(server.hostname or "", server.port or 80, gateway) as proxy:
+        yield s3, f"http://{gateway}:{proxy.port}"
+
+
+class Launched:
+    """A run of the driver, and the containers that it has started."""
+
+    def __init__(self, engine: docker.DockerClient, log: Path, *arguments: object) -> None:
+        self.engine = engine
+        self.log = log
+        self.before = {one.id for one in engine.containers.list(all=True)}
+        with log.open("w") as out:
+            self.process = subprocess.Popen([*map(str, arguments)], cwd=ROOT, stdout=out, stderr=out)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, is_true: Callable[[], Any], seconds: float = 60) -> Any:
+        """Wait for something to be true."""
+        deadline = time.monotonic() + seconds
+        while not (found := is_true()):
+            assert time.monotonic() < deadline, self.said
+            assert self.process.poll() is None, self.said
+            time.sleep(0.1)
+        return found
+
+    def node(self, replica: int, role: str = "train") -> Container:
+        """The container of one node."""
+
+        def find() -> Container | None:
+            for one in self.engine.containers.list(all=True, filters={"label": LABEL_APP_ID}):
+                if one.id not in self.before and one.name.endswith(f"{role}-{replica}"):
+                    return one
+            return None
+
+        found = self.until(find)
+        found.reload()
+        return found
+
+    def status(self, seconds: float = 90) -> int:
+        """Its exit status, once it has ended."""
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def _launched(engine: docker.DockerClient, log: Path, *arguments: object) -> Iterator[Launched]:
+    launched = Launched(engine, log, *LAUNCH, *ONE_NODE, *arguments)
+    try:
+        yield launched
+    finally:
+        launched.process.kill()
+        launched.process.wait()
+
+
+@pytest.fixture
+def launch(engine: docker.DockerClient, tmp_path: Path) -> Callable[..., Any]:
+    """`python -m components.launch` on Docker, as a context."""
+    return lambda *arguments: _launched(engine, tmp_path / "log", *arguments)

@@ -1,0 +1,157 @@
+"""The image: what is in it, what is not, and that anybody can run it."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import docker
+import pytest
+
+from pipeline.run_dir import RECEIPT, RunDir
+from tests.conftest import ROOT, command
+from tests.docker.conftest import IMAGE, LAUNCH, ONE_NODE
+
+EVERYTHING = """
+import importlib, pkgutil, pipeline, sys
+names = [m.name for m in pkgutil.walk_packages(pipeline.__path__, "pipeline.") if not m.name.endswith("__main__")]
+for name in names + sys.argv[1].split(","):
+    importlib.import_module(name)
+import torch, getpass
+assert torch.distributed.is_gloo_available()
+assert torch.version.cuda is None or torch.distributed.is_nccl_available()
+print(len(names), torch.version.cuda, getpass.getuser())
+"""
+PACKAGES = "fsspec,lightning,numpy,obstore,s3fs,tensorboard,torch,torchmetrics,yaml"
+
+
+def test_everything_in_it_is_imported_by_any_user_on_a_read_only_root_without_network(
+    run_in: Callable[..., str],
+) -> None:
+    modules, cuda, user = run_in("python", "-c", EVERYTHING, PACKAGES).split()
+    assert int(modules) > 60
+    assert user == "pipeline"
+    assert cuda == "None" or cuda.startswith("13."), "its driver is what the base image asks for"
+
+
+def test_it_trains_and_evaluates_as_any_user_on_a_read_only_root_without_network(run_in: Callable[..., str]) -> None:
+    said = run_in(
+        "sh",
+        "-c",
+        "python -m pipeline fit --config pipeline/configs/digits.yaml --run_dir /tmp/run --trainer.max_epochs=1"
+        " && python -m pipeline test --run_dir /tmp/run",
+        stderr=True,
+    )
+    assert "360 of 360 test samples scored" in said
+
+
+def test_it_holds_no_compiler_no_torchx_no_cache_and_nothing_that_can_be_written(run_in: Callable[..., str]) -> None:
+    assert run_in("sh", "-c", "command -v gcc cc c++ make ld torchx || true") == ""
+    packages = {each["name"].lower() for each in json.loads(run_in("pip", "list", "--format", "json"))}
+    assert not packages & {"torchx", "torchx-nightly", "moto", "pytest", "mypy"}
+    caches = "find /root/.cache /var/cache/apt /var/lib/apt/lists /tmp -type f 2>/dev/null || true"
+    assert run_in("sh", "-c", caches, user="0", tmpfs={}) == ""
+    writable = "find / -xdev -type d -writable -not -path '/proc/*' 2>/dev/null || true"
+    assert set(run_in("sh", "-c", writable, read_only=False, tmpfs={}).split()) <= {"/tmp", "/var/tmp", "/run/lock"}
+
+
+def test_its_code_is_compiled_and_readable(run_in: Callable[..., str]) -> None:
+    assert run_in("sh", "-c", "find /app ! -perm -o=r") == ""
+    sources = run_in("sh", "-c", "find /app -name '*.py' | wc -l")
+    assert run_in("sh", "-c", "find /app -name '*.pyc' | wc -l") == sources
+
+
+def test_no_secret_of_the_build_is_left_in_it(engine: docker.DockerClient) -> None:
+    image = engine.images.get(IMAGE)
+    told = json.dumps([image.attrs["Config"], image.history()])
+    assert "/run/secrets/" in told, "its lines name them"
+    found = engine.containers.run(IMAGE, ["find", "/run/secrets", "-type", "f"], user="0", remove=True, stderr=True)
+    assert b"No such file" in found or not found
+    for word in ("PIP_INDEX_URL=", "://[^ ]*@"):
+        assert not re.search(word, told)
+
+
+def test_its_labels_say_what_it_is(engine: docker.DockerClient) -> None:
+    labels = engine.images.get(IMAGE).labels
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert labels["org.opencontainers.image.version"] == version("torchx-lightning-pipeline")
+    assert labels["org.opencontainers.image.revision"].startswith(revision.strip())
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", labels["org.opencontainers.image.created"])
+
+
+def test_its_list_of_packages_is_what_is_installed_and_what_is_pinned(run_in: Callable[..., str]) -> None:
+    listed = json.loads(run_in("cat", "/opt/venv/sbom.cdx.json"))
+    assert listed["bomFormat"] == "CycloneDX"
+    found = {_plain(each["name"]): each["version"] for each in listed["components"]}
+    installed = {
+        _plain(each["name"]): each["version"] for each in json.loads(run_in("pip", "list", "--format", "json"))
+    }
+    assert found == installed
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", run_in("cat", "/opt/venv/constraints.txt"), re.MULTILINE))
+    pinned = {_plain(name): at for name, at in pins.items()}
+    for name, at in found.items():
+        assert pinned.get(name) == at.partition("+")[0], name
+
+
+def test_without_a_cpu_wheel_the_pins_bring_torch_with_cuda_and_nccl(tmp_path: Path) -> None:
+    ended = command("python", "docker/requirements.py", "cuda", tmp_path, cwd=ROOT)
+    assert ended.status != 0, "beside pyproject.toml only"
+    for name in ("pyproject.toml", "constraints.txt", "docker/requirements.py"):
+        (tmp_path / Path(name).name).write_text((ROOT / name).read_text())
+    assert command("python", tmp_path / "requirements.py", "cuda", tmp_path / "wanted").status == 0
+    wanted, report = tmp_path / "wanted", tmp_path / "report.json"
+    ended = command(
+        *("python", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", report),
+        *("--only-binary=:all:", "-c", wanted / "constraints.txt", "-r", wanted / "requirements.txt"),
+        # No wheels of this machine's own.
+        env={"PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null"},
+        timeout=110,
+    )
+    assert ended.status == 0, ended.text
+    found = {_plain(one["metadata"]["name"]): one["metadata"] for one in json.loads(report.read_text())["install"]}
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (wanted / "constraints.txt").read_text(), re.MULTILINE))
+    pinned = {_plain(name): at for name, at in pins.items()}
+    assert "+cpu" not in found["torch"]["version"]
+    assert {"nvidia-nccl-cu13", "nvidia-cudnn-cu13", "triton"} <= found.keys()
+    assert {name: one["version"] for name, one in found.items()} == {name: pinned[name] for name in found}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+PAGE = (ROOT / "docs/containers.md").read_text()
+
+
+@pytest.mark.timeout(180)
+def test_the_example_of_a_users_own_project_is_built_and_runs(
+    engine: docker.DockerClient, tmp_path: Path, run_in: Callable[..., str]
+) -> None:
+    project = tmp_path / "project"
+    files = re.findall(r"`([\w./]+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL)
+    assert {name for name, _ in files} == {"Dockerfile", "cube/model.py", "cube.yaml"}
+    for name, text in files:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    client = os.environ.get("DOCKER") or "docker"
+    ended = command(
+        *(client, "build", "--tag", "cube:test", "--build-arg", f"PIPELINE={IMAGE}", project),
+        env={"DOCKER_BUILDKIT": "1"},
+        timeout=90,
+    )
+    assert ended.status == 0, ended.text
+    try:
+        runs = tmp_path / "runs"
+        runs.mkdir()
+        launch = [*LAUNCH[:-4], "--image", "cube:test", "--config", "cube.yaml"]
+        mounts = ("--mounts", f"type=bind,src={runs},dst=/runs", "--run_dir", "/runs/cube")
+        ended = command(*launch, *ONE_NODE, "--nodes", "2", *mounts, timeout=90)
+        assert ended.status == 0, ended.text
+        receipt = RunDir(str(runs / "cube")).read_json(RECEIPT)
+        assert receipt is not None
+        assert receipt["samples_scored"] == receipt["samples_expected"] == 100
+    finally:
+        engine.images.remove("cube:test", force=True)

@@ -1,0 +1,149 @@
+"""The whole pipeline in containers: two that train, one that evaluates, and what becomes of those that are killed."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from torchx.schedulers.docker_scheduler import LABEL_APP_ID
+
+from pipeline.checkpoint.record import newest
+from pipeline.run_dir import RECEIPT, RunDir
+from tests.conftest import ROOT, Ended
+from tests.test_exact_resume import same_end
+
+OWN = ("--workspace", str(ROOT / "tests/docker/own"))
+QUIET = "--trainer.enable_model_summary=false"
+PACED = ("--trainer.max_epochs=8", "--trainer.callbacks+=own.Paced", "--checkpoints.every_n_steps=10", QUIET)
+
+
+def mounted(folder: Path) -> tuple[str, ...]:
+    folder.mkdir(exist_ok=True)
+    return ("--mounts", f"type=bind,src={folder},dst=/runs", "--run_dir", "/runs/one")
+
+
+@pytest.mark.timeout(120)
+def test_two_containers_train_to_s3_and_one_evaluates(
+    launch: Callable[..., Any], app: Callable[..., Ended], bucket: tuple[str, str], tmp_path: Path
+) -> None:
+    s3, endpoint = bucket
+    run = RunDir(f"{s3}/{tmp_path.name}-{os.getpid()}")
+    environment = f"AWS_ENDPOINT_URL={endpoint},AWS_DEFAULT_REGION={os.environ.get('AWS_DEFAULT_REGION', 'us-east-1')}"
+    with launch(
+        *("--nodes", "2", "--run_dir", str(run), "--env", environment, "--shm", "128"),
+        *("--secrets", "AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY", "--scheduler_args", "user=4242:4242"),
+        *("--", "--trainer.max_epochs=3", QUIET),
+    ) as launched:
+        first, second = launched.node(0), launched.node(1)
+        shown = str(first.attrs["HostConfig"])
+        assert first.attrs["Config"]["User"] == "4242:4242"
+        assert first.attrs["HostConfig"]["ShmSize"] == 128 << 20
+        assert '"Privileged": True' not in shown
+        assert first.attrs["NetworkSettings"]["Networks"].keys() == second.attrs["NetworkSettings"]["Networks"].keys()
+        assert launched.status() == 0, launched.said
+    receipt = run.read_json(RECEIPT)
+    assert receipt is not None
+    assert receipt["samples_scored"] == receipt["samples_expected"] == 360
+    assert receipt["devices"] == 1
+    assert "test samples scored  360 of 360, once each" in launched.said
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in launched.said
+    assert "Traceback" not in launched.said
+    assert app("verify", "--run_dir", run).status == 0
+
+
+@pytest.mark.timeout(240)
+def test_a_container_that_is_killed_comes_back_and_the_run_ends_as_if_nothing_had_been(
+    launch: Callable[..., Any], tmp_path: Path
+) -> None:
+    arguments = ("--nodes", "2", *OWN)
+    with launch(*arguments, *mounted(tmp_path / "straight"), "--", *PACED) as straight:
+        assert straight.status() == 0, straight.said
+    run = RunDir(str(tmp_path / "disturbed/one"))
+    with launch(*arguments, *mounted(tmp_path / "disturbed"), "--", *PACED, "--collective_timeout=5") as disturbed:
+        for replica in (1, 0):  # a node, and the one that hosts the store
+            at = record.step if (record := newest(run)) else 0
+            disturbed.until(lambda at=at: (record := newest(run)) and record.step > at)
+            node = disturbed.node(replica)
+            # What `docker kill` has killed Docker lets rest; what a crash or a lack of memory has, it starts again.
+            os.kill(node.attrs["State"]["Pid"], signal.SIGKILL)
+            disturbed.until(lambda replica=replica: disturbed.node(replica).attrs["RestartCount"] == 1)
+        assert disturbed.status() == 0, disturbed.said
+        assert len(run.attempts()) == 3, "each kill has cost one start"
+    same_end(tmp_path / "straight/one", tmp_path / "disturbed/one")
+
+
+@pytest.mark.timeout(120)
+def test_docker_stop_leaves_75_and_a_durable_checkpoint(
+    launch: Callable[..., Any], app: Callable[..., Ended], tmp_path: Path
+) -> None:
+    run = RunDir(str(tmp_path / "runs/one"))
+    with launch(
+        *("--nodes", "2", "--join_timeout", "5", "--retries", "0", *OWN, *mounted(tmp_path / "runs")),
+        *("--", *PACED, "--trainer.max_epochs=100"),
+    ) as launched:
+        launched.until(lambda: newest(run))
+        node = launched.node(1)
+        node.stop()
+        node.reload()
+        assert node.attrs["State"]["ExitCode"] == 75
+        assert launched.status() == 75, launched.said
+        assert launched.node(0).attrs["State"]["ExitCode"] == 75 if launched.process.poll() is None else True
+    assert "preempted; the same command goes on from its newest checkpoint" in launched.said
+    attempt = run.read_json(RunDir.attempt(1))
+    record = newest(run)
+    assert attempt is not None
+    assert record is not None
+    assert (attempt["status"], attempt["last_step"]) == (75, record.step)
+    assert app("verify", "--run_dir", run).status in (0, 1), "an unfinished epoch is open"
+
+
+@pytest.mark.timeout(120)
+def test_an_evaluation_is_stopped_at_once(
+    engine: docker.DockerClient, launch: Callable[..., Any], tmp_path: Path
+) -> None:
+    with launch("--nodes", "1", *mounted(tmp_path / "runs"), "--", "--trainer.max_epochs=1", QUIET) as launched:
+        began = time.monotonic()
+        node = launched.node(0, "evaluate")
+        node.stop()
+        launched.status()
+    assert time.monotonic() - began < 20
+    node.reload()
+    assert node.attrs["State"]["ExitCode"] != 137, "it has heard the signal"
+
+
+@pytest.mark.timeout(120)
+def test_what_the_user_must_change_is_said_once_with_status_2(launch: Callable[..., Any], tmp_path: Path) -> None:
+    with launch(*mounted(tmp_path / "runs"), "--", "--model.learning_rate=fast") as launched:
+        assert launched.status() == 2, launched.said
+    assert launched.said.count("fast") == 1
+    assert "train: failed with status 2" in launched.said
+
+
+@pytest.mark.timeout(120)
+def test_a_lack_of_memory_is_called_that_with_the_limit(launch: Callable[..., Any], tmp_path: Path) -> None:
+    with launch(
+        *("--nodes", "2", "--retries", "0", "--max_restarts", "0", "--join_timeout", "5", *OWN),
+        *(*mounted(tmp_path / "runs"), "--", QUIET, "--trainer.callbacks+=own.Hungry", "--collective_timeout=5"),
+    ) as launched:
+        assert launched.status() not in (0, 2, 75), launched.said
+    assert "killed for memory: its limit is 1500 MB" in launched.said
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_stops_all_containers(engine: docker.DockerClient, launch: Callable[..., Any], tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path / "runs/one"))
+    with launch(
+        "--nodes", "2", *OWN, *mounted(tmp_path / "runs"), "--", *PACED, "--trainer.max_epochs=100"
+    ) as launched:
+        launched.until(lambda: newest(run))
+        nodes = [launched.node(0), launched.node(1)]
+        launched.process.send_signal(signal.SIGTERM)
+        assert launched.status() == 130, launched.said
+    for node in nodes:
+        node.reload()
+        assert node.attrs["State"]["ExitCode"] == 75
+    assert not [one for one in engine.containers.list(filters={"label": LABEL_APP_ID}) if one in nodes]
