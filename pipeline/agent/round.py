@@ -1,9 +1,10 @@
 """What an agent does from one meeting of the nodes to the next: watch its workers and the other nodes, and act."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.agent.meeting import Handler, say
+from pipeline.agent.memory import Memory
 from pipeline.agent.news import News, close, go
 from pipeline.agent.policy import (
     Kind,
@@ -61,6 +62,7 @@ class Job:
         allowed: Restarts at most.
         spent: Restarts so far.
         after: The status to end with if the nodes do not meet again.
+        memory: What the kernel has killed here.
     """
 
     host: str
@@ -70,6 +72,7 @@ class Job:
     allowed: int
     spent: int = 0
     after: int = CRASH
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass
@@ -154,6 +157,9 @@ class RoundOfWorkers:
 
     def _fail(self, end: Ended) -> None:
         word = failure(self._me, self.job.host, end.rank, end.code, end.report)
+        # The rank itself, or a loader worker of it.
+        if killed := self.job.memory.taken():
+            word = replace(word, how=f"{word.how}, {killed}")
         if end.report:
             self._tracebacks[end.rank] = end.report.traceback
         self._failed.append(word)

@@ -131,6 +131,8 @@ def test_a_lack_of_memory_is_called_that_with_the_limit(launch: Callable[..., An
     ) as launched:
         assert launched.status() not in (0, 2, 75), launched.said
     assert "killed for memory: its limit is 1500 MB" in launched.said
+    assert "rank 1 on" in launched.said
+    assert "SIGKILL, killed for memory: the limit here is 1500 MB" in launched.said, "whoever runs the container"
 
 
 @pytest.mark.timeout(120)
