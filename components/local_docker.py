@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,6 +40,7 @@ _OUR_OWN = ("name", "hostname", "environment", "labels", "user", "stop_timeout")
 """What belongs to a container itself; all else is how its host runs it."""
 _MARGIN = 10
 """Seconds beyond the grace of its processes that a container has to end."""
+_AGAIN_SECONDS = 0.2
 _SINCE_EVER = datetime.fromtimestamp(0, UTC)
 
 
@@ -60,6 +62,7 @@ class LocalDocker(DockerScheduler):
     def __init__(self, session_name: str) -> None:
         super().__init__(session_name)
         self._watches: dict[str, Any] = {}
+        self._mistaken: set[str] = set()
 
     def close(self) -> None:
         """Look after no app any more."""
@@ -107,13 +110,14 @@ class LocalDocker(DockerScheduler):
         docker_scheduler.ensure_network(client)
         created: list[Container] = []
         try:
-            with filelock.FileLock(os.path.join(tempfile.gettempdir(), "torchx-lightning-pipeline-gpus.lock")):
+            # Until they run they have no GPU that another run could see to be taken.
+            with filelock.FileLock(os.path.join(tempfile.gettempdir(), f"pipeline-gpus-{os.getuid()}.lock")):
                 free = _free_gpus(client, request.containers)
                 for container in request.containers:
                     created.append(_create(client, container, free))
-            self._heed_mistakes(client, request.app_id)
-            for one in created:
-                one.start()
+                self._heed_mistakes(client, request.app_id)
+                for one in created:
+                    one.start()
         except BaseException as error:
             for one in created:
                 with suppress(DockerException):
@@ -136,6 +140,9 @@ class LocalDocker(DockerScheduler):
         containers = self._get_containers(app_id)
         if not containers:
             return None
+        for container in containers:
+            if container.id in self._mistaken:
+                container.attrs["State"]["ExitCode"] = USER_MUST_CHANGE
         roles: dict[str, Role] = {}
         replicas: dict[str, list[ReplicaStatus]] = {}
         for container in sorted(containers, key=_place):
@@ -183,22 +190,18 @@ class LocalDocker(DockerScheduler):
     def _heed_mistakes(self, client: "DockerClient", app_id: str) -> None:
         """Keep a container that ends with 2 from being started again: Docker's policies know 0 and all else.
 
-        Docker waits 0.1 s before it starts one again, in which it can be stopped; else it ends with 2 once more.
+        Docker waits 0.1 s before it starts one again, and lets be what has been stopped by then. Where that comes too
+        late, the start is ended at once, and its status is not the one that counts.
         """
-        events = client.events(
-            decode=True, filters={"event": "die", "label": f"{docker_scheduler.LABEL_APP_ID}={app_id}"}
-        )
+        label = f"{docker_scheduler.LABEL_APP_ID}={app_id}"
+        events = client.events(decode=True, filters={"event": "die", "label": label})
 
         def heed() -> None:
             for event in events:
-                if event["Actor"]["Attributes"]["exitCode"] != str(USER_MUST_CHANGE):
-                    continue
-                with suppress(DockerException):
-                    container = client.containers.get(event["id"])
-                    container.update(restart_policy={"Name": "no"})
-                    container.reload()
-                    if container.status == "restarting":
-                        container.stop(timeout=0)
+                if event["Actor"]["Attributes"]["exitCode"] == str(USER_MUST_CHANGE):
+                    self._mistaken.add(event["id"])
+                    with suppress(DockerException):
+                        client.api.stop(event["id"], timeout=0)
 
         threading.Thread(target=heed, daemon=True).start()
         self._watches[app_id] = events
@@ -306,9 +309,13 @@ def _lines(container: "Container", since: datetime, follow: bool, wanted: Mappin
                 if stamp > last:
                     last = stamp
                     yield text.decode(errors="replace").rstrip("\r")
+        if rest:
+            yield rest.partition(b" ")[2].decode(errors="replace")
         container.reload()
         if not follow or is_terminal(_state(container)):
             return
+        # It is about to be started again, later each time.
+        time.sleep(_AGAIN_SECONDS)
         since = datetime.fromisoformat(last[:19].decode() + "+00:00") if last else since
 
 

@@ -13,7 +13,8 @@ from torchx.schedulers.docker_scheduler import LABEL_APP_ID
 
 from pipeline.checkpoint.record import newest
 from pipeline.run_dir import RECEIPT, RunDir
-from tests.conftest import ROOT, Ended
+from tests.conftest import ROOT, Ended, command
+from tests.docker.conftest import IMAGE
 from tests.test_exact_resume import same_end
 
 OWN = ("--workspace", str(ROOT / "tests/docker/own"))
@@ -53,6 +54,23 @@ def test_two_containers_train_to_s3_and_one_evaluates(
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in launched.said
     assert "Traceback" not in launched.said
     assert app("verify", "--run_dir", run).status == 0
+
+
+@pytest.mark.timeout(120)
+def test_torchx_run_patches_the_image_with_the_working_directory(engine: docker.DockerClient, tmp_path: Path) -> None:
+    ended = command(
+        *("torchx", "run", "-s", "local_docker", "components/train.py:train", "--image", IMAGE, "--cpu", "1"),
+        *(*mounted(tmp_path / "runs"), "--", "--trainer.max_epochs=1", QUIET),
+    )
+    assert ended.status == 0, ended.text
+    (container,) = engine.containers.list(all=True, filters={"label": LABEL_APP_ID})
+    patched = container.image
+    base = engine.images.get(IMAGE)
+    assert patched.attrs["RootFS"]["Layers"][:-1] == base.attrs["RootFS"]["Layers"], "one layer more, and no other"
+    listing = ["ls", "README.md", "pipeline/cli.py"]
+    assert engine.containers.run(patched.id, listing, remove=True).decode().split() == listing[1:]
+    absent = engine.containers.run(patched.id, ["sh", "-c", "ls -d .git tests docker .venv || true"], remove=True)
+    assert absent == b""
 
 
 @pytest.mark.timeout(240)
