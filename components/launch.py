@@ -217,7 +217,7 @@ def _add_parameters(
         if name in skip or parameter.kind is parameter.VAR_POSITIONAL:
             continue
         required = parameter.default is parameter.empty
-        default = "" if required or parameter.default in (None, "") else f" (default: {parameter.default})"
+        default = "" if required or parameter.default in (None, "", False) else f" (default: {parameter.default})"
         parser.add_argument(
             f"--{name}",
             type=_decoder(name, parameter.annotation),
@@ -233,6 +233,10 @@ def _decoder(name: str, annotation: Any) -> Callable[[str], Any]:
     kind = decode_optional(annotation)
 
     def decode(text: str) -> Any:
+        if kind is bool:
+            if text.lower() not in ("true", "false"):
+                raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+            return text.lower() == "true"
         try:
             return kind(text) if is_primitive(kind) else decode_from_string(text, kind)
         except (ValueError, TypeError) as error:

@@ -6,6 +6,7 @@ torchx run -s local_cwd components/train.py:train --run_dir runs/one -- --traine
 
 import random
 import re
+import shlex
 import socket
 from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's component linter reads
 
@@ -37,6 +38,7 @@ def train(
     grace: int = 30,
     join_timeout: int = 600,
     rdzv_port: int = 0,
+    preflight: bool = False,
 ) -> specs.AppDef:
     """Train by DDP over nodes; run it again with the same run_dir to go on.
 
@@ -59,6 +61,7 @@ def train(
         grace: seconds that the processes have after SIGTERM, for a step, a save and its upload
         join_timeout: seconds that the nodes wait for each other, at the start and for a node that is replaced
         rdzv_port: port on node 0 where the nodes meet; 0 means one that is free on this machine
+        preflight: true: look at all nodes, their storage and their network before training; it takes some seconds
 
     Returns:
         The AppDef, with the one role `train`.
@@ -92,11 +95,13 @@ def train(
     port = rdzv_port or _free_port()
     # The scheduler puts the address of node 0 into a variable of its own; on one machine there may be none.
     endpoint = f'"$${{{macros.rank0_env}:-localhost}}:{port}"'
+    looked_at = ["--run_dir", run_dir, "--gpus", str(gpu), "--shm", str(shm)]
     command = (
         f"python -m pipeline.agent --rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id {macros.app_id} "
         f"--nnodes {f'{least}:{most}' if least != most else most} --nproc-per-node {per_node} "
         f"--rdzv-conf join_timeout={join_timeout} --max-restarts {max_restarts} --shutdown-timeout {grace} "
-        f"--role train -m pipeline fit --config {quoted([config])} --run_dir {quoted([run_dir, *app_args])}"
+        + (f"--preflight {quoted([shlex.join(looked_at)])} " if preflight else "")
+        + f"--role train -m pipeline fit --config {quoted([config])} --run_dir {quoted([run_dir, *app_args])}"
     )
     return specs.AppDef(
         name="train",

@@ -73,7 +73,8 @@ class Topology:
         )
 
     @cached_property
-    def _store(self) -> Store:
+    def store(self) -> Store:
+        """The launcher's, for this attempt of the job alone."""
         store, _, _ = next(rendezvous("env://", self.rank, self.world_size, timeout=_TIMEOUT))
         # A restart in place may meet the same store again, with the answers of the attempt before.
         return PrefixStore(f"pipeline/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -96,7 +97,7 @@ class Topology:
                     answer = {"value": decide()}
             except UserError as error:
                 answer = {"problems": list(error.problems)}
-            self._store.set(name, json.dumps(answer))
+            self.store.set(name, json.dumps(answer))
         else:
             answer = json.loads(self._answer(name))
         if "problems" in answer:
@@ -107,7 +108,7 @@ class Topology:
     def _heard(self, name: str) -> Iterator[None]:
         """On rank 0: let the others know, for as long as it takes, that it is still at it."""
         over = threading.Event()
-        store: Any = self._store.clone()  # type: ignore[attr-defined]
+        store: Any = self.store.clone()  # type: ignore[attr-defined]
 
         def say() -> None:
             number = 0
@@ -128,20 +129,20 @@ class Topology:
         number = 1
         while True:
             try:
-                return self._store.get(name)
+                return self.store.get(name)
             except DistError:
                 # The key is there if rank 0 has been heard of so often.
-                if not self._store.check([f"{name}/heard/{number}"]):
+                if not self.store.check([f"{name}/heard/{number}"]):
                     raise
-                while self._store.check([f"{name}/heard/{number}"]):
+                while self.store.check([f"{name}/heard/{number}"]):
                     number += 1
 
     def gather(self, name: str, value: Any) -> list[Any]:
         """Every rank's value, by rank, on every rank."""
         if self.world_size == 1:
             return [value]
-        self._store.set(f"{name}/{self.rank}", json.dumps(value))
-        return [json.loads(self._store.get(f"{name}/{rank}")) for rank in range(self.world_size)]
+        self.store.set(f"{name}/{self.rank}", json.dumps(value))
+        return [json.loads(self.store.get(f"{name}/{rank}")) for rank in range(self.world_size)]
 
     def together(self, name: str, do: Callable[[], None]) -> None:
         """All ranks do it; a user's mistake on any of them is raised on all, so that none waits for the others.
@@ -167,12 +168,12 @@ class Topology:
     def signal(self, name: str) -> None:
         """Let `wait` return on every rank."""
         if self.world_size > 1:
-            self._store.set(name, "")
+            self.store.set(name, "")
 
     def wait(self, name: str, seconds: float) -> bool:
         """Whether `signal` was called on some rank, within a limit."""
         try:
-            self._store.wait([name], timedelta(seconds=seconds))
+            self.store.wait([name], timedelta(seconds=seconds))
         except DistError:
             return False
         return True

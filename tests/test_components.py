@@ -1,6 +1,7 @@
 """One component, every launcher: the AppDefs field by field."""
 
 import inspect
+import shlex
 import socket
 import subprocess
 from pathlib import Path
@@ -167,3 +168,11 @@ def test_the_dryrun_of_torchx_shows_the_same_command(tmp_path: Path) -> None:
     assert ended.status == 0, ended.text
     assert "-m pipeline fit" in ended.out
     assert "--trainer.max_epochs=1" in ended.out
+
+
+def test_a_preflight_is_asked_of_the_agents_with_what_the_nodes_are_to_have() -> None:
+    (role,) = train(run_dir="s3://bucket/a b", gpu=2, shm=256, preflight=True).roles
+    words = shlex.split(role.args[1].replace("$$", "$"))
+    asked = words[words.index("--preflight") + 1]
+    assert shlex.split(asked) == ["--run_dir", "s3://bucket/a b", "--gpus", "2", "--shm", "256"]
+    assert "--preflight" not in train(run_dir="s3://bucket/a").roles[0].args[1]

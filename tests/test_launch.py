@@ -39,6 +39,7 @@ def test_help_lists_every_parameter_of_the_components() -> None:
         (["--run_dir", "r", "--nodes", "many"], "nodes='many'"),
         (["--run_dir", "memory://x"], "lives within one process"),
         (["--run_dir", "r", "--cpu", "two"], "'two' is not int"),
+        (["--run_dir", "r", "--preflight", "maybe"], "'maybe' is neither true nor false"),
         (["--run_dir", "r", "--config", "missing.yaml"], "config='missing.yaml' does not exist"),
         (["--run_dir", "r", "-s", "nowhere"], "scheduler='nowhere': allowed are"),
         (["--run_dir", "r", "--trainer.max_epochs=3"], "the app's own flags go after --"),

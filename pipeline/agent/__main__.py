@@ -16,6 +16,9 @@ A script written for torchrun runs under it unchanged. Where the two differ:
   replaced by a new one, and where the node that the others meet at is.
 * A failure is said once: its traceback by the agent of its own node, one line by the others.
 
+One argument is not torchrun's: `--preflight ARGUMENTS`, in one string, are those of `python -m pipeline preflight`,
+which is then run on all nodes before the workers, and again where a node has come that has not been looked at.
+
 Only the c10d rendezvous is served; a single node needs none. How it works: `pipeline.agent.node`.
 """
 
@@ -24,7 +27,7 @@ import os
 import shutil
 import sys
 import uuid
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -73,12 +76,13 @@ def _run(arguments: list[str], signals: Signals) -> tuple[int, str, str]:
 
     if own_level is not None:
         del os.environ[_CPP_LOG]  # it is read by now, and the workers choose for themselves
+    arguments, preflight = _preflight(arguments)
     options = parse_args(arguments)
     _check(options)
     try:
         config, program, rest = config_from_args(options)
         assert isinstance(program, str)
-        agent = NodeAgent(config, [program, *rest], signals)
+        agent = NodeAgent(config, [program, *rest], signals, preflight)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"torchrun's arguments do not fit together: {error}") from error
     signals.listen(options.signals_to_handle.split(","))
@@ -92,6 +96,16 @@ def _run(arguments: list[str], signals: Signals) -> tuple[int, str, str]:
         if options.log_dir is None and config.logs_specs is not None:
             shutil.rmtree(config.logs_specs.root_log_dir, ignore_errors=True)
     return ending.status, ending.how, ending.traceback
+
+
+def _preflight(arguments: list[str]) -> tuple[list[str], str]:
+    """Take out the one argument that is not torchrun's; None of it is an empty one."""
+    own = ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--preflight", default="")
+    # What follows the program's name is the program's.
+    ends = next((at for at, each in enumerate(arguments) if each in ("-m", "--module") or each.endswith(".py")), None)
+    options, rest = own.parse_known_args(arguments[:ends])
+    return [*rest, *arguments[len(arguments) if ends is None else ends :]], options.preflight
 
 
 def _check(options: Namespace) -> None:

@@ -6,6 +6,7 @@ the verdict (`pipeline.agent.policy`). Whatever may wait for a network runs in a
 """
 
 import os
+import shlex
 import socket
 import sys
 from contextlib import suppress
@@ -38,9 +39,11 @@ class NodeAgent(LocalElasticAgent):
         config: As torchrun's command line gives it.
         program: What each worker is, with its arguments.
         signals: Of this process, which already listens.
+        preflight: Arguments of a preflight, which goes before the workers of each round that has a node which has not
+            been looked at; empty: there is none.
     """
 
-    def __init__(self, config: LaunchConfig, program: list[str], signals: Signals) -> None:
+    def __init__(self, config: LaunchConfig, program: list[str], signals: Signals, preflight: str = "") -> None:
         parameters = RendezvousParameters(
             backend=config.rdzv_backend,
             endpoint=config.rdzv_endpoint,
@@ -54,7 +57,7 @@ class NodeAgent(LocalElasticAgent):
             role=config.role,
             local_world_size=config.nproc_per_node,
             entrypoint=sys.executable,
-            args=("-I", "-S", str(Path(leash.__file__)), str(os.getpid()), *program),
+            args=(),  # each round says what its workers are
             rdzv_handler=cast("RendezvousHandler", None),  # there is one from the first meeting on
             max_restarts=config.max_restarts,
             monitor_interval=config.monitor_interval,
@@ -73,6 +76,8 @@ class NodeAgent(LocalElasticAgent):
             log_line_prefix_template=config.log_line_prefix_template,
             shutdown_timeout=config.shutdown_timeout,
         )
+        self._program = program
+        self._preflight = preflight
         self._meeting = Meeting(parameters, signals)
         self._job = Job(
             host=config.local_addr or socket.gethostname(),
@@ -111,19 +116,33 @@ class NodeAgent(LocalElasticAgent):
             store.set(_SPENT, str(job.spent))
         self._rendezvous(self._worker_group)
         job.spent = max(job.spent, _spent(store))
+        self._asks = self._asked_for(handler)
         self._news = News(handler, round_log(handler))
+
+    def _asked_for(self, handler: Handler) -> str:
+        """The preflight that this round is: the first node's that has not been looked at, as all of them say."""
+        group, store = self._worker_group, dist.PrefixStore("pipeline.agent/preflight", handler.round_store())
+        nodes = cast("int", group.group_world_size)
+        store.set(str(group.group_rank), "" if self._job.looked_at else self._preflight)
+        said = store.multi_get([str(number) for number in range(nodes)])
+        return next((arguments.decode() for arguments in said if arguments), "")
 
     def _start_round(self) -> RoundOfWorkers:
         """Start the workers, in the thread with whose end the kernel ends them."""
         job, handler = self._job, self._meeting.handler
         assert handler is not None
         job.signals.check()
+        program = self._program
+        if self._asks:
+            program = [sys.executable, "-m", "pipeline", "preflight", *shlex.split(self._asks)]
+        spec = self._worker_group.spec
+        spec.args = ("-I", "-S", str(Path(leash.__file__)), str(os.getpid()), *program)
         self._remaining_restarts = max(0, job.allowed - job.spent)
         self._start_workers(self._worker_group)
         assert isinstance(self._pcontext, SubprocessContext)
         ranks = {worker.local_rank: worker.global_rank for worker in self._worker_group.workers}
         self._news.start()
-        return RoundOfWorkers(job, handler, Workers(self._pcontext, ranks), self._news)
+        return RoundOfWorkers(job, handler, Workers(self._pcontext, ranks), self._news, bool(self._asks))
 
     def _asked(self) -> Ending:
         signals = self._job.signals

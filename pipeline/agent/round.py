@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass, field, replace
 
 from pipeline.agent.meeting import Handler, say
-from pipeline.agent.memory import Memory
 from pipeline.agent.news import News, close, go
 from pipeline.agent.policy import (
     Kind,
@@ -23,6 +22,7 @@ from pipeline.agent.policy import (
 from pipeline.agent.signals import Signals, passed_on
 from pipeline.agent.workers import HURRY, Ended, Workers
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE
+from pipeline.memory import Memory
 
 DONE_LIMIT = 300.0
 """Seconds that a node whose workers are done waits for those of the others."""
@@ -63,6 +63,7 @@ class Job:
         spent: Restarts so far.
         after: The status to end with if the nodes do not meet again.
         memory: What the kernel has killed here.
+        looked_at: Whether this node has been through a preflight.
     """
 
     host: str
@@ -73,6 +74,7 @@ class Job:
     spent: int = 0
     after: int = CRASH
     memory: Memory = field(default_factory=Memory)
+    looked_at: bool = False
 
 
 @dataclass
@@ -84,12 +86,14 @@ class RoundOfWorkers:
         handler: Of the rendezvous.
         workers: Have been started.
         news: Of the other nodes; has been started.
+        preflight: Whether the workers only look at the nodes, so that the nodes meet again when all went well.
     """
 
     job: Job
     handler: Handler
     workers: Workers
     news: News
+    preflight: bool = False
     _failed: list[Word] = field(default_factory=list)
     _tracebacks: dict[int, str] = field(default_factory=dict)
     _said: set[Says] = field(default_factory=set)
@@ -209,7 +213,7 @@ class RoundOfWorkers:
         verdict = decide(words, known)
         if verdict is not None:
             self._said.add(Says.VERDICT)
-            self.news.say(verdict)
+            self.news.say(replace(verdict, again=True) if self.preflight and verdict.status == DONE else verdict)
 
     def _follow(self, verdict: Word) -> Ending | None:
         """End the round as all nodes do."""
@@ -228,6 +232,9 @@ class RoundOfWorkers:
         if not verdict.again:
             self._part(verdict.status)
             return Ending(verdict.status, verdict.how, traceback)
+        if verdict.status == DONE:
+            job.looked_at = True
+            return None
         self._again(verdict.how, traceback, max(job.spent, verdict.spent), verdict.status)
         return None
 
@@ -313,6 +320,6 @@ class RoundOfWorkers:
             return Ending(crash.status, crash.how, self._tracebacks.get(crash.rank, ""))
         if self.job.signals.interrupted:
             return Ending(INTERRUPTED, how)
-        if all(end.code == DONE for end in ended):
+        if all(end.code == DONE for end in ended) and not self.preflight:
             return Ending(DONE)
         return Ending(PREEMPTED, how)

@@ -36,6 +36,7 @@ def test_two_containers_train_to_s3_and_one_evaluates(
     environment = f"AWS_ENDPOINT_URL={endpoint},AWS_DEFAULT_REGION={os.environ.get('AWS_DEFAULT_REGION', 'us-east-1')}"
     with launch(
         *("--nodes", "2", "--run_dir", str(run), "--env", environment, "--shm", "128"),
+        *("--preflight", "true"),
         *("--secrets", "AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY", "--scheduler_args", "user=4242:4242"),
         *("--", "--trainer.max_epochs=3", QUIET),
     ) as launched:
@@ -46,6 +47,7 @@ def test_two_containers_train_to_s3_and_one_evaluates(
         assert '"Privileged": True' not in shown
         assert first.attrs["NetworkSettings"]["Networks"].keys() == second.attrs["NetworkSettings"]["Networks"].keys()
         assert launched.status() == 0, launched.said
+    assert "preflight of 2 nodes x 1 process: ready" in launched.said
     receipt = run.read_json(RECEIPT)
     assert receipt is not None
     assert receipt["samples_scored"] == receipt["samples_expected"] == 360

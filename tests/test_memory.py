@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.agent.memory import Memory
+from pipeline.memory import Memory
 
 V1 = {"limit": "memory/memory.limit_in_bytes", "kills": "memory/memory.oom_control", "none": f"{(1 << 63) - 4096}"}
 V2 = {"limit": "memory.max", "kills": "memory.events", "none": "max"}
@@ -37,9 +37,23 @@ def test_without_a_limit_none_is_said(tmp_path: Path, files: dict[str, str]) -> 
     assert memory.taken() == "killed for memory"
 
 
+@pytest.mark.parametrize("files", [V1, V2], ids=["v1", "v2"])
+@pytest.mark.parametrize(("machine", "free"), [(4000, 600), (500, 500)], ids=["container", "machine"])
+def test_what_is_free_is_the_less_of_container_and_machine(
+    tmp_path: Path, files: dict[str, str], machine: int, free: int
+) -> None:
+    shows(tmp_path, files, 0, str(1000 << 20))
+    usage = "memory.current" if files is V2 else "memory/memory.usage_in_bytes"
+    (tmp_path / usage).write_text(f"{400 << 20}\n")
+    (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:   {machine << 10} kB\n")
+    assert Memory(tmp_path, tmp_path / "meminfo").free() == free << 20
+
+
 def test_where_nothing_is_shown_nothing_is_said(tmp_path: Path) -> None:
     assert Memory(tmp_path).taken() == ""
     assert Memory(tmp_path).limit() is None
     (tmp_path / "memory.max").write_bytes(b"\xff\x00")
     assert Memory(tmp_path).limit() is None
+    assert Memory(tmp_path, tmp_path / "meminfo").free() is None
     assert Memory().taken() == ""
+    assert (Memory().free() or 0) > 0

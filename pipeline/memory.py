@@ -1,4 +1,4 @@
-"""Whether the kernel has killed for memory in this container, as its control group says (cgroups 1 and 2).
+"""The memory of this container, as its control group says (cgroups 1 and 2): its limit, and whether it was too little.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
 https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
+_MACHINE = Path("/proc/meminfo")
 
 
 class Memory:
@@ -15,10 +16,12 @@ class Memory:
 
     Args:
         groups: Where the kernel shows control groups.
+        machine: Where it shows the memory of the machine.
     """
 
-    def __init__(self, groups: Path = _GROUPS) -> None:
+    def __init__(self, groups: Path = _GROUPS, machine: Path = _MACHINE) -> None:
         self._groups = groups
+        self._machine = machine
         self._known = self._kills()
 
     def taken(self) -> str:
@@ -37,6 +40,17 @@ class Memory:
             if text.isdecimal() and int(text) < 1 << 60:
                 return int(text)
         return None
+
+    def free(self) -> int | None:
+        """Bytes that can still be taken here: of the limit, or of the machine's memory where that is less."""
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", _read(self._machine), re.MULTILINE)
+        free = [int(found[1]) << 10] if found else []
+        limit = self.limit()
+        for name in ("memory.current", "memory/memory.usage_in_bytes"):
+            text = _read(self._groups / name).strip()
+            if limit is not None and text.isdecimal():
+                free.append(max(0, limit - int(text)))
+        return min(free, default=None)
 
     def _kills(self) -> int:
         for name in ("memory.events", "memory/memory.oom_control"):
