@@ -114,22 +114,32 @@ def devices(wanted: int | None, processes: int) -> Iterator[Finding]:
     if taken:
         words = f"less than 80 % of the memory of GPU {', '.join(taken)} is free"
         yield Finding("devices", words, Verdict.DOUBTFUL, "another process has it: nvidia-smi says which")
-    yield Finding("devices", f"{wanted} x {' and '.join(sorted(names))}")
+    driver = _driver()
+    said = f", driver {driver[0]}.{driver[1]}" if driver else ""
+    yield Finding("devices", f"{wanted} x {' and '.join(sorted(names))}{said}, torch for CUDA {torch.version.cuda}")
+
+
+def _driver() -> tuple[int, int] | None:
+    """The version of NVIDIA's driver; None where none is seen."""
+    try:
+        found = re.search(r"Kernel Module.*?\s(\d+)\.(\d+)", _DRIVER_SAYS.read_text())
+    except OSError:
+        return None
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _why_too_few(count: int) -> str:
     if torch.version.cuda is None:
         return "torch is built without CUDA here: build the image with TORCH=cuda"
-    try:
-        driver = re.search(r"Kernel Module.*?\s(\d+)\.(\d+)", _DRIVER_SAYS.read_text())
-    except OSError:
+    driver = _driver()
+    if driver is None:
         return (
             "no NVIDIA driver is seen here: ask the launcher for GPUs (--gpu), and its host for the container toolkit"
         )
     oldest = _DRIVERS.get(int(torch.version.cuda.partition(".")[0]), 0)
-    if driver and int(driver[1]) < oldest:
+    if driver[0] < oldest:
         return (
-            f"the driver {driver[1]}.{driver[2]} is too old for CUDA {torch.version.cuda}, for which torch is built: "
+            f"the driver {driver[0]}.{driver[1]} is too old for CUDA {torch.version.cuda}, for which torch is built: "
             f"{oldest} or newer is needed"
         )
     return f"ask for {count}, or take a node that has more" if count else "the driver gives this container none"
