@@ -82,7 +82,7 @@ def test_arguments_that_cannot_be_are_said_once_with_2(job: Start) -> None:
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize(("name", "number"), [("a", 0), ("b", 1)])
 def test_a_node_that_hangs_is_named(job: Start, name: str, number: int) -> None:
-    nodes = job("2", "--seconds 4", "--max-restarts=0", "--shutdown-timeout=2")
+    nodes = job("2", "--seconds 3", "--max-restarts=0", "--shutdown-timeout=2")
     nodes.start("a", "b")
     nodes.wait(lambda: process_of(nodes.agents[name]) is not None)
     os.kill(process_of(nodes.agents[name]) or 0, signal.SIGSTOP)

@@ -131,7 +131,7 @@ def test_the_example_of_a_users_own_project_is_built_and_runs(
     engine: docker.DockerClient, tmp_path: Path, run_in: Callable[..., str]
 ) -> None:
     project = tmp_path / "project"
-    files = re.findall(r"`([\w./]+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL)
+    files = re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
     assert {name for name, _ in files} == {"Dockerfile", "cube/model.py", "cube.yaml"}
     for name, text in files:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
