@@ -4,36 +4,34 @@
     python -m components.launch -s local_docker --image my/image:1 --run_dir s3://bucket/one -- --trainer.max_epochs=3
 
 All roles of a TorchX app start together, so the order of the stages is this driver's work. A failed training is never
-evaluated, and its exit status is this one's; Ctrl-C cancels the stage that runs.
+evaluated, and its exit status is this one's; Ctrl-C cancels the stage that runs. On Kubernetes `--detach` submits the
+driver itself, which goes on without this machine (components/driver.py).
 """
 
 import argparse
 import inspect
-import json
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from torchx.runner import Runner, get_runner
-from torchx.specs import NONE, AppDef, AppState, AppStatus, BindMount, is_terminal, parse_mounts
+from torchx.schedulers.ids import make_unique
+from torchx.specs import AppDef, BindMount, parse_mounts
 from torchx.specs.file_linter import get_fn_docstring
 from torchx.util.types import decode_from_string, decode_optional, is_primitive
 
+from components.driver import IMAGE as DRIVER_IMAGE
+from components.driver import driver, options_of
 from components.evaluate import evaluate
-from components.role import missing
+from components.role import Needs, missing
+from components.stages import Where, app_id, run, say, submit
 from components.train import train
 from pipeline.checkpoint.record import newest
-from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
-from pipeline.failures import parse
+from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
 from pipeline.run_dir import RECEIPT, RunDir, storage_error
-
-_POLL_SECONDS = 0.5
-_CLOCKS = timedelta(minutes=1)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,22 +43,21 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         options, parameters = _parse(arguments)
-        return _launch(options, parameters)
+        return _launch(options, parameters, arguments)
     except UserError as error:
         for problem in error.problems:
-            _say(f"error: {problem}", sys.stderr)
+            say(f"error: {problem}", sys.stderr)
         return USER_MUST_CHANGE
 
 
-def _launch(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
+def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: Sequence[str]) -> int:
     app_args = parameters.pop("app_args")
     stages = [
         train(*app_args, **_for(train, parameters)),
         # The flags after -- are training's: the evaluation takes model and data from what training wrote down.
         evaluate(**_for(evaluate, {**parameters, "gpu": min(parameters["gpu"], 1)})),
     ]
-    local = options.scheduler.startswith("local")
-    if local:
+    if options.scheduler.startswith("local"):
         # On this machine the stages run in the Python that runs this.
         os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
         if absent := missing(parameters["secrets"] or ()):
@@ -68,90 +65,66 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
         if options.scheduler == "local_cwd" and not os.path.exists(parameters["config"]):
             raise UserError(f"config={parameters['config']!r} does not exist here; the stages run in {os.getcwd()}")
     with get_runner() as runner:
-        if options.scheduler not in runner.scheduler_backends():
-            known = ", ".join(sorted(runner.scheduler_backends()))
-            raise UserError(f"scheduler={options.scheduler!r}: allowed are {known}")
-        cfg = runner.scheduler_run_opts(options.scheduler).cfg_from_str(options.scheduler_args)
+        where = _where(options, runner)
+        if where.cfg.get("kind") == "jobset":
+            # One object, whose second role starts when the first one is complete.
+            stages = [_together(*stages)]
+        if options.detach:
+            _detach(where, stages, parameters, arguments, options.driver_image)
+            return DONE
         # TorchX's local schedulers have just set handlers of their own, whose exception nobody would catch.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
         for stage in stages:
-            launched = datetime.now(UTC)
             try:
-                ended = _run(runner, stage, options.scheduler, cfg, options.workspace)
+                status, how = run(stage, where, parameters["run_dir"])
             except KeyboardInterrupt:
-                _say(f"{stage.name}: cancelled", sys.stderr)
-                return INTERRUPTED
-            if ended.state != AppState.SUCCEEDED:
-                status = _said_by(ended) or _written_by(stage.name, parameters["run_dir"], launched) or CRASH
-                why = "" if ended.msg in ("", NONE) else f" ({ended.msg})"
-                how = f"{ended.state.name.lower()} with status {status}{why}; its log is above"
-                if status == PREEMPTED:
-                    how = "preempted; the same command goes on from its newest checkpoint"
-                _say(f"{stage.name}: {how}", sys.stderr)
+                say(f"{stage.name}: {'cancelled' if where.cancels else 'goes on without this driver'}", sys.stderr)
+                return INTERRUPTED if where.cancels else PREEMPTED
+            if status != DONE:
+                say(f"{stage.name}: {how}", sys.stderr)
                 return status
     _show(_seen_from_here(parameters["run_dir"], parameters["mounts"]))
     return DONE
 
 
-def _run(runner: Runner, app: AppDef, scheduler: str, cfg: dict[str, Any], workspace: str) -> AppStatus:
-    """Run one stage to its end, showing its log; cancel it if this process is interrupted."""
-    handle = runner.run(app, scheduler, cfg, workspace=workspace or None)
-    try:
-        tails = [
-            threading.Thread(target=_tail, args=(runner, handle, role.name, replica), daemon=True)
-            for role in app.roles
-            for replica in range(role.num_replicas)
-        ]
-        for tail in tails:
-            tail.start()
-        while True:
-            described = runner.status(handle)
-            if described is None:
-                raise RuntimeError(f"{scheduler} does not know {handle} any more")
-            if is_terminal(described.state):
-                break
-            time.sleep(_POLL_SECONDS)
-        for tail in tails:
-            tail.join(timeout=10)
-    except BaseException:
-        runner.cancel(handle)
-        raise
-    return described
+def _where(options: argparse.Namespace, runner: Runner) -> Where:
+    """Where the stages run."""
+    if options.scheduler not in runner.scheduler_backends():
+        known = ", ".join(sorted(runner.scheduler_backends()))
+        raise UserError(f"scheduler={options.scheduler!r}: allowed are {known}")
+    run_options = runner.scheduler_run_opts(options.scheduler)
+    cfg = run_options.cfg_from_str(options.scheduler_args)
+    if (options.name or options.detach) and run_options.get("app_id") is None:
+        raise UserError(
+            f"{'detach' if options.detach else 'name'}: {options.scheduler} gives names of its own, by which nobody "
+            "else finds a run; allowed is kubernetes_job"
+        )
+    name = options.name or (make_unique("pipeline") if options.detach else "")
+    return Where(runner, options.scheduler, cfg, options.workspace, name, options.on_signal == "cancel")
 
 
-def _said_by(ended: AppStatus) -> int | None:
-    """The status that the agent of a stage, or its only process, has left where the scheduler reads it."""
-    try:
-        report = parse(json.loads(ended.structured_error_msg))
-    except ValueError:
-        return None
-    return report.status if report else None
+def _together(train: AppDef, evaluate: AppDef) -> AppDef:
+    """Both stages as one app, for a launcher that starts the second role after the first."""
+    (role,) = evaluate.roles
+    needs = replace(Needs.of(role), after=train.roles[0].name)
+    return AppDef(name="pipeline", roles=[*train.roles, replace(role, metadata=needs.metadata())])
 
 
-def _written_by(stage: str, run_dir: str, launched: datetime) -> int | None:
-    """The status of the attempt that a training has written into its run directory since it was launched."""
-    if stage != "train":
-        return None
-    try:
-        run = RunDir(run_dir)
-        attempt = run.read_json(RunDir.attempt(max(run.attempts(), default=0))) or {}
-        # The clocks of two machines differ a little.
-        fresh = datetime.fromisoformat(attempt["started"]) >= launched - _CLOCKS
-    except Exception:  # noqa: BLE001 - what cannot be read says nothing, and the stage has failed anyway
-        return None
-    status = attempt.get("status")
-    return status if fresh and isinstance(status, int) else None
-
-
-def _tail(runner: Runner, handle: str, role: str, replica: int) -> None:
-    """Print the log of one replica as it grows; the first one stands for the run, others say who they are."""
-    prefix = "" if replica == 0 else f"[{role} {replica}] "
-    try:
-        for line in runner.log_lines(handle, role, replica, should_tail=True):
-            _say(prefix + line.rstrip("\n"))
-    except Exception as error:  # noqa: BLE001 - a lost log is no failure of the run
-        _say(f"{prefix}(its log cannot be read: {storage_error(error)})", sys.stderr)
+def _detach(
+    where: Where, stages: Sequence[AppDef], parameters: dict[str, Any], arguments: Sequence[str], image: str
+) -> None:
+    """Submit what runs the stages without this process, and say how to look at it."""
+    if len(stages) == 1:
+        apps = [submit(stages[0], where)]
+    else:
+        # What is wrong with a stage is said now, and not in the log of a driver.
+        for stage in stages:
+            where.runner.dryrun(stage, where.scheduler, {**where.cfg, "app_id": app_id(stage, where)})
+        own = {name: parameters[name] for name in ("env", "secrets", "retries")}
+        made = driver(arguments, where.name, image=image, **own)
+        apps = [submit(made, replace(where, cfg=options_of(where.cfg), workspace=""))]
+    say(f"submitted {where.name}: torchx status {apps[0]}, torchx log {apps[0]}, torchx cancel {apps[0]}")
 
 
 def _seen_from_here(run_dir: str, mounts: Sequence[str] | None) -> str:
@@ -169,16 +142,16 @@ def _show(run_dir: str) -> None:
         record, receipt = newest(run), run.read_json(RECEIPT)
     except Exception as error:  # noqa: BLE001 - the stages ended well, whatever this machine may read
         record, receipt = None, None
-        _say(storage_error(error), sys.stderr)
+        say(storage_error(error), sys.stderr)
     if record is None or receipt is None:
-        _say(f"done; {run} cannot be read from here: look at it where the stages ran")
+        say(f"done; {run} cannot be read from here: look at it where the stages ran")
         return
     if record.monitor is not None:
-        _say(f"final {record.monitor.name}  {record.monitor.value:.6g} (step {record.step})")
+        say(f"final {record.monitor.name}  {record.monitor.value:.6g} (step {record.step})")
     for name, value in receipt["metrics"].items():
-        _say(f"{name}  {value if value is None else format(value, '.6g')}")
-    _say(f"test samples scored  {receipt['samples_scored']} of {receipt['samples_expected']}, once each")
-    _say(f"run directory  {run}")
+        say(f"{name}  {value if value is None else format(value, '.6g')}")
+    say(f"test samples scored  {receipt['samples_scored']} of {receipt['samples_expected']}, once each")
+    say(f"run directory  {run}")
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -192,6 +165,16 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]
     parser.add_argument("-s", "--scheduler", default="local_cwd", help="TorchX scheduler (default: local_cwd)")
     parser.add_argument("--scheduler_args", default="", help="its run options, as a=1,b=2", metavar="A=1,B=2")
     parser.add_argument("--workspace", default="", help="a folder of code that the image is patched with, such as .")
+    parser.add_argument(
+        "--detach", action="store_true", help="submit a driver that runs the stages, and end (kubernetes_job)"
+    )
+    parser.add_argument(
+        "--name", default="", help="of this pipeline; a stage that it has submitted before is found (kubernetes_job)"
+    )
+    parser.add_argument("--driver_image", default=DRIVER_IMAGE, help=f"image of the driver (default: {DRIVER_IMAGE})")
+    parser.add_argument(
+        "--on_signal", default="cancel", choices=("cancel", "leave"), help="what becomes of a stage (default: cancel)"
+    )
     names = _add_parameters(parser, train)
     names += _add_parameters(parser, evaluate, skip=names)
     own, app_args = list(arguments), []
@@ -253,10 +236,6 @@ class _Parser(argparse.ArgumentParser):
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _say(text: str, stream: Any = None) -> None:
-    print(text, file=stream or sys.stdout, flush=True)
 
 
 if __name__ == "__main__":

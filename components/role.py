@@ -24,17 +24,25 @@ class Needs:
         secrets: Names of variables whose values the launcher gives to the processes, and never shows.
         shm: MB of /dev/shm; 0 leaves it to the launcher.
         grace: Seconds that the processes have after SIGTERM.
+        after: The role that must be complete before this one starts, where the launcher can.
+        api: Whether its processes talk to the launcher's own API.
     """
 
     secrets: tuple[str, ...] = ()
     shm: int = 0
     grace: int = 10
+    after: str = ""
+    api: bool = False
 
     @classmethod
     def of(cls, role: specs.Role) -> "Needs":
         """What a role needs; the defaults for one of another component."""
         found: dict[str, Any] = role.metadata.get(_METADATA, {})
         return cls(**{**found, "secrets": tuple(found.get("secrets", ()))})
+
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of a role that has these needs."""
+        return {_METADATA: {**asdict(self), "secrets": list(self.secrets)}}
 
 
 def role(
@@ -86,7 +94,7 @@ def role(
         port_map=port_map or {},
         mounts=specs.parse_mounts(list(mounts)) if mounts else [],
         max_retries=retries,
-        metadata={_METADATA: {**asdict(needs), "secrets": list(needs.secrets)}},
+        metadata=needs.metadata(),
     )
 
 
