@@ -1,5 +1,6 @@
 """What a node has against what a training needs, each told in words with what to do."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.preflight.job import Job, Node, _ring, _turns
 from pipeline.preflight.node import Finding, Needs, Verdict, devices, disk, findings, memory, shm, storage
 from pipeline.preflight.report import told
 from tests.conftest import Ended
+from tests.nodes import free_port
 
 MB = 1 << 20
 App = Callable[..., Ended]
@@ -135,9 +137,9 @@ def test_the_report_has_a_line_for_each_node_and_for_each_trouble() -> None:
     )
     assert told(job, 2, 0).splitlines() == [
         "preflight of 2 nodes x 2 processes: ready",
-        "  node 0 (a)  memory: 8.0 GB free; devices: CPU; best link: 2.00 GB/s",
-        "  node 1 (b)  best link: 1.50 GB/s",
-        "  all-reduce of 32 MB: 1.00 GB/s",
+        "  node 0 (a)  memory: 8.0 GB free; devices: CPU; best link: 2000 MB/s",
+        "  node 1 (b)  best link: 1500 MB/s",
+        "  all-reduce of 32 MB: 1000 MB/s",
         "doubtful: node 1 (b): clock: 7 s behind: set it",
     ]
 
@@ -166,5 +168,31 @@ def test_a_mistake_is_said(app: App, arguments: list[str], words: list[str]) -> 
 
 
 def test_all_of_a_node_is_looked_at(tmp_path: Path) -> None:
-    about = [one.about for one in findings(Needs(), str(tmp_path), 1)]
-    assert about == ["devices", "memory", "shared memory", "disk", "storage"]
+    about = [one.about for one in findings(Needs(), str(tmp_path), 1, 30.0) if one.about != "disk"]
+    assert about == ["devices", "memory", "shared memory", "storage"]
+
+
+def test_a_storage_that_never_answers_is_left_after_its_limit() -> None:
+    over = threading.Event()
+
+    def look() -> list[Finding]:
+        over.wait()
+        return []
+
+    (found,) = node.in_time(look, "s3://bucket/run", 0.1)
+    over.set()
+    assert found.verdict is Verdict.BROKEN
+    assert "s3://bucket/run does not answer" in found.advice
+
+
+def test_rank_0_out_of_reach_is_said_without_a_traceback(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topology = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    where = {"GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in {**topology, **where}.items():
+        monkeypatch.setenv(name, value)
+    ended = app("preflight", "--run_dir", tmp_path / "run", "--seconds", 1)
+    assert ended.status == 1, ended.text
+    assert f"127.0.0.1:{where['MASTER_PORT']} cannot be reached: [Errno 111] Connection refused" in ended.out
+    assert "Traceback" not in ended.text

@@ -1,6 +1,7 @@
 """The agents of a job look at their nodes before they train, and say which one is not fit."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -38,6 +39,12 @@ def process_of(agent: subprocess.Popen[bytes]) -> int | None:
     """The process of an agent's preflight, once it has begun to run Python."""
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
     return next((int(one) for one in children if b"preflight" in Path(f"/proc/{one}/cmdline").read_bytes()), None)
+
+
+def talks(process: int | None) -> bool:
+    """Whether a preflight has come to the network: Gloo's threads are there."""
+    tasks = Path(f"/proc/{process}/task").iterdir() if process else ()
+    return any((task / "comm").read_text().startswith("gloo") for task in tasks)
 
 
 @pytest.mark.timeout(120)
@@ -93,6 +100,34 @@ def test_a_node_that_hangs_is_named(job: Start, name: str, number: int) -> None:
     assert nodes.started() == []
 
 
+@pytest.mark.timeout(90)
+def test_node_0_is_named_also_where_it_hangs_in_the_network(job: Start) -> None:
+    nodes = job("2", "--seconds 3", "--max-restarts=0", "--shutdown-timeout=2")
+    nodes.start("a", "b")
+    nodes.wait(lambda: talks(process_of(nodes.agents["a"])))
+    os.kill(process_of(nodes.agents["a"]) or 0, signal.SIGSTOP)
+    assert nodes.statuses("a", "b", seconds=60) == [1, 1]
+    assert re.search(
+        r"broken: node 0 \(\S+\): node: its process 0 stands at (connecting|all-reduce|links)", said(nodes)
+    )
+    assert nodes.started() == []
+
+
+@pytest.mark.timeout(60)
+def test_a_quote_that_is_not_closed_is_said_and_what_follows_the_program_is_its_own(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, "1", "--preflight=--run_dir 'x")
+    nodes.start("a")
+    assert nodes.statuses("a") == [2]
+    assert 'preflight="--run_dir \'x": No closing quotation' in nodes.err()
+    assert "Traceback" not in nodes.err()
+    nodes = Nodes(tmp_path, "1")
+    (tmp_path / "worker").write_text("import sys; print(sys.argv[1:])")  # a name that does not tell that it is a script
+    nodes.program = (str(tmp_path / "worker"), "--preflight", "mine")
+    nodes.start("a")
+    assert nodes.statuses("a") == [0]
+    assert "['--preflight', 'mine']" in said(nodes)
+
+
 @pytest.mark.timeout(60)
 def test_asked_to_end_meanwhile_the_nodes_end_with_75(job: Start) -> None:
     nodes = job("2")
@@ -139,4 +174,4 @@ def test_of_three_nodes_the_slow_one_is_named(tmp_path: Path) -> None:
     slow = text.partition("b is node ")[2][0]
     (line,) = [line for line in text.splitlines() if line.startswith("doubtful")]
     assert line.startswith(f"doubtful: node {slow} ("), text
-    assert "GB/s at best, the median is " in line
+    assert "MB/s at best, the median is " in line

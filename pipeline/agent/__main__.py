@@ -24,10 +24,11 @@ Only the c10d rendezvous is served; a single node needs none. How it works: `pip
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import uuid
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -70,15 +71,18 @@ def _run(arguments: list[str], signals: Signals) -> tuple[int, str, str]:
     own_level = os.environ.setdefault(_CPP_LOG, "ERROR") if _CPP_LOG not in os.environ else None
     if os.environ.get("LOGLEVEL", "ERROR").upper() in ("WARNING", "ERROR", "CRITICAL"):
         logging.disable(logging.CRITICAL)
-    from torch.distributed.run import config_from_args, parse_args  # noqa: PLC0415 - takes a second; after the levels
+    # It takes a second, and comes after the levels.
+    from torch.distributed.run import config_from_args, get_args_parser  # noqa: PLC0415
 
     from pipeline.agent.node import NodeAgent  # noqa: PLC0415
 
     if own_level is not None:
         del os.environ[_CPP_LOG]  # it is read by now, and the workers choose for themselves
-    arguments, preflight = _preflight(arguments)
-    options = parse_args(arguments)
+    parser = get_args_parser()
+    parser.add_argument("--preflight", default="")
+    options = parser.parse_args(arguments)
     _check(options)
+    preflight = _preflight(options.preflight)
     try:
         config, program, rest = config_from_args(options)
         assert isinstance(program, str)
@@ -98,14 +102,16 @@ def _run(arguments: list[str], signals: Signals) -> tuple[int, str, str]:
     return ending.status, ending.how, ending.traceback
 
 
-def _preflight(arguments: list[str]) -> tuple[list[str], str]:
-    """Take out the one argument that is not torchrun's; None of it is an empty one."""
-    own = ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--preflight", default="")
-    # What follows the program's name is the program's.
-    ends = next((at for at, each in enumerate(arguments) if each in ("-m", "--module") or each.endswith(".py")), None)
-    options, rest = own.parse_known_args(arguments[:ends])
-    return [*rest, *arguments[len(arguments) if ends is None else ends :]], options.preflight
+def _preflight(text: str) -> list[str]:
+    """The arguments of the preflight; empty where none is asked for.
+
+    Raises:
+        UserError: A quote is not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"preflight={text!r}: {error}; allowed are arguments in a shell's quotes") from error
 
 
 def _check(options: Namespace) -> None:

@@ -9,6 +9,7 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -43,7 +44,9 @@ class NodeAgent(LocalElasticAgent):
             been looked at; empty: there is none.
     """
 
-    def __init__(self, config: LaunchConfig, program: list[str], signals: Signals, preflight: str = "") -> None:
+    def __init__(
+        self, config: LaunchConfig, program: list[str], signals: Signals, preflight: Sequence[str] = ()
+    ) -> None:
         parameters = RendezvousParameters(
             backend=config.rdzv_backend,
             endpoint=config.rdzv_endpoint,
@@ -77,7 +80,7 @@ class NodeAgent(LocalElasticAgent):
             shutdown_timeout=config.shutdown_timeout,
         )
         self._program = program
-        self._preflight = preflight
+        self._preflight = shlex.join(preflight)
         self._meeting = Meeting(parameters, signals)
         self._job = Job(
             host=config.local_addr or socket.gethostname(),

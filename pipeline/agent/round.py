@@ -126,7 +126,9 @@ class RoundOfWorkers:
             if self.news.lost:
                 return self._lost()
             if self._done is not None and time.monotonic() - self._done > DONE_LIMIT:
-                return Ending(DONE, f"other nodes have not ended within {DONE_LIMIT:.0f} s after this one")
+                # To have looked at the nodes is not to have trained.
+                status = CRASH if self.preflight else DONE
+                return Ending(status, f"other nodes have not ended within {DONE_LIMIT:.0f} s after this one")
             self._react()
 
     @property

@@ -4,7 +4,7 @@ node.py looks at one node, job.py at all of them together, report.py says it.
 """
 
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE
-from pipeline.preflight.job import Job, Together, alone
+from pipeline.preflight.job import Job, Together, alone, out_of_reach
 from pipeline.preflight.node import Finding, Needs, Verdict, findings
 from pipeline.preflight.report import told
 from pipeline.topology import Topology
@@ -27,7 +27,8 @@ def preflight(needs: Needs, run_dir: str, seconds: float, topology: Topology) ->
     """
 
     def look() -> list[Finding]:
-        return findings(needs, run_dir, topology.processes)
+        # Below what a node has for coming: so it says itself that it waits for its storage.
+        return findings(needs, run_dir, topology.processes, seconds / 2)
 
     if topology.world_size == 1:
         job: Job | None = alone(look())
@@ -35,7 +36,7 @@ def preflight(needs: Needs, run_dir: str, seconds: float, topology: Topology) ->
         import torch  # noqa: PLC0415 - decides no more than by what the nodes talk
 
         gpus = needs.gpus != 0 and torch.cuda.device_count() >= topology.processes
-        job = Together(topology, seconds).look(look, gpus)
+        job = out_of_reach(topology, seconds / 2) or Together(topology, seconds).look(look, gpus)
     if job is None:
         return "", DONE
     verdicts = {one.verdict for node in job.nodes for one in node.findings}

@@ -88,45 +88,60 @@ class Together:
             On rank 0 what is known, or on another one that this is not heard of; None on all others.
         """
         if self._leads:
-            self._put(f"node/{self._at.node}", [socket.gethostname(), [asdict(one) for one in findings()]])
-        job = self._come() if self._at.rank == 0 else None
+            found = [asdict(one) for one in findings()]
+            self._put(f"node/{self._at.node}", [socket.gethostname(), found, gpus])
+        job = self._come(gpus) if self._at.rank == 0 else None
         # Blocked in there, all are released at one moment: their clocks can be compared.
         try:
             start, at = self._answer("start"), time.time()
         except dist.DistError:
-            return self._without_node_0()
+            return self._without_rank_0()
         if self._leads:
             self._put(f"clock/{self._at.node}", at)
         if job is not None:
             self._compare(job, start[1])
         if start[0]:
             self._try_network(gpus)
-            if job is not None:
+        if job is not None:
+            if start[0]:
                 self._judge(job)
+            self._put("judged", True)
+        # Rank 0 may have been stopped in the network, of which then nobody would say a word.
+        elif self._get("judged", time.monotonic() + 3 * self._seconds) is None:
+            return self._without_rank_0()
         self._end()
         return job
 
-    def _without_node_0(self) -> Job | None:
-        """Node 0 collects and says all the rest; of the others the first one says that it does not."""
-        if self._at.rank != self._at.processes:
+    def _without_rank_0(self) -> Job | None:
+        """Rank 0 collects and says all the rest; the first that misses it says that it does not."""
+        if self._store.add("preflight/missed", 1) > 1:
             return None
-        nodes = [Node(f"rank {number * self._at.processes}") for number in range(self._at.nodes)]
-        nodes[0].findings.append(_silent("it has not been heard of"))
+        deadline = time.monotonic()  # what is not there by now does not come
+        hosts = [(self._get(f"node/{number}", deadline) or ["not heard of"])[0] for number in range(self._at.nodes)]
+        nodes = [Node(host) for host in hosts]
+        last = self._last(0)
+        words = "it has not been heard of" if last == _ORDER[0] else f"its process 0 stands at {last}"
+        nodes[0].findings.append(_silent(words))
         return Job(nodes)
 
     # ---- rank 0 ----------------------------------------------------------------------------------------------------
 
-    def _come(self) -> Job:
+    def _come(self, gpus: bool) -> Job:
         """Collect the nodes; those that do not come are found to be broken. Says whether the network is tried."""
         job = Job([])
         deadline = time.monotonic() + self._seconds
         for number in range(self._at.nodes):
-            host, found = self._get(f"node/{number}", deadline) or (f"node {number}", None)
+            host, found, has = self._get(f"node/{number}", deadline) or ("not heard of", None, gpus)
             job.nodes.append(
                 Node(host, [Finding(**{**one, "verdict": Verdict(one["verdict"])}) for one in found or ()])
             )
             if found is None:
                 job.nodes[-1].findings.append(_silent("it has not been heard of"))
+            elif has != gpus:
+                # One would talk by NCCL and the other by Gloo, and both would wait for ever.
+                words = f"it trains on {'GPUs' if has else 'the CPU'}, and node 0 on {'GPUs' if gpus else 'the CPU'}"
+                advice = "ask for nodes of one kind, or for the GPUs by --gpus so that who has none is named"
+                job.nodes[-1].findings.append(Finding("devices", words, Verdict.MUST_CHANGE, advice))
         verdicts = {one.verdict for node in job.nodes for one in node.findings}
         self._put("start", [not verdicts & {Verdict.MUST_CHANGE, Verdict.BROKEN}, time.time()])
         return job
@@ -177,7 +192,7 @@ class Together:
         for node in job.nodes:
             # Between two there is one link, which is as slow as the slower of them.
             if len(job.nodes) > 2 and 0 < node.link < _SHARE * median:
-                words = f"{node.link / 1e9:.2f} GB/s at best, the median is {median / 1e9:.2f} GB/s"
+                words = f"{node.link / 1e6:.0f} MB/s at best, the median is {median / 1e6:.0f} MB/s"
                 node.findings.append(Finding("network", words, Verdict.DOUBTFUL, "this node slows down all others"))
 
     # ---- every process -----------------------------------------------------------------------------------------------
@@ -314,6 +329,33 @@ def _turns(nodes: int) -> Iterator[list[tuple[int, int]]]:
     for turn in (rest[::2], rest[1::2], odd):
         if turn:
             yield turn
+
+
+def out_of_reach(topology: Topology, seconds: float) -> Job | None:
+    """What is to be said where rank 0's store cannot be reached; None where it can, or is this process's own.
+
+    torch would wait for it for minutes, and end in a traceback.
+
+    Args:
+        topology: Where the launcher put this process.
+        seconds: For the store to be there.
+    """
+    if topology.rank == 0:
+        return None
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline, why = time.monotonic() + seconds, "no answer"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            socket.create_connection(place, left).close()
+            return None
+        except OSError as error:
+            why = str(error)
+        time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+    nodes = [Node("not heard of") for _ in range(topology.nodes)]
+    advice = "let the nodes reach each other on every port: the store of each round takes a free one"
+    found = Finding("rank 0", f"{place[0]}:{place[1]} cannot be reached: {why}", Verdict.BROKEN, advice)
+    nodes[topology.node] = Node(socket.gethostname(), [found])
+    return Job(nodes)
 
 
 def alone(findings: list[Finding]) -> Job:

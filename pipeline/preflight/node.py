@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -71,21 +72,44 @@ class Needs:
     disk: int = 0
 
 
-def findings(needs: Needs, run_dir: str, processes: int) -> list[Finding]:
+def findings(needs: Needs, run_dir: str, processes: int, seconds: float) -> list[Finding]:
     """Look at this node.
 
     Args:
         needs: Of the job.
         run_dir: The run directory, whose storage is tried.
         processes: Of the job on this node.
+        seconds: In which the storage must have answered.
     """
     found = [*devices(needs.gpus, processes), memory(needs.memory, Memory().free())]
     with suppress(OSError):  # a system without it
         shared = shutil.disk_usage("/dev/shm")  # noqa: S108 - it is what loader workers use
         found.append(shm(needs.shm, shared.total, shared.free))
-    folder = tempfile.gettempdir()
-    found.append(disk(needs.disk, folder, shutil.disk_usage(folder).free))
-    return found + storage(run_dir)
+    for folder in _disks(RunDir(run_dir)):
+        found.append(disk(needs.disk, folder, shutil.disk_usage(folder).free))
+    return found + in_time(lambda: storage(run_dir), run_dir, seconds)
+
+
+def _disks(run: RunDir) -> list[str]:
+    """Where temporary files go, and a run that is kept on a disk of its own."""
+    folders = [tempfile.gettempdir()]
+    if run.is_local:
+        folder = next(each for each in (Path(run.path), *Path(run.path).absolute().parents) if each.exists())
+        if folder.stat().st_dev != Path(folders[0]).stat().st_dev:
+            folders.append(str(folder))
+    return folders
+
+
+def in_time(look: Callable[[], list[Finding]], url: str, seconds: float) -> list[Finding]:
+    """What is found of a storage within a limit: a stopped one, or what swallows packets, may never answer."""
+    found: list[list[Finding]] = []
+    thread = threading.Thread(target=lambda: found.append(look()), name="storage", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if found:
+        return found[0]
+    advice = f"{RunDir(url).label} does not answer: look at AWS_ENDPOINT_URL, the network, and the store itself"
+    return [Finding("storage", f"no answer within {seconds:.0f} s", Verdict.BROKEN, advice)]
 
 
 def devices(wanted: int | None, processes: int) -> Iterator[Finding]:
@@ -171,7 +195,7 @@ def disk(wanted: int, folder: str, free: int) -> Finding:
     """The disk for temporary and cached files. MB wanted, bytes free."""
     found = f"{free / 1e9:.1f} GB free in {folder}"
     if free < wanted * _MB:
-        return Finding("disk", found, Verdict.MUST_CHANGE, f"{wanted} MB are needed: free some, or set TMPDIR")
+        return Finding("disk", found, Verdict.MUST_CHANGE, f"{wanted} MB are needed: free some, or take another place")
     if not wanted and free < _DISK:
         return Finding(
             "disk", found, Verdict.DOUBTFUL, "what is cached or staged may not fit: free some, or set TMPDIR"

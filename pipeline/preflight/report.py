@@ -24,7 +24,7 @@ def told(job: Job, processes: int, status: int) -> str:
                 troubles.append(f"{one.verdict}: {_name(number, node)}: {one.about}: {one.found}{advice}")
     speed, size = job.reduced
     if speed:
-        lines.append(f"  all-reduce of {_size(size)}: {speed / 1e9:.2f} GB/s")
+        lines.append(f"  all-reduce of {_size(size)}: {speed / 1e6:.0f} MB/s")
     nodes = f"{len(job.nodes)} node{'s' if len(job.nodes) > 1 else ''} x {processes}"
     head = f"preflight of {nodes} process{'es' if processes > 1 else ''}: {_ENDS[status]}"
     return "\n".join([head, *lines, *troubles])
@@ -37,7 +37,7 @@ def _name(number: int, node: Node) -> str:
 def _figures(node: Node) -> str:
     figures = [f"{one.about}: {one.found}" for one in node.findings if one.verdict is Verdict.FINE]
     if node.link:
-        figures.append(f"best link: {node.link / 1e9:.2f} GB/s")
+        figures.append(f"best link: {node.link / 1e6:.0f} MB/s")
     return "; ".join(figures)
 
 
