@@ -21,6 +21,7 @@ FAULTS ?= 12
 SEED ?= 7
 # The container image: its name, the base it is built on, and torch's build: cuda or cpu.
 export IMAGE ?= torchx-lightning-pipeline:latest
+DRIVER_IMAGE ?= torchx-lightning-pipeline-driver:latest
 export BASE_IMAGE ?=
 export TORCH ?= cuda
 # An index of CPU builds, where the one that pip knows has none; more options of `docker build`; the client itself.
@@ -32,7 +33,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help setup check format test benchmark bench-checkpoint drill soak \
-  pipeline train evaluate image image-push smoke-docker audit clean
+  pipeline train evaluate image driver-image image-push smoke-docker audit clean
 
 help: ## Explain every target.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +83,9 @@ evaluate: $(READY) ## Only evaluate what was trained.
 
 image: $(READY) ## Build the container image IMAGE: for GPUs, or without CUDA by TORCH=cpu.
 	@PYTHON=python docker/build.sh
+
+driver-image: ## Build the image of what submits from inside a cluster, DRIVER_IMAGE.
+	@IMAGE=$(DRIVER_IMAGE) BUILD_ARGS="$(BUILD_ARGS) --target driver" docker/build.sh
 
 image-push: ## Push IMAGE to REGISTRY=host/team, named by its version and revision.
 	@docker/push.sh $(REGISTRY)
