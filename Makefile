@@ -24,19 +24,25 @@ export IMAGE ?= torchx-lightning-pipeline:latest
 DRIVER_IMAGE ?= torchx-lightning-pipeline-driver:latest
 export BASE_IMAGE ?=
 export TORCH ?= cuda
+# Kubernetes: the run options of kubernetes_job, and the name of a pipeline.
+K8S_ARGS ?= namespace=pipeline,service_account=pipeline-training,env_secrets=s3
+NAME ?=
 # An index of CPU builds, where the one that pip knows has none; more options of `docker build`; the client itself.
 export TORCH_INDEX ?=
 export BUILD_ARGS ?=
 export DOCKER ?= docker
 READY := .venv/.ready
+# A second environment, for TorchX and its nightlies install the same package.
+NIGHTLY := .venv/torchx-nightly
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test benchmark bench-checkpoint drill soak \
-  pipeline train evaluate image driver-image image-push smoke-docker audit clean
+.PHONY: help setup check format test test-torchx-nightly benchmark bench-checkpoint drill soak \
+  pipeline train evaluate image driver-image image-push smoke-docker audit \
+  k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
 help: ## Explain every target.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  RUN_DIR=$(RUN_DIR)   a path or any fsspec URL, such as s3://bucket/run'
 	@echo '  CONFIG=$(CONFIG)  NODES=$(NODES)  SCHEDULER=$(SCHEDULER)'
@@ -59,6 +65,16 @@ format: $(READY) ## Format the code.
 
 test: $(READY) ## Run the tests.
 	@python -m pytest
+
+test-torchx-nightly: $(NIGHTLY)/.ready ## Run the tests of the Kubernetes scheduler under TorchX's nightly.
+	@$(NIGHTLY)/bin/python -m pytest --noconftest $(foreach part,cancel commands logs scheduler status,tests/test_k8s_$(part).py)
+
+$(NIGHTLY)/.ready: $(READY)
+	@python -m venv $(NIGHTLY)
+	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  torchx-nightly kubernetes kmock pytest pytest-timeout pytest-xdist
+	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
 
 benchmark: $(READY) ## Measure the order of samples, loading and the ledger, side by side.
 	@for name in sampler loading ledger; do python -m tests.benchmarks.$$name || exit 1; done
@@ -92,6 +108,23 @@ image-push: ## Push IMAGE to REGISTRY=host/team, named by its version and revisi
 
 smoke-docker: image ## Build the image, check it, train in two containers, evaluate in one, and kill some.
 	@python -m pytest tests/docker -n 0
+
+k8s-setup: ## Put into the cluster what it needs once (kubectl): namespace, accounts, rights, network policies.
+	@kubectl apply -k k8s/cluster
+
+k8s-render: $(READY) ## Print what k8s-submit would create, as kubectl takes it.
+	@torchx --log_level ERROR run --dryrun --workspace '' -s kubernetes_job -cfg '$(K8S_ARGS)' components/train.py:train \
+	  --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) --image $(IMAGE) -- $(ARGS) | sed '1,/SCHEDULER REQUEST/d'
+
+k8s-submit: $(READY) ## Train on NODES pods, then evaluate in one, without this machine.
+	@python -m components.launch -s kubernetes_job --detach --scheduler_args '$(K8S_ARGS)' --nodes $(NODES) --cpu $(CPU) \
+	  --config $(CONFIG) --run_dir $(RUN_DIR) --image $(IMAGE) --driver_image $(DRIVER_IMAGE) $(if $(NAME),--name $(NAME)) -- $(ARGS)
+
+k8s-status: $(READY) ## How the run NAME is; without one: all of your runs.
+	@torchx --log_level ERROR $(if $(NAME),status kubernetes_job://torchx/$(NAME),list -s kubernetes_job)
+
+k8s-logs: $(READY) ## The log of the run NAME, followed to its end.
+	@torchx --log_level ERROR log --tail kubernetes_job://torchx/$(NAME)
 
 audit: $(READY) ## Ask the database of known vulnerabilities about all that IMAGE holds.
 	@python docker/audit.py $(IMAGE)

@@ -30,7 +30,7 @@ def test_the_app_runs_without_torchx() -> None:
 def test_the_submitter_runs_without_torch_and_lightning() -> None:
     without(
         ("torch", "lightning", "jsonargparse", "numpy"),
-        "import components.launch as l; assert l.main(['--run_dir', 'memory://x']) == 2",
+        "import k8s.manifests, components.launch as l; assert l.main(['--run_dir', 'memory://x']) == 2",
     )
 
 
@@ -40,10 +40,12 @@ def test_the_submitter_runs_without_torch_and_lightning() -> None:
         ("pipeline/cli.py", "import torchx"),
         ("pipeline/cli.py", "from kubernetes import client"),
         ("pipeline/cli.py", "from components.train import train"),
+        ("pipeline/cli.py", "from k8s import manifests"),
         ("pipeline/cli.py", "import pipeline.examples.digits"),
         ("components/train.py", "import torch"),
         ("components/train.py", "from lightning.pytorch import Trainer"),
         ("components/train.py", "import pipeline.cli"),
+        ("k8s/pods.py", "import torch"),
     ],
 )
 def test_an_import_against_the_way_of_the_data_fails_the_lint(path: str, line: str) -> None:

@@ -1,0 +1,95 @@
+"""An AppDef as Kubernetes objects: plain dicts, a pure function of what is passed in.
+
+`kind=job` makes of each role an Indexed Job and a headless Service (`k8s.jobs`), `kind=jobset` makes one JobSet of all
+roles (`k8s.jobset`); the pods are the same ones (`k8s.pods`). What becomes of them is decided by their exit statuses
+(`pipeline.errors`).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from torchx import __version__
+from torchx.specs import AppDef
+
+from k8s import jobs, jobset
+from k8s.jobs import job_name
+from k8s.options import JOBSET, OPTIONS, Opts, resolved
+from k8s.pods import Object, Run, label_value
+from k8s.problems import problems_of
+from pipeline.errors import UserError
+
+__all__ = ["OPTIONS", "OWNERS", "Opts", "job_name", "label_value", "objects", "owned", "problems_of", "to_yaml"]
+
+OWNERS = ("Job", "JobSet")
+"""The kinds of objects that own those that follow them."""
+
+
+def objects(app: AppDef, app_id: str, opts: Opts, user: str = "") -> list[Object]:
+    """All objects of a run, in the order in which they must be created.
+
+    What follows a Job or a JobSet belongs to it (see `owned`). A pod that starts before its Service waits for its name.
+
+    Args:
+        app: What is to be run.
+        app_id: Its name, unique in the namespace; the names of all objects begin with it.
+        opts: The run options.
+        user: Whose run it is, for a label.
+
+    Raises:
+        UserError: It cannot work; all that is wrong at once.
+    """
+    if problems := problems_of(app, opts, app_id):
+        raise UserError(*problems)
+    run = Run(app, app_id, resolved(opts), user, __version__)
+    made = jobset.objects_of(run) if run.opts["kind"] == JOBSET else []
+    for role in app.roles:
+        if run.opts["kind"] != JOBSET:
+            made += jobs.objects_of(run, role)
+        if run.opts["keep_nodes"]:
+            made.append(jobs.disruption_budget(run, role))
+    return made
+
+
+def owned(made: Iterable[Object], uids: Mapping[str, str]) -> list[Object]:
+    """The same objects, but that those that follow a Job or a JobSet are its own, and are deleted with it.
+
+    Args:
+        made: As `objects` returns them, or some of them in that order.
+        uids: By the name of a Job or a JobSet that has been created, its uid.
+    """
+    found, owner = [], dict[str, Any]()
+    for one in made:
+        if one["kind"] in OWNERS:
+            owner = one
+            found.append(one)
+            continue
+        metadata = dict(one["metadata"])
+        if owner and (uid := uids.get(owner["metadata"]["name"])):
+            reference = {name: owner[name] for name in ("apiVersion", "kind")}
+            metadata["ownerReferences"] = [{**reference, "name": owner["metadata"]["name"], "uid": uid}]
+        found.append({**one, "metadata": metadata})
+    return found
+
+
+def to_yaml(made: Iterable[Object]) -> str:
+    """Objects as a text that `kubectl apply -f -` takes, always with the same order of keys."""
+    return yaml.dump_all(made, Dumper=_Dumper, sort_keys=False, explicit_start=True, width=10**6, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes each part out where it stands, and quotes whatever another parser might not take for a text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        plain = re.fullmatch(r"[A-Za-z/]([\w./:-]*[\w/])?", text, re.ASCII) and text.lower() not in _WORDS
+        style = None if plain else "'" if text.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_WORDS = {"y", "n", "yes", "no", "true", "false", "on", "off", "null"}
+"""PyYAML leaves `y` and `1e3` bare, which kubectl's parser takes for a truth value and a number."""
+_Dumper.add_representer(str, _Dumper.represent_text)

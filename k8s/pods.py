@@ -1,0 +1,262 @@
+"""The pod template of a role: what its container runs, has, sees and may do.
+
+What it forbids is what Pod Security "restricted" asks for, and a read-only root besides.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torchx.specs import AppDef, BindMount, Role, VolumeMount, macros
+
+from components.role import Needs
+from k8s.options import PACK, Opts
+
+Object = dict[str, Any]
+"""A Kubernetes object, or a part of one, as it stands in YAML."""
+
+LABEL_APP = "app.kubernetes.io/name"
+LABEL_APP_ID = "app.kubernetes.io/instance"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_VERSION = "torchx.pytorch.org/version"
+LABEL_APP_NAME = "torchx.pytorch.org/app-name"
+LABEL_ROLE_INDEX = "torchx.pytorch.org/role-index"
+LABEL_ROLE = "torchx.pytorch.org/role-name"
+LABEL_USER = "pipeline/user"
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
+MANAGER = "torchx.pytorch.org"
+"""As TorchX's own Kubernetes scheduler has it, so that the same tools find the pods."""
+
+RANK0 = "TORCHX_RANK0_HOST"
+INDEX = "JOB_COMPLETION_INDEX"
+MARGIN = 15
+"""Seconds beyond the grace of its processes that a pod has: its agent kills what is left, tells the others and ends."""
+
+_TMP = "/tmp"  # noqa: S108 - of the container
+_SHM = "/dev/shm"  # noqa: S108
+_REPLICA = "\0replica\0"
+_INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+_INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+
+
+class Run(NamedTuple):
+    """What all objects of a run are made from.
+
+    Attributes:
+        app: The AppDef.
+        app_id: Its name in the cluster.
+        opts: The run options, complete.
+        user: Whose run it is.
+        version: TorchX's.
+    """
+
+    app: AppDef
+    app_id: str
+    opts: Opts
+    user: str
+    version: str
+
+
+def label_value(text: str) -> str:
+    """Any text as the value of a label: 63 letters, digits, `-`, `_` and `.` at most."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:63].rstrip("-._")
+
+
+def labels(run: Run, role: Role | None = None) -> Object:
+    """The labels of the objects of a run, or of one of its roles."""
+    found = {
+        **run.opts["labels"],
+        LABEL_APP: label_value(run.app.name),
+        LABEL_APP_ID: run.app_id,
+        LABEL_MANAGED_BY: MANAGER,
+        LABEL_VERSION: label_value(run.version),
+        LABEL_APP_NAME: label_value(run.app.name),
+    }
+    if run.user:
+        found[LABEL_USER] = label_value(run.user)
+    if role is not None:
+        found[LABEL_ROLE_INDEX] = str(run.app.roles.index(role))
+        found[LABEL_ROLE] = role.name
+    return found
+
+
+def selector(run: Run, role: Role) -> Object:
+    """The labels that the pods of a role have, and no others."""
+    return {LABEL_APP_ID: run.app_id, LABEL_ROLE: role.name}
+
+
+def pod_template(run: Run, role: Role, rank0: str) -> Object:
+    """The pods of a role.
+
+    Args:
+        run: The run.
+        role: The role.
+        rank0: The host at which its processes meet.
+    """
+    opts, needs = run.opts, Needs.of(role)
+    volumes, mounts = _volumes(role, needs, opts)
+    user = opts["user"]
+    spec: Object = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": needs.grace + MARGIN,
+        "automountServiceAccountToken": needs.api,
+        # A variable for each service of the namespace would be no environment of ours.
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": user,
+            "runAsGroup": user,
+            "fsGroup": user,
+            # Else each start would walk through all files of a volume.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(run, role, needs, rank0, mounts)],
+        "volumes": volumes,
+        **_placing(run, role),
+    }
+    if opts["image_pull_secrets"]:
+        spec["imagePullSecrets"] = [{"name": name} for name in opts["image_pull_secrets"]]
+    chosen = {
+        "serviceAccountName": opts["service_account"],
+        "priorityClassName": opts["priority_class"],
+        "runtimeClassName": opts["runtime_class"],
+        "schedulerName": opts["scheduler_name"],
+    }
+    spec.update({name: value for name, value in chosen.items() if value})
+    # A sidecar of Istio's would keep a pod from ever ending.
+    annotations = {**opts["annotations"], "sidecar.istio.io/inject": "false"}
+    for how in ("required", "preferred"):
+        if key := opts["required_topology"] if how == "required" else opts["preferred_topology"]:
+            annotations[f"kueue.x-k8s.io/podset-{how}-topology"] = key
+    return {"metadata": {"labels": labels(run, role), "annotations": annotations}, "spec": spec}
+
+
+def _container(run: Run, role: Role, needs: Needs, rank0: str, mounts: list[Object]) -> Object:
+    opts = run.opts
+    values = macros.Values(img_root="", app_id=run.app_id, replica_id=_REPLICA, rank0_env=RANK0)
+    container: Object = {
+        "name": role.name,
+        "image": role.image,
+        "command": [role.entrypoint],
+        "args": [expanded(values.substitute(argument)) for argument in role.args],
+        "env": [
+            # Named first, for Kubernetes puts it last, and a variable may refer only to those before it.
+            {"name": INDEX, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}},
+            *_environment(run, role, needs, rank0, values),
+        ],
+        "resources": _resources(role, opts),
+        "volumeMounts": mounts,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": opts["read_only"],
+        },
+        # The last lines of a container that failed are in its pod's status.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    if sources := [
+        *({"configMapRef": {"name": name}} for name in opts["env_config_maps"]),
+        *({"secretRef": {"name": name}} for name in opts["env_secrets"]),
+    ]:
+        container["envFrom"] = sources
+    if opts["image_pull_policy"]:
+        container["imagePullPolicy"] = opts["image_pull_policy"]
+    return container
+
+
+def _environment(run: Run, role: Role, needs: Needs, rank0: str, values: macros.Values) -> list[Object]:
+    """A role's own variables, where rank 0 is, and by name those of a Secret that the role gives no value for."""
+    given = {RANK0: rank0, **{name: expanded(values.substitute(value)) for name, value in role.env.items()}}
+    return [
+        *({"name": name, "value": value} for name, value in given.items()),
+        *(
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": run.opts["secret"], "key": name}}}
+            for name in needs.secrets
+            if name not in role.env
+        ),
+    ]
+
+
+def expanded(text: str) -> str:
+    """A text as Kubernetes gives it on unchanged: it would take `$(NAME)` for a variable, and `$$` for one `$`.
+
+    Only the number of the replica is such a variable, for all replicas have the same template.
+    """
+    return re.sub(r"\$(?=[$(\0])", "$$", text).replace(_REPLICA, f"$({INDEX})")
+
+
+def _resources(role: Role, opts: Opts) -> Object:
+    """What a container gets. A pod that had asked for less memory than it uses would be the first to be evicted."""
+    resource = role.resource
+    both = {"memory": f"{resource.memMB}Mi"}
+    if resource.gpu:
+        both[opts["gpu_resource"]] = str(resource.gpu)
+    both.update({name: str(count) for name, count in resource.devices.items()})
+    if opts["disk"]:
+        both["ephemeral-storage"] = f"{opts['disk']}Mi"
+    cpu = {"cpu": str(resource.cpu)}
+    return {"requests": {**cpu, **both}, "limits": {**(cpu if opts["cpu_limit"] else {}), **both}}
+
+
+def _volumes(role: Role, needs: Needs, opts: Opts) -> tuple[list[Object], list[Object]]:
+    """The volumes of a pod, and where its container has them."""
+    # Without a limit a node's memory would be it; what lies there counts as the container's.
+    shm = {"medium": "Memory", "sizeLimit": f"{needs.shm or default_shm(role)}Mi"}
+    tmp = {"sizeLimit": f"{opts['disk']}Mi"} if opts["disk"] else {}
+    volumes: list[Object] = [{"name": "shm", "emptyDir": shm}, {"name": "tmp", "emptyDir": tmp}]
+    mounts: list[Object] = [{"name": "shm", "mountPath": _SHM}, {"name": "tmp", "mountPath": _TMP}]
+    for number, mount in enumerate(role.mounts):
+        name = f"mount-{number}"
+        if isinstance(mount, VolumeMount):
+            source: Object = {"persistentVolumeClaim": {"claimName": mount.src}}
+        else:
+            assert isinstance(mount, BindMount)
+            source = {"hostPath": {"path": mount.src_path}}
+        volumes.append({"name": name, **source})
+        mounts.append({"name": name, "mountPath": mount.dst_path, "readOnly": mount.read_only})
+    for number, (config_map, path) in enumerate(opts["config_maps"].items()):
+        volumes.append({"name": f"config-{number}", "configMap": {"name": config_map}})
+        mounts.append({"name": f"config-{number}", "mountPath": path, "readOnly": True})
+    # A mount of the user's own takes the place of ours.
+    taken = {mount["mountPath"] for mount in mounts[2:]}
+    mounts = [mount for mount in mounts[:2] if mount["mountPath"] not in taken] + mounts[2:]
+    used = {mount["name"] for mount in mounts}
+    return [volume for volume in volumes if volume["name"] in used], mounts
+
+
+def default_shm(role: Role) -> int:
+    """MB of /dev/shm where none are asked for: half of the memory, which it is part of."""
+    return max(1, role.resource.memMB // 2)
+
+
+def _placing(run: Run, role: Role) -> Object:
+    """On which nodes the pods may stand, and how close to each other."""
+    opts, placing = run.opts, dict[str, Any]()
+    nodes = dict(opts["node_selector"])
+    if kind := role.resource.capabilities.get(_INSTANCE_TYPE):
+        nodes.setdefault(_INSTANCE_TYPE, str(kind))
+    if nodes:
+        placing["nodeSelector"] = nodes
+    if opts["tolerations"]:
+        placing["tolerations"] = [toleration(text) for text in opts["tolerations"]]
+    if opts["placement"]:
+        term = {"topologyKey": opts["placement_key"], "labelSelector": {"matchLabels": {LABEL_APP_ID: run.app_id}}}
+        how = (
+            {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+            if opts["placement_strict"]
+            else {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
+        )
+        placing["affinity"] = {"podAffinity" if opts["placement"] == PACK else "podAntiAffinity": how}
+    return placing
+
+
+def toleration(text: str) -> Mapping[str, str]:
+    """A toleration from `key`, `key:effect`, `key:value` or `key:value:effect`; `=` does for `:`, as with kubectl."""
+    parts = text.replace("=", ":").split(":")
+    effect = {"effect": parts.pop()} if parts[-1] in EFFECTS else {}
+    if len(parts) == 1:
+        return {"key": parts[0], "operator": "Exists", **effect}
+    return {"key": parts[0], "operator": "Equal", "value": ":".join(parts[1:]), **effect}
