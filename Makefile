@@ -89,13 +89,13 @@ soak: $(READY) ## SIGTERM to a rank, an agent, all: 20 trials of each (10 minute
 	@python -m tests.trials 20
 
 pipeline: $(READY) ## Train on NODES nodes, then evaluate on one device, and show the result.
-	@python -m components.launch -s $(SCHEDULER) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
+	@python -m components.launch -s $(SCHEDULER) --image $(IMAGE) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
 
 train: $(READY) ## Only train.
-	@torchx run -s $(SCHEDULER) components/train.py:train --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
+	@torchx run -s $(SCHEDULER) components/train.py:train --image $(IMAGE) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
 
 evaluate: $(READY) ## Only evaluate what was trained.
-	@torchx run -s $(SCHEDULER) components/evaluate.py:evaluate --run_dir $(RUN_DIR) -- $(ARGS)
+	@torchx run -s $(SCHEDULER) components/evaluate.py:evaluate --image $(IMAGE) --run_dir $(RUN_DIR) -- $(ARGS)
 
 image: $(READY) ## Build the container image IMAGE: for GPUs, or without CUDA by TORCH=cpu.
 	@PYTHON=python docker/build.sh

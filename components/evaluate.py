@@ -47,7 +47,7 @@ def evaluate(
     Raises:
         UserError: Arguments that cannot work; all of them at once.
     """
-    problems = problems_of(run_dir, cpu, memory, gpu, mounts, secrets, shm, retries)
+    problems = problems_of(run_dir, cpu, memory, gpu, mounts, env, secrets, shm, retries)
     if gpu > 1:
         problems.append(f"gpu={gpu}: allowed are 0 and 1, for on several devices samples would be scored twice")
     if checkpoint and checkpoint not in ("best", "latest") and not checkpoint.isdecimal():

@@ -21,17 +21,19 @@ from torchx.runner import Runner, get_runner
 from torchx.schedulers.ids import make_unique
 from torchx.specs import AppDef, BindMount, parse_mounts
 from torchx.specs.file_linter import get_fn_docstring
-from torchx.util.types import decode_from_string, decode_optional, is_primitive
+from torchx.util.types import decode_from_string, decode_optional, is_primitive, to_dict
 
 from components.driver import IMAGE as DRIVER_IMAGE
 from components.driver import driver, options_of
 from components.evaluate import evaluate
 from components.role import Needs, missing
-from components.stages import Where, app_id, run, say, submit
+from components.stages import Where, cfg_of, run, say, submit
 from components.train import train
 from pipeline.checkpoint.record import newest
-from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
+from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean
 from pipeline.run_dir import RECEIPT, RunDir, storage_error
+
+_IN_CONTAINERS = ("local_docker", "kubernetes_job", "kubernetes")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,6 +66,8 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
             raise UserError(*absent)
         if options.scheduler == "local_cwd" and not os.path.exists(parameters["config"]):
             raise UserError(f"config={parameters['config']!r} does not exist here; the stages run in {os.getcwd()}")
+    if options.scheduler in _IN_CONTAINERS:
+        _check_that_it_stays(parameters["run_dir"], parameters["mounts"])
     with get_runner() as runner:
         where = _where(options, runner)
         if where.cfg.get("kind") == "jobset":
@@ -94,7 +98,22 @@ def _where(options: argparse.Namespace, runner: Runner) -> Where:
         known = ", ".join(sorted(runner.scheduler_backends()))
         raise UserError(f"scheduler={options.scheduler!r}: allowed are {known}")
     run_options = runner.scheduler_run_opts(options.scheduler)
-    cfg = run_options.cfg_from_str(options.scheduler_args)
+    try:
+        given = to_dict(options.scheduler_args) if options.scheduler_args else {}
+        cfg = run_options.cfg_from_str(options.scheduler_args)
+    except ValueError as error:
+        raise UserError(f"scheduler_args={options.scheduler_args!r}: {error}; write a=1,b=2") from error
+    allowed = [name for name, _ in run_options]
+    if unknown := [name for name in given if name not in allowed]:
+        raise UserError(
+            *(
+                f"scheduler_args={name}: {options.scheduler} has no such run option{did_you_mean(name, allowed)}; "
+                f"`torchx runopts {options.scheduler}` explains them"
+                for name in unknown
+            )
+        )
+    if options.workspace and "://" not in options.workspace and not os.path.isdir(options.workspace):
+        raise UserError(f"workspace={options.workspace!r} is no folder here: images would be patched with nothing")
     if (options.name or options.detach) and run_options.get("app_id") is None:
         raise UserError(
             f"{'detach' if options.detach else 'name'}: {options.scheduler} gives names of its own, by which nobody "
@@ -120,11 +139,23 @@ def _detach(
     else:
         # What is wrong with a stage is said now, and not in the log of a driver.
         for stage in stages:
-            where.runner.dryrun(stage, where.scheduler, {**where.cfg, "app_id": app_id(stage, where)})
+            where.runner.dryrun(stage, where.scheduler, cfg_of(stage, where))
         own = {name: parameters[name] for name in ("env", "secrets", "retries")}
         made = driver(arguments, where.name, image=image, **own)
-        apps = [submit(made, replace(where, cfg=options_of(where.cfg), workspace=""))]
+        cfg = {**options_of(where.cfg), "app_id": where.name}
+        apps = [where.runner.run(made, where.scheduler, cfg)]
     say(f"submitted {where.name}: torchx status {apps[0]}, torchx log {apps[0]}, torchx cancel {apps[0]}")
+
+
+def _check_that_it_stays(run_dir: str, mounts: Sequence[str] | None) -> None:
+    """A folder within a container goes with it, and the next stage would find nothing there."""
+    above = [mount.dst_path.rstrip("/") for mount in parse_mounts(list(mounts or ())) if mount.dst_path]
+    if "://" not in run_dir and not any(f"{run_dir}/".startswith(f"{folder}/") for folder in above):
+        raise UserError(
+            f"run_dir={run_dir!r} is a folder within each container, which goes with it: give a URL such as "
+            "s3://bucket/run, or a folder below a mount (--mounts type=bind,src=/on/the/host,dst=/runs --run_dir "
+            "/runs/one)"
+        )
 
 
 def _seen_from_here(run_dir: str, mounts: Sequence[str] | None) -> str:

@@ -10,12 +10,12 @@ import json
 import os
 import re
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import filelock
@@ -25,8 +25,10 @@ from torchx.schedulers import docker_scheduler
 from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, Stream
 from torchx.schedulers.docker_scheduler import DockerContainer, DockerJob, DockerOpts, DockerScheduler
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, is_terminal, runopts
+from torchx.workspace.docker_workspace import DockerWorkspaceMixin
 
 from components.role import Needs, missing
+from pipeline import failures
 from pipeline.errors import DONE, USER_MUST_CHANGE, UserError
 from pipeline.failures import content
 
@@ -40,6 +42,7 @@ _OUR_OWN = ("name", "hostname", "environment", "labels", "user", "stop_timeout")
 """What belongs to a container itself; all else is how its host runs it."""
 _MARGIN = 10
 """Seconds beyond the grace of its processes that a container has to end."""
+_ENDED = "/tmp/pipeline-ended.json"  # noqa: S108 - of the container
 _AGAIN_SECONDS = 0.2
 _SINCE_EVER = datetime.fromtimestamp(0, UTC)
 
@@ -59,15 +62,23 @@ class LocalDocker(DockerScheduler):
     as often as its role's `max_retries` says.
     """
 
-    def __init__(self, session_name: str) -> None:
-        super().__init__(session_name)
-        self._watches: dict[str, Any] = {}
-        self._mistaken: set[str] = set()
+    @property
+    def _docker_client(self) -> "DockerClient":
+        try:
+            return super()._docker_client
+        except DockerException as error:
+            raise UserError(
+                f"no Docker engine answers ({_reason(error)}): start one, or name it by DOCKER_HOST"
+            ) from error
 
-    def close(self) -> None:
-        """Look after no app any more."""
-        while self._watches:
-            self._watches.popitem()[1].close()
+    def build_workspace_and_update_role(self, role: Role, workspace: str, cfg: Mapping[str, Any]) -> None:
+        """Patch the image of a role with a folder. TorchX would ask a registry for an image that is there."""
+        client = self._docker_client
+        images = _Images(client)
+        patcher = DockerWorkspaceMixin(
+            docker_client=cast("DockerClient", SimpleNamespace(images=images, api=client.api))
+        )
+        patcher.build_workspace_and_update_role(role, workspace, cfg)
 
     def _run_opts(self) -> runopts:
         opts = super()._run_opts()
@@ -87,6 +98,7 @@ class LocalDocker(DockerScheduler):
             names = [name for name in (*needs.secrets, *copied) if name not in options["environment"]]
             if absent := missing(names):
                 raise UserError(*absent)
+            _remember(container, options)
             if needs.shm:
                 options["shm_size"] = f"{needs.shm}m"
             options["secrets"] = sorted(set(names))
@@ -104,7 +116,7 @@ class LocalDocker(DockerScheduler):
 
     def schedule(self, dryrun_info: AppDryRunInfo[DockerJob]) -> str:
         """Create all containers, then start them; where one cannot be, none is left behind."""
-        client, request = self._engine(), dryrun_info.request
+        client, request = self._docker_client, dryrun_info.request
         for image in sorted({container.image for container in request.containers}):
             _ensure_image(client, image)
         docker_scheduler.ensure_network(client)
@@ -115,7 +127,6 @@ class LocalDocker(DockerScheduler):
                 free = _free_gpus(client, request.containers)
                 for container in request.containers:
                     created.append(_create(client, container, free))
-                self._heed_mistakes(client, request.app_id)
                 for one in created:
                     one.start()
         except BaseException as error:
@@ -127,22 +138,11 @@ class LocalDocker(DockerScheduler):
             raise
         return request.app_id
 
-    def _engine(self) -> "DockerClient":
-        try:
-            return self._docker_client
-        except DockerException as error:
-            raise UserError(
-                f"no Docker engine answers ({_reason(error)}): start one, or name it by DOCKER_HOST"
-            ) from error
-
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """How an app is; None for one that is not known."""
         containers = self._get_containers(app_id)
         if not containers:
             return None
-        for container in containers:
-            if container.id in self._mistaken:
-                container.attrs["State"]["ExitCode"] = USER_MUST_CHANGE
         roles: dict[str, Role] = {}
         replicas: dict[str, list[ReplicaStatus]] = {}
         for container in sorted(containers, key=_place):
@@ -187,31 +187,31 @@ class LocalDocker(DockerScheduler):
         lines = _lines(container, since or _SINCE_EVER, should_tail, wanted)
         return (line for line in lines if re.search(regex, line)) if regex else lines
 
-    def _heed_mistakes(self, client: "DockerClient", app_id: str) -> None:
-        """Keep a container that ends with 2 from being started again: Docker's policies know 0 and all else.
-
-        Docker waits 0.1 s before it starts one again, and lets be what has been stopped by then. Where that comes too
-        late, the start is ended at once, and its status is not the one that counts.
-        """
-        label = f"{docker_scheduler.LABEL_APP_ID}={app_id}"
-        events = client.events(decode=True, filters={"event": "die", "label": label})
-
-        def heed() -> None:
-            for event in events:
-                if event["Actor"]["Attributes"]["exitCode"] == str(USER_MUST_CHANGE):
-                    self._mistaken.add(event["id"])
-                    with suppress(DockerException):
-                        client.api.stop(event["id"], timeout=0)
-
-        threading.Thread(target=heed, daemon=True).start()
-        self._watches[app_id] = events
-
     def _cancel_existing(self, app_id: str) -> None:
         """Stop all nodes at once, each with the time that its processes need to save."""
         containers = self._get_containers(app_id)
         with ThreadPoolExecutor(max_workers=max(1, len(containers))) as pool:
             for _ in pool.map(lambda one: one.stop(timeout=int(one.labels.get(_STOP, _MARGIN))), containers):
                 pass
+
+
+class _Images:
+    """An engine's images, of which only those that are not there are pulled.
+
+    Args:
+        client: Of the engine.
+    """
+
+    def __init__(self, client: "DockerClient") -> None:
+        self._client = client
+
+    def pull(self, image: str) -> None:
+        """Have an image there."""
+        _ensure_image(self._client, image)
+
+    def list(self, **wanted: Any) -> Any:
+        """See docker.models.images."""
+        return self._client.images.list(**wanted)
 
 
 def create_scheduler(session_name: str, **_: Any) -> LocalDocker:
@@ -234,6 +234,20 @@ def assigned(free: Sequence[str], count: int) -> tuple[list[str], list[str]]:
             "ask for fewer GPUs or nodes, or wait for the containers that have them"
         )
     return list(free[:count]), list(free[count:])
+
+
+def _remember(container: DockerContainer, options: dict[str, Any]) -> None:
+    """Have a container know, when it is started again, that it has ended because the user must change something.
+
+    Docker's policies know a status of 0 and all else. What runs in there writes down how it ends (`pipeline.failures`),
+    in a place that outlives the start: so the next one ends with 2 at once, whoever has started it.
+    """
+    entrypoint, *arguments = container.command
+    if (entrypoint, arguments[:1]) != ("sh", ["-c"]) or failures.FILE in options["environment"]:
+        return
+    options["environment"][failures.FILE] = _ENDED
+    known = f"""grep -q '"errorCode": {USER_MUST_CHANGE}[,}}]' {_ENDED} 2>/dev/null"""
+    container.command = [entrypoint, "-c", f"{known} && exit {USER_MUST_CHANGE}; rm -f {_ENDED}; {arguments[1]}"]
 
 
 def _free_gpus(client: "DockerClient", wanted: Sequence[DockerContainer]) -> list[str]:
@@ -297,7 +311,7 @@ def _ensure_image(client: "DockerClient", image: str) -> None:
 
 
 def _lines(container: "Container", since: datetime, follow: bool, wanted: Mapping[str, Any]) -> Iterator[str]:
-    """Whole lines of a log, each once, until the container has ended for good."""
+    """Whole lines of a log with their ends, each once, until the container has ended for good."""
     last = b""
     while True:
         rest = b""
@@ -308,9 +322,9 @@ def _lines(container: "Container", since: datetime, follow: bool, wanted: Mappin
                 # Docker asks by the second, and gives all of that second again.
                 if stamp > last:
                     last = stamp
-                    yield text.decode(errors="replace").rstrip("\r")
+                    yield text.decode(errors="replace").rstrip("\r") + "\n"
         if rest:
-            yield rest.partition(b" ")[2].decode(errors="replace")
+            yield rest.partition(b" ")[2].decode(errors="replace") + "\n"
         container.reload()
         if not follow or is_terminal(_state(container)):
             return

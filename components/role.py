@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -110,6 +110,7 @@ def problems_of(
     memory: int,
     gpu: int,
     mounts: Sequence[str] | None,
+    env: Mapping[str, str] | None,
     secrets: Sequence[str] | None,
     shm: int,
     retries: int,
@@ -133,6 +134,8 @@ def problems_of(
                 f"secrets={variable.partition('=')[0]!r}: expected names of variables, such as "
                 "AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY; their values are taken from the environment"
             )
+        elif variable in (env or {}):
+            found.append(f"secrets={variable} is in env, too, whose values are shown: leave it out of one of them")
     try:
         specs.parse_mounts(list(mounts or ()))
     except (KeyError, ValueError, AttributeError) as error:

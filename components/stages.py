@@ -18,6 +18,8 @@ from pipeline.run_dir import RunDir, storage_error
 SESSION = "torchx"
 """TorchX's own name of a session, so that its other commands take the same handles."""
 
+_DRIVER = "pipeline/driver"
+"""The label by which the scheduler finds the stages of a driver that is cancelled."""
 _POLL_SECONDS = 0.5
 _CLOCKS = timedelta(minutes=1)
 
@@ -59,7 +61,16 @@ def run(app: AppDef, where: Where, run_dir: str) -> tuple[int, str]:
         KeyboardInterrupt: This process is interrupted; the stage is cancelled, if it is to be.
     """
     launched = datetime.now(UTC)
-    ended = _wait(_submitted(app, where), app, where)
+    try:
+        ended = _wait(_submitted(app, where), app, where)
+    except (UserError, AssertionError):
+        raise
+    except Exception as error:
+        if where.scheduler.startswith("local"):
+            raise
+        # It lives without this process, whatever keeps that from looking at it; a named one is found again.
+        words = f"it may go on, but cannot be looked at: {storage_error(error)}"
+        return (PREEMPTED, f"{words}; the same command finds it again") if where.name else (CRASH, words)
     if ended.state == AppState.SUCCEEDED:
         return DONE, "done"
     status = _said_by(ended) or _written_by(app.name, run_dir, launched) or CRASH
@@ -70,9 +81,19 @@ def run(app: AppDef, where: Where, run_dir: str) -> tuple[int, str]:
 
 
 def submit(app: AppDef, where: Where) -> AppHandle:
-    """Submit an app under the pipeline's name, or under a new one where that has none."""
-    cfg = {**where.cfg, "app_id": app_id(app, where)} if where.name else where.cfg
-    return where.runner.run(app, where.scheduler, cfg, workspace=where.workspace or None)
+    """Submit an app, as a stage of its pipeline where that has a name."""
+    handle = where.runner.run(app, where.scheduler, cfg_of(app, where), workspace=where.workspace or None)
+    if where.scheduler != "local_cwd":
+        say(f"{app.name}: {handle}, image {app.roles[0].image}", sys.stderr)
+    return handle
+
+
+def cfg_of(app: AppDef, where: Where) -> dict[str, Any]:
+    """The run options of a stage: one of a named pipeline is called after it, and marked as its own."""
+    if not where.name:
+        return where.cfg
+    labels = {**(where.cfg.get("labels") or {}), _DRIVER: where.name}
+    return {**where.cfg, "app_id": app_id(app, where), "labels": labels}
 
 
 def app_id(app: AppDef, where: Where) -> str:
@@ -108,17 +129,22 @@ def _wait(handle: AppHandle, app: AppDef, where: Where) -> AppStatus:
         ]
         for tail in tails:
             tail.start()
+        said = ""
         while True:
             described = runner.status(handle)
             if described is None:
                 raise RuntimeError(f"{where.scheduler} does not know {handle} any more")
             if is_terminal(described.state):
                 break
+            if described.msg not in ("", NONE, said):
+                # Why it waits, or is not yet what it is to be.
+                said = described.msg
+                say(f"{app.name}: {said}", sys.stderr)
             time.sleep(_POLL_SECONDS)
         for tail in tails:
             tail.join(timeout=10)
-    except BaseException:
-        if where.cancels:
+    except BaseException as error:
+        if where.scheduler.startswith("local") or (where.cancels and isinstance(error, KeyboardInterrupt)):
             runner.cancel(handle)
         raise
     return described

@@ -69,7 +69,7 @@ def train(
     Raises:
         UserError: Arguments that cannot work; all of them at once.
     """
-    problems = problems_of(run_dir, cpu, memory, gpu, mounts, secrets, shm, retries)
+    problems = problems_of(run_dir, cpu, memory, gpu, mounts, env, secrets, shm, retries)
     match = re.fullmatch(r"(?:([1-9]\d*):)?([1-9]\d*)", nodes)
     most = int(match[2]) if match else 1
     least = int(match[1]) if match and match[1] else most

@@ -27,7 +27,7 @@ from k8s.images import patched
 from k8s.logs import Logs, Wanted
 from k8s.manifests import OPTIONS, OWNERS, Opts, label_value, objects, owned, to_yaml
 from k8s.notes import notes_of
-from k8s.pods import LABEL_APP_ID, LABEL_MANAGED_BY, LABEL_USER, MANAGER, Object
+from k8s.pods import LABEL_APP_ID, LABEL_DRIVER, LABEL_MANAGED_BY, LABEL_USER, MANAGER, Object
 from k8s.refusals import Refused
 from k8s.status import Sight, created, described, state_of
 from pipeline.errors import UserError
@@ -200,11 +200,14 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Opts]):
         return [ListAppResponse(app_id=f"{namespace}:{name}", state=state_of(sight)) for name, sight in newest]
 
     def _cancel_existing(self, app_id: str) -> None:
-        """End a run; its processes save first, and their logs stay."""
-        cluster, namespace, name = self._find(app_id)
-        if sight := _look(cluster, namespace, name):
-            logs = self._logs(cluster, namespace, name)
-            cancelling.cancel(cluster, namespace, sight, {LABEL_APP_ID: name}, logs)
+        """End a run, and the stages of a driver; their processes save first, and their logs stay."""
+        cluster, namespace, run = self._find(app_id)
+        stages = cluster.items("Job", namespace, {LABEL_DRIVER: run})
+        # The driver first: it would submit the next stage.
+        for name in dict.fromkeys((run, *(job["metadata"]["labels"][LABEL_APP_ID] for job in stages))):
+            if sight := _look(cluster, namespace, name):
+                logs = self._logs(cluster, namespace, name)
+                cancelling.cancel(cluster, namespace, sight, {LABEL_APP_ID: name}, logs)
 
     def log_iter(
         self,

@@ -1,6 +1,8 @@
 """TorchX's own commands, with `-s kubernetes_job`, against an API server."""
 
+import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +15,16 @@ from torchx.cli import argparse_util
 from torchx.cli.main import main
 
 from components import launch
+from k8s.cluster_api import Patience
 from k8s.options import OPTIONS
-from tests.api_server import ApiServer
+from k8s.scheduler import KubernetesJob
+from tests.api_server import ApiServer, Fault
 from tests.k8s_parts import ROOT
 
 pytest_plugins = ("tests.k8s_fixtures",)
 pytestmark = pytest.mark.timeout(60)
 
+KEPT = ("--mounts", "type=volume,src=runs,dst=/runs", "--run_dir", "/runs/one")
 TRAIN = ("-s", "kubernetes_job", "-cfg")
 COMPONENT = (f"{ROOT}/components/train.py:train", "--run_dir", "s3://bucket/one", "--nodes", "2", "--", "--a.b=$HOME")
 
@@ -150,8 +155,9 @@ def test_the_options_are_explained(torchx: Command) -> None:
 
 
 @pytest.fixture
-def _handlers() -> Iterator[None]:
-    """The launcher sets handlers, which a test must not leave behind."""
+def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The launcher sets handlers, which a test must not leave behind; its scheduler is in a hurry."""
+    monkeypatch.setattr(KubernetesJob.__init__, "__defaults__", (0.05, Patience(total=1, first=0.02), None))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -184,7 +190,7 @@ def test_the_launcher_runs_one_stage_after_the_other(
 ) -> None:
     api.later(0, stage, api, "train", 2)
     api.later(0, stage, api, "evaluate", 1)
-    assert launch.main(["-s", "kubernetes_job", "--nodes", "2", "--run_dir", str(tmp_path / "run")]) == 0
+    assert launch.main(["-s", "kubernetes_job", "--nodes", "2", *KEPT]) == 0
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if "hello" in line and "train" in line].count("train says hello") == 1
     assert "[train 1] train says hello" in out
@@ -196,8 +202,119 @@ def test_the_launcher_ends_as_the_training_does(
     api: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     api.later(0, stage, api, "train", 1, 2)
-    assert launch.main(["-s", "kubernetes_job", "--run_dir", str(tmp_path / "run")]) == 2
+    assert launch.main(["-s", "kubernetes_job", *KEPT]) == 2
     assert "train: failed with status 2 (train 0 ended with status 2); its log is above" in capsys.readouterr().err
     assert len(api.objects_of("Job")) == 1
-    assert launch.main(["-s", "kubernetes_job", "--scheduler_args", "namespace=nowhere", "--run_dir", "runs/x"]) == 2
+    assert launch.main(["-s", "kubernetes_job", "--scheduler_args", "namespace=nowhere", *KEPT]) == 2
     assert "error: namespace 'nowhere' does not exist" in capsys.readouterr().err
+
+
+DETACH = ("-s", "kubernetes_job", "--detach", "--name=fox", "--run_dir", "s3://bucket/one")
+
+
+def command_of(api: ApiServer, job: str) -> list[str]:
+    """The program that a Job's only container runs."""
+    (container,) = api.one("Job", job)["spec"]["template"]["spec"]["containers"]
+    words = shlex.split(container["args"][1])
+    assert words[:4] == ["exec", "python", "-m", "components.launch"]
+    return words[4:]
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_detached_pipeline_is_a_driver_in_the_cluster(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    outside = f"kubeconfig={os.environ['KUBECONFIG']}"
+    options = f"{outside},env_secrets=s3,queue=research,node_selector=pool:gpu,service_account=pipeline-training"
+    arguments = [
+        *DETACH,
+        "--nodes",
+        "2",
+        "--scheduler_args",
+        options,
+        "--driver_image",
+        "driver:1",
+        "--",
+        "--a.b=$HOME c",
+    ]
+    assert launch.main(arguments) == 0
+    assert "torchx log kubernetes_job://torchx/default:fox" in capsys.readouterr().out
+    (job,) = api.objects_of("Job")
+    assert job["metadata"]["name"] == "fox-launch"
+    assert "kueue.x-k8s.io/queue-name" not in job["metadata"]["labels"], "it waits for no quota"
+    pod = job["spec"]["template"]["spec"]
+    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("pipeline-driver", True)
+    assert "nodeSelector" not in pod
+    (container,) = pod["containers"]
+    assert container["image"] == "driver:1"
+    assert container["envFrom"] == [{"secretRef": {"name": "s3"}}]
+    inner = command_of(api, "fox-launch")
+    assert "--detach" not in inner
+    assert inner[:4] == ["--name", "fox", "--on_signal", "leave"]
+    assert inner[inner.index("--scheduler_args") + 1] == options.partition(",")[2]
+    assert inner[-2:] == ["--", "--a.b=$HOME c"]
+    assert launch.main(arguments) == 2, "there is one of this name"
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_mistake_is_said_before_a_driver_is_submitted(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main([*DETACH, "--secrets", "KEY"]) == 2
+    assert "secrets=KEY: taken from which Secret?" in capsys.readouterr().err
+    assert not api.objects_of("Job")
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_driver_that_is_started_again_finds_its_stages_and_runs_none_twice(
+    api: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert launch.main([*DETACH[:4], *KEPT, "--nodes", "2"]) == 0
+    inner = command_of(api, "fox-launch")
+    # The first one dies while training runs: it asks for nothing to be cancelled.
+    api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
+    assert launch.main(inner) == 75
+    assert "train: goes on without this driver" in capsys.readouterr().err
+    assert not [one for one in api.seen if one.startswith(("delete", "patch"))]
+    # The second one loses the cluster.
+    api.faults.append(Fault("list jobs", 503, times=99))
+    assert launch.main(inner) == 75
+    assert "the same command finds it again" in capsys.readouterr().err
+    api.faults.clear()
+    # The third one comes when training is over, and dies in the evaluation; the fourth finds both done.
+    stage(api, "train", 2)
+    api.later(1.5, os.kill, os.getpid(), signal.SIGTERM)
+    assert launch.main(inner) == 75
+    stage(api, "evaluate", 1)
+    assert launch.main(inner) == 0
+    assert sorted(one["metadata"]["name"] for one in api.objects_of("Job")) == [
+        *("fox-evaluate-evaluate", "fox-launch", "fox-train-train"),
+    ]
+    created = [one for one in api.seen if one.startswith("create jobs")]
+    assert len(created) == 3
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_whoever_cancels_a_driver_cancels_its_stages(api: ApiServer, torchx: Command, tmp_path: Path) -> None:
+    assert launch.main([*DETACH[:4], *KEPT]) == 0
+    api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
+    assert launch.main(command_of(api, "fox-launch")) == 75
+    assert torchx("cancel", "kubernetes_job://torchx/default:fox").status == 0
+    for job in api.objects_of("Job"):
+        assert "pipeline/cancelled" in job["metadata"]["annotations"], job["metadata"]["name"]
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_jobset_holds_both_stages_and_needs_no_driver(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main([*DETACH, "--scheduler_args", "kind=jobset"]) == 0
+    assert "submitted fox" in capsys.readouterr().out
+    assert not api.objects_of("Job")
+    (made,) = api.objects_of("JobSet")
+    train, evaluate = made["spec"]["replicatedJobs"]
+    assert evaluate["dependsOn"] == [{"name": "train", "status": "Complete"}]
+    assert "dependsOn" not in train
+
+
+@pytest.mark.parametrize("flag", [["--detach"], ["--name", "fox"]])
+def test_only_a_scheduler_that_knows_names_finds_a_run_again(
+    capsys: pytest.CaptureFixture[str], flag: list[str]
+) -> None:
+    assert launch.main(["--run_dir", "runs/x", *flag]) == 2
+    assert "allowed is kubernetes_job" in capsys.readouterr().err

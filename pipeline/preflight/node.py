@@ -19,6 +19,7 @@ from pipeline.memory import Memory
 from pipeline.run_dir import RunDir, is_away, storage_error
 
 _MB = 1 << 20
+_GB = 1 << 30
 _DOCKERS_SHM = 64 * _MB
 """What Docker and Kubernetes give a container that asks for nothing."""
 _DISK = 1024 * _MB
@@ -173,7 +174,7 @@ def memory(wanted: int, free: int | None) -> Finding:
     """The memory that can still be taken. MB wanted, bytes free."""
     if free is None:
         return Finding("memory", "unknown")
-    found = f"{free / 1e9:.1f} GB free"
+    found = f"{free / _GB:.1f} GB free"
     if free < wanted * _MB:
         advice = f"{wanted} MB are needed: ask for more (--memory), or take a node that has it"
         return Finding("memory", found, Verdict.MUST_CHANGE, advice)
@@ -182,7 +183,7 @@ def memory(wanted: int, free: int | None) -> Finding:
 
 def shm(wanted: int, size: int, free: int) -> Finding:
     """Shared memory, through which loader workers hand over batches. MB wanted, bytes of its size and free."""
-    found = f"{free / 1e6:.0f} of {size / 1e6:.0f} MB free"
+    found = f"{free >> 20} of {size >> 20} MB free"
     if free < wanted * _MB:
         return Finding("shared memory", found, Verdict.MUST_CHANGE, f"{wanted} MB are needed: ask for more by --shm")
     if not wanted and size <= _DOCKERS_SHM:
@@ -193,7 +194,7 @@ def shm(wanted: int, size: int, free: int) -> Finding:
 
 def disk(wanted: int, folder: str, free: int) -> Finding:
     """The disk for temporary and cached files. MB wanted, bytes free."""
-    found = f"{free / 1e9:.1f} GB free in {folder}"
+    found = f"{free / _GB:.1f} GB free in {folder}"
     if free < wanted * _MB:
         return Finding("disk", found, Verdict.MUST_CHANGE, f"{wanted} MB are needed: free some, or take another place")
     if not wanted and free < _DISK:
