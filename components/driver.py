@@ -3,6 +3,7 @@
 It talks to the cluster by its service account, finds its stages again when it is started anew, and has no torch.
 """
 
+import getpass
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,7 @@ def driver(
         retries: How often it is started again after a crash.
     """
     own, app_args = _split(arguments)
+    user = getpass.getuser()
     command = ["--name", name, "--on_signal", "leave", *own, *app_args]
     return AppDef(
         name="launch",
@@ -66,7 +68,8 @@ def driver(
                 memory=1024,
                 gpu=0,
                 threads=1,
-                env=env,
+                # The runs that it submits are those of whoever has submitted it.
+                env={**dict.fromkeys(("LOGNAME", "USER"), user), **(env or {})},
                 mounts=None,
                 needs=Needs(tuple(secrets or ()), api=True),
                 retries=retries,

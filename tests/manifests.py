@@ -90,7 +90,7 @@ GOLDEN: dict[str, tuple[AppDef, Opts]] = {
         {"queue": "training", "queue_priority": "high", "required_topology": "cloud.example.com/rack"},
     ),
     "train_secrets": (
-        training(nodes="2", secrets=["HF_TOKEN", "WANDB_API_KEY"], env={"HF_TOKEN": "public"}),
+        training(nodes="2", secrets=["HF_TOKEN", "WANDB_API_KEY"], env={"HF_HOME": "/tmp/hf"}),
         {"secret": "tokens", "env_secrets": ["s3", "more"], "env_config_maps": ["settings"]},
     ),
     "train_volumes": (
