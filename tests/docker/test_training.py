@@ -66,6 +66,10 @@ def test_torchx_run_patches_the_image_with_the_working_directory(engine: docker.
     )
     assert ended.status == 0, ended.text
     (container,) = engine.containers.list(all=True, filters={"label": LABEL_APP_ID})
+    handle = f"local_docker://torchx/{container.labels[LABEL_APP_ID]}"
+    told = command("torchx", "log", f"{handle}/train/0")
+    assert "\ntrain/0 finished: step 40" in f"\n{told.out}", "a line of the log is a line"
+    assert "SUCCEEDED" in command("torchx", "status", handle).out
     patched = container.image
     base = engine.images.get(IMAGE)
     assert patched.attrs["RootFS"]["Layers"][:-1] == base.attrs["RootFS"]["Layers"], "one layer more, and no other"
