@@ -20,7 +20,8 @@ SESSION = "torchx"
 
 _DRIVER = "pipeline/driver"
 """The label by which the scheduler finds the stages of a driver that is cancelled."""
-_POLL_SECONDS = 0.5
+_LOCAL_POLL, _POLL = 0.5, 1.0
+"""Seconds between two looks at a stage: on this machine, and at a cluster that others ask, too."""
 _CLOCKS = timedelta(minutes=1)
 
 
@@ -140,7 +141,7 @@ def _wait(handle: AppHandle, app: AppDef, where: Where) -> AppStatus:
                 # Why it waits, or is not yet what it is to be.
                 said = described.msg
                 say(f"{app.name}: {said}", sys.stderr)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_LOCAL_POLL if where.scheduler.startswith("local") else _POLL)
         for tail in tails:
             tail.join(timeout=10)
     except BaseException as error:

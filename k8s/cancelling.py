@@ -63,8 +63,10 @@ def cancel(cluster: Cluster, namespace: str, sight: Sight, selector: dict[str, s
         running.append(name)
     if running:
         _end_pods(cluster, namespace, active)
+        # Not those that the Job has put in the place of one that has ended with 75 meanwhile.
+        ours = {pod["metadata"]["uid"] for pod in active}
         for pods in cluster.pods(namespace, selector, grace + _MARGIN):
-            if not any(_is_active(pod) for pod in pods):
+            if not any(_is_active(pod) for pod in pods if pod["metadata"]["uid"] in ours):
                 break
         for name in running:
             cluster.patch("Job", namespace, name, {"spec": {"activeDeadlineSeconds": 1}})

@@ -36,6 +36,27 @@ def test_a_cancelled_run_saves_and_keeps_its_logs(api: ApiServer, scheduler: Kub
     scheduler.cancel(run)
 
 
+def test_pods_that_come_in_the_place_of_those_that_have_saved_are_not_waited_for(
+    api: ApiServer, scheduler: KubernetesJob
+) -> None:
+    run = submit(scheduler)
+    nodes, pods = Nodes(api), [api.start_pod("one-train", 0)]
+    ends = api.on_change
+
+    def ends_and_is_replaced(plural: str, thing: Object) -> None:
+        ends(plural, thing)
+        if plural == "pods" and len(pods) == 1 and thing["metadata"]["name"] == pods[0]:
+            pods.append("")
+            api.later(0, api.start_pod, "one-train", 0)
+
+    api.on_change = ends_and_is_replaced
+    start = time.monotonic()
+    scheduler.cancel(run)
+    assert time.monotonic() - start < 10, "it has 25 seconds and more"
+    assert len(api.objects_of("Pod")) == 2
+    assert nodes.ended == ["one-train"], "the Job's end is theirs"
+
+
 def test_a_cancel_that_is_killed_has_cancelled(api: ApiServer, scheduler: KubernetesJob) -> None:
     run = submit(scheduler)
     pod = api.start_pod("one-train", 0)
