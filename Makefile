@@ -37,7 +37,7 @@ NIGHTLY := .venv/torchx-nightly
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test test-torchx-nightly benchmark bench-checkpoint drill soak \
+.PHONY: help setup check format test test-slow test-torchx-nightly benchmark bench-checkpoint drill soak \
   pipeline train evaluate image driver-image image-push smoke-docker audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
@@ -65,6 +65,9 @@ format: $(READY) ## Format the code.
 
 test: $(READY) ## Run the tests.
 	@python -m pytest
+
+test-slow: $(READY) ## Run the tests that take longer than the patience of who has just changed a line.
+	@python -m pytest -m slow
 
 test-torchx-nightly: $(NIGHTLY)/.ready ## Run the tests of the Kubernetes scheduler under TorchX's nightly.
 	@$(NIGHTLY)/bin/python -m pytest --noconftest $(foreach part,cancel commands logs scheduler status,tests/test_k8s_$(part).py)

@@ -14,9 +14,8 @@ from pipeline.checkpoint.probe import probe
 from pipeline.checkpoint.retention import Keep, prune
 from pipeline.drill import Options, drill
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
-from pipeline.preflight import Needs, preflight
+from pipeline.preflight import command
 from pipeline.run_dir import RunDir, storage_error
-from pipeline.topology import Topology
 from pipeline.verify import verify
 
 
@@ -99,35 +98,6 @@ def _probe(config: Any) -> int:
     return DONE if good else USER_MUST_CHANGE
 
 
-def _preflight_arguments(parser: ArgumentParser) -> None:
-    _run_dir(parser)
-    parser.add_argument(
-        "--gpus", type=int | None, default=None, help="GPUs of each node. Default: one for each process, where any is."
-    )
-    parser.add_argument("--memory", type=int, default=0, help="MB of memory that a node must have free.")
-    parser.add_argument("--shm", type=int, default=0, help="MB of /dev/shm that a node must have free.")
-    parser.add_argument(
-        "--disk", type=int, default=0, help="MB of disk that a node must have free for temporary files."
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=30.0, help="For a node to come, and for each part of the look at the network."
-    )
-
-
-def _preflight(config: Any) -> int:
-    given = {"gpus": config.gpus or 0, "memory": config.memory, "shm": config.shm, "disk": config.disk}
-    problems = [f"{name}={value}: allowed are 0 and more" for name, value in given.items() if value < 0]
-    if not 0 < config.seconds < math.inf:
-        problems.append(f"seconds={config.seconds:g}: allowed are numbers above 0")
-    if problems:
-        raise UserError(*problems)
-    needs = Needs(config.gpus, config.memory, config.shm, config.disk)
-    text, status = preflight(needs, config.run_dir, config.seconds, Topology.from_environment())
-    if text:
-        print(text, flush=True)  # noqa: T201 - it is what was asked for
-    return status
-
-
 def _drill_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", type=str, required=True, help="YAML file of the training, as for fit.")
     parser.add_argument(
@@ -169,8 +139,8 @@ SUBCOMMANDS = {
     "preflight": Subcommand(
         "Look at the nodes of a job: devices, memory, disk, clocks, the storage, the network between them. Alone it "
         "looks at this machine; the agent runs it on all nodes before the workers, where --preflight asks it to.",
-        _preflight_arguments,
-        _preflight,
+        command.arguments,
+        command.run,
     ),
     "drill": Subcommand(
         "Train a configuration straight, and once more under a plan of faults (signals, kills, a storage that is away, "

@@ -17,6 +17,8 @@ from pipeline.run_dir import RunDir
 from tests.cases import Regression
 from tests.conftest import DIGITS, ROOT, command, heeding_ctrl_c
 
+# The drills of .ci/run are longer ones.
+pytestmark = pytest.mark.slow
 DRILL = (sys.executable, "-m", "pipeline", "drill")
 
 

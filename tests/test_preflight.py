@@ -98,6 +98,8 @@ def test_a_bucket_that_is_not_there_is_the_users_to_mend() -> None:
 def test_a_storage_that_is_away_may_be_back_at_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
     kind = fsspec.get_filesystem_class("s3")
     kind.clear_instance_cache()
     (found,) = storage("s3://bucket/run")

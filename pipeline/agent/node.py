@@ -137,7 +137,7 @@ class NodeAgent(LocalElasticAgent):
         job.signals.check()
         program = self._program
         if self._asks:
-            program = [sys.executable, "-m", "pipeline", "preflight", *shlex.split(self._asks)]
+            program = [sys.executable, "-m", "pipeline.preflight", *shlex.split(self._asks)]
         spec = self._worker_group.spec
         spec.args = ("-I", "-S", str(Path(leash.__file__)), str(os.getpid()), *program)
         self._remaining_restarts = max(0, job.allowed - job.spent)

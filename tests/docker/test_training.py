@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,17 +125,13 @@ def test_docker_stop_leaves_75_and_a_durable_checkpoint(
 
 
 @pytest.mark.timeout(120)
-def test_an_evaluation_is_stopped_at_once(
-    engine: docker.DockerClient, launch: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_an_evaluation_hears_that_it_is_stopped(launch: Callable[..., Any], tmp_path: Path) -> None:
     with launch("--nodes", "1", *mounted(tmp_path / "runs"), "--", "--trainer.max_epochs=1", QUIET) as launched:
-        began = time.monotonic()
         node = launched.node(0, "evaluate")
         node.stop()
         launched.status()
-    assert time.monotonic() - began < 20
     node.reload()
-    assert node.attrs["State"]["ExitCode"] != 137, "it has heard the signal"
+    assert node.attrs["State"]["ExitCode"] != 137, "it was not killed for want of an answer"
 
 
 @pytest.mark.timeout(120)
