@@ -115,7 +115,7 @@ smoke-docker: image ## Build the image, check it, train in two containers, evalu
 k8s-setup: ## Put into the cluster what it needs once (kubectl): namespace, accounts, rights, network policies.
 	@kubectl apply -k k8s/cluster
 
-k8s-render: $(READY) ## Print what k8s-submit would create, as kubectl takes it.
+k8s-render: $(READY) ## Print the objects of the training, as kubectl takes them.
 	@torchx --log_level ERROR run --dryrun --workspace '' -s kubernetes_job -cfg '$(K8S_ARGS)' components/train.py:train \
 	  --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) --image $(IMAGE) -- $(ARGS) | sed '1,/SCHEDULER REQUEST/d'
 

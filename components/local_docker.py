@@ -42,7 +42,8 @@ _OUR_OWN = ("name", "hostname", "environment", "labels", "user", "stop_timeout")
 """What belongs to a container itself; all else is how its host runs it."""
 _MARGIN = 10
 """Seconds beyond the grace of its processes that a container has to end."""
-_ENDED = "/tmp/pipeline-ended.json"  # noqa: S108 - of the container
+_TMP = "/tmp"  # noqa: S108 - of the container
+_ENDED = f"{_TMP}/pipeline-ended.json"
 _AGAIN_SECONDS = 0.2
 _SINCE_EVER = datetime.fromtimestamp(0, UTC)
 
@@ -110,8 +111,8 @@ class LocalDocker(DockerScheduler):
             if chosen.get("read_only", True):
                 options["read_only"] = True
                 # On the host's disk, not in its memory, and still there when the container is started again.
-                if all(mount["Target"] != "/tmp" for mount in options["mounts"]):  # noqa: S108
-                    options["mounts"].append(Mount(target="/tmp", source=None, type="volume"))  # noqa: S108
+                if all(mount["Target"] != _TMP for mount in options["mounts"]):
+                    options["mounts"].append(Mount(target=_TMP, source=None, type="volume"))
         return info
 
     def schedule(self, dryrun_info: AppDryRunInfo[DockerJob]) -> str:

@@ -304,7 +304,7 @@ class Cluster:
                 )
                 if not stream:
                     # Read now, for the connection may be lost here, too.
-                    response.data  # noqa: B018
+                    response.data  # noqa: B018 - a property that reads
                 return response
             except ApiException as error:
                 if error.status not in _PASSING:
@@ -320,7 +320,7 @@ class Cluster:
                 if "CERTIFICATE_VERIFY_FAILED" in why:
                     raise refusal(asked, plural, 0, why, None) from error
             if wait is None:
-                wait, pause = pause * random.uniform(0.75, 1.25), min(2 * pause, _LONGEST)  # noqa: S311
+                wait, pause = pause * random.uniform(0.75, 1.25), min(2 * pause, _LONGEST)  # noqa: S311 - not to come all at once
             if time.monotonic() + wait > until:
                 raise ClusterAway(
                     f"the cluster at {self._api.configuration.host} does not answer ({why}) although asked "

@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError
 from k8s.cluster_api import Cluster, ClusterAway
 from k8s.pods import LABEL_ROLE, Object
 from k8s.refusals import Refused
-from k8s.status import Sight, created, index_of, role_of, state_of
+from k8s.status import Sight, created, index_of, role_of, specs_of, state_of
 from pipeline.errors import UserError
 
 QUIET = 300.0
@@ -222,11 +222,7 @@ def replicas_of(sight: Sight, role: str) -> int:
 
 
 def _replicas_of_all(sight: Sight) -> dict[str, int]:
-    if sight.job_set:
-        specs = {one["name"]: one["template"]["spec"] for one in sight.job_set["spec"]["replicatedJobs"]}
-    else:
-        specs = {role_of(job): job["spec"] for job in sight.jobs}
-    return {role: int(spec["completions"]) for role, spec in specs.items()}
+    return {role: int(spec["completions"]) for role, spec in specs_of(sight)}
 
 
 def _has_state(pod: Object, *states: str) -> bool:

@@ -146,11 +146,7 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Opts]):
                 f"namespace {namespace!r}: a run {request.app_id!r} exists already: choose another app_id, or look at "
                 f"it by `torchx status {NAME}://torchx/{namespace}:{request.app_id}`"
             )
-        made = (
-            patched(request.objects, request.workspaces, request.cfg, self._patch)
-            if request.workspaces
-            else (request.objects)
-        )
+        made = patched(request.objects, request.workspaces, request.cfg, self._patch)
         if request.cfg.get("check"):
             for one in made:
                 cluster.create(one, namespace, dry_run=True)

@@ -73,7 +73,7 @@ def described(app_id: str, sight: Sight) -> DescribeAppResponse:
         app_id: As the scheduler calls it.
         sight: Its objects.
     """
-    specs = _specs(sight)
+    specs = specs_of(sight)
     replicas = [replica for name, spec in specs for replica in _replicas(name, spec, sight.pods)]
     state = state_of(sight)
     response = DescribeAppResponse(
@@ -168,7 +168,7 @@ def _cancelled(sight: Sight) -> str:
     return next((mark for mark in marks if mark), "")
 
 
-def _specs(sight: Sight) -> list[tuple[str, Object]]:
+def specs_of(sight: Sight) -> list[tuple[str, Object]]:
     """The roles in their order, each with what its Job does."""
     if sight.job_set:
         return [(one["name"], one["template"]["spec"]) for one in sight.job_set["spec"]["replicatedJobs"]]
@@ -244,12 +244,12 @@ def _why_failed(sight: Sight, replicas: list[Replica]) -> tuple[int, str]:
     failed = [end for owner in owners_of(sight) if (end := end_of(owner)) and end["type"] == "Failed"]
     reasons = {end.get("reason", "") for end in (*failed, *filter(None, map(end_of, sight.jobs)))}
     if "DeadlineExceeded" in reasons:
-        allowed = max(spec.get("activeDeadlineSeconds", 0) for _, spec in _specs(sight))
+        allowed = max(spec.get("activeDeadlineSeconds", 0) for _, spec in specs_of(sight))
         return CRASH, f"ran into its deadline of {allowed} s (deadline=); started again, it goes on where it was"
     pod, how = first_failure(sight)
     if how is None:
         return CRASH, "; ".join(f"{one.get('reason', 'Failed')}: {one.get('message', '')}" for one in failed)
-    who = f"{role_of(pod)} {index_of(pod)} " if pod else f"{replicas[0].role} " if len(_specs(sight)) == 1 else ""
+    who = f"{role_of(pod)} {index_of(pod)} " if pod else f"{replicas[0].role} " if len(specs_of(sight)) == 1 else ""
     spent = "; all its retries are spent" if "BackoffLimitExceeded" in reasons else ""
     return how.status if how.status != DONE else CRASH, f"{who}{how.words}{spent}"
 

@@ -82,11 +82,10 @@ def _run(arguments: list[str], signals: Signals) -> tuple[int, str, str]:
     parser.add_argument("--preflight", default="")
     options = parser.parse_args(arguments)
     _check(options)
-    preflight = _preflight(options.preflight)
     try:
         config, program, rest = config_from_args(options)
         assert isinstance(program, str)
-        agent = NodeAgent(config, [program, *rest], signals, preflight)
+        agent = NodeAgent(config, [program, *rest], signals, options.preflight)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"torchrun's arguments do not fit together: {error}") from error
     signals.listen(options.signals_to_handle.split(","))
@@ -102,24 +101,18 @@ def _run(arguments: list[str], signals: Signals) -> tuple[int, str, str]:
     return ending.status, ending.how, ending.traceback
 
 
-def _preflight(text: str) -> list[str]:
-    """The arguments of the preflight; empty where none is asked for.
-
-    Raises:
-        UserError: A quote is not closed.
-    """
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"preflight={text!r}: {error}; allowed are arguments in a shell's quotes") from error
-
-
 def _check(options: Namespace) -> None:
     """Make torchrun's shorthand for a single node explicit, and refuse what is not served.
 
     Raises:
-        UserError: Another rendezvous than c10d over TCP.
+        UserError: Another rendezvous than c10d over TCP, or arguments of a preflight with a quote that is not closed.
     """
+    try:
+        shlex.split(options.preflight)
+    except ValueError as error:
+        raise UserError(
+            f"preflight={options.preflight!r}: {error}; allowed are arguments in a shell's quotes"
+        ) from error
     options.run_path = None  # a worker is a process of its own anyway
     most = options.nnodes.rpartition(":")[2]
     if options.standalone or (options.rdzv_backend == "static" and not options.rdzv_endpoint and most == "1"):

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from pipeline.agent.meeting import Handler
 from pipeline.agent.policy import Word, words_of, written
+from pipeline.limit import within
 
 OVER = "over"
 """The key of the job's store that says how the job ended."""
@@ -108,7 +108,7 @@ def close(handler: Handler, status: int) -> None:
             handler.job_store().set(OVER, str(status))
             handler.set_closed()
 
-    _within(3.0, run)
+    within(3.0, run, "good-bye")
 
 
 def go(handler: Handler, *words: Word) -> None:
@@ -128,10 +128,4 @@ def go(handler: Handler, *words: Word) -> None:
                 time.sleep(_TO_READ if handler.hosts else 0)
             handler.quit()
 
-    _within(3.0, run)
-
-
-def _within(seconds: float, run: Callable[[], None]) -> None:
-    thread = threading.Thread(target=run, name="good-bye", daemon=True)
-    thread.start()
-    thread.join(seconds)
+    within(3.0, run, "good-bye")

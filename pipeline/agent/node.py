@@ -9,7 +9,6 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -40,13 +39,11 @@ class NodeAgent(LocalElasticAgent):
         config: As torchrun's command line gives it.
         program: What each worker is, with its arguments.
         signals: Of this process, which already listens.
-        preflight: Arguments of a preflight, which goes before the workers of each round that has a node which has not
-            been looked at; empty: there is none.
+        preflight: Arguments of a preflight in a shell's quotes, which goes before the workers of each round that has a
+            node which has not been looked at; empty: there is none.
     """
 
-    def __init__(
-        self, config: LaunchConfig, program: list[str], signals: Signals, preflight: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, config: LaunchConfig, program: list[str], signals: Signals, preflight: str = "") -> None:
         parameters = RendezvousParameters(
             backend=config.rdzv_backend,
             endpoint=config.rdzv_endpoint,
@@ -80,7 +77,7 @@ class NodeAgent(LocalElasticAgent):
             shutdown_timeout=config.shutdown_timeout,
         )
         self._program = program
-        self._preflight = shlex.join(preflight)
+        self._preflight = preflight
         self._meeting = Meeting(parameters, signals)
         self._job = Job(
             host=config.local_addr or socket.gethostname(),

@@ -7,7 +7,6 @@ what it cannot do without. What was written is removed again, also when a check 
 import errno
 import logging
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from pipeline.checkpoint.sweep import abort, open_uploads
 from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
 from pipeline.errors import UserError, chain
+from pipeline.limit import within
 from pipeline.run_dir import RunDir, storage_error
 
 log = logging.getLogger(__name__)
@@ -252,24 +252,20 @@ class _Checks:
 
 def _tried(name: str, check: Callable[[], str], limit: float) -> tuple[str, str]:
     """A check's verdict and words. One that hangs is left behind: a full or stopped store may never answer."""
-    found: list[tuple[str, str]] = []
 
-    def run() -> None:
+    def run() -> tuple[str, str]:
         try:
-            found.append(("ok", check()))
+            return "ok", check()
         except _Missing as missing:
-            found.append(("MISSING", str(missing)))
+            return "MISSING", str(missing)
         except _Failed as failed:
-            found.append(("FAILED", str(failed)))
+            return "FAILED", str(failed)
         except Exception as error:
             log.debug("%s", name, exc_info=True)
-            found.append(("FAILED", f"{_said(error)}: {_advice(error)}"))
+            return "FAILED", f"{_said(error)}: {_advice(error)}"
 
-    thread = threading.Thread(target=run, name=f"probe {name}", daemon=True)
-    thread.start()
-    thread.join(limit)
     words = f"{_HANGS} {limit:.0f} s. Look at AWS_ENDPOINT_URL, the network, and whether the store is full or stopped"
-    return found[0] if found else ("FAILED", words)
+    return within(limit, run, f"probe {name}") or ("FAILED", words)
 
 
 _ADVICE: tuple[tuple[tuple[str, ...], tuple[int, ...], str], ...] = (

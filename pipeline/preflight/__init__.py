@@ -3,6 +3,8 @@
 node.py looks at one node, job.py at all of them together, report.py says it.
 """
 
+import torch
+
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE
 from pipeline.preflight.job import Job, Together, alone, out_of_reach
 from pipeline.preflight.node import Finding, Needs, Verdict, findings
@@ -33,8 +35,6 @@ def preflight(needs: Needs, run_dir: str, seconds: float, topology: Topology) ->
     if topology.world_size == 1:
         job: Job | None = alone(look())
     else:
-        import torch  # noqa: PLC0415 - decides no more than by what the nodes talk
-
         gpus = needs.gpus != 0 and torch.cuda.device_count() >= topology.processes
         job = out_of_reach(topology, seconds / 2) or Together(topology, seconds).look(look, gpus)
     if job is None:

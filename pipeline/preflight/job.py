@@ -360,4 +360,4 @@ def out_of_reach(topology: Topology, seconds: float) -> Job | None:
 
 def alone(findings: list[Finding]) -> Job:
     """A job of one process."""
-    return Job([Node(os.environ.get("HOSTNAME") or socket.gethostname(), findings)])
+    return Job([Node(socket.gethostname(), findings)])

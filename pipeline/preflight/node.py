@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.limit import within
 from pipeline.memory import Memory
 from pipeline.run_dir import RunDir, is_away, storage_error
 
@@ -103,12 +103,9 @@ def _disks(run: RunDir) -> list[str]:
 
 def in_time(look: Callable[[], list[Finding]], url: str, seconds: float) -> list[Finding]:
     """What is found of a storage within a limit: a stopped one, or what swallows packets, may never answer."""
-    found: list[list[Finding]] = []
-    thread = threading.Thread(target=lambda: found.append(look()), name="storage", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if found:
-        return found[0]
+    found = within(seconds, look, "storage")
+    if found is not None:
+        return found
     advice = f"{RunDir(url).label} does not answer: look at AWS_ENDPOINT_URL, the network, and the store itself"
     return [Finding("storage", f"no answer within {seconds:.0f} s", Verdict.BROKEN, advice)]
 
@@ -174,34 +171,31 @@ def memory(wanted: int, free: int | None) -> Finding:
     """The memory that can still be taken. MB wanted, bytes free."""
     if free is None:
         return Finding("memory", "unknown")
-    found = f"{free / _GB:.1f} GB free"
-    if free < wanted * _MB:
-        advice = f"{wanted} MB are needed: ask for more (--memory), or take a node that has it"
-        return Finding("memory", found, Verdict.MUST_CHANGE, advice)
-    return Finding("memory", found)
+    advice = "ask for more (--memory), or take a node that has it"
+    return _against("memory", f"{free / _GB:.1f} GB free", free, wanted, advice)
 
 
 def shm(wanted: int, size: int, free: int) -> Finding:
     """Shared memory, through which loader workers hand over batches. MB wanted, bytes of its size and free."""
-    found = f"{free >> 20} of {size >> 20} MB free"
-    if free < wanted * _MB:
-        return Finding("shared memory", found, Verdict.MUST_CHANGE, f"{wanted} MB are needed: ask for more by --shm")
-    if not wanted and size <= _DOCKERS_SHM:
-        advice = "loader workers die with a bus error when it is full: ask for more by --shm"
-        return Finding("shared memory", found, Verdict.DOUBTFUL, advice)
-    return Finding("shared memory", found)
+    advice = "ask for more by --shm"
+    doubt = f"loader workers die with a bus error when it is full: {advice}" if size <= _DOCKERS_SHM else ""
+    return _against("shared memory", f"{free >> 20} of {size >> 20} MB free", free, wanted, advice, doubt)
 
 
 def disk(wanted: int, folder: str, free: int) -> Finding:
     """The disk for temporary and cached files. MB wanted, bytes free."""
-    found = f"{free / _GB:.1f} GB free in {folder}"
+    doubt = "what is cached or staged may not fit: free some, or set TMPDIR" if free < _DISK else ""
+    advice = "free some, or take another place"
+    return _against("disk", f"{free / _GB:.1f} GB free in {folder}", free, wanted, advice, doubt)
+
+
+def _against(about: str, found: str, free: int, wanted: int, advice: str, doubt: str = "") -> Finding:
+    """What is free against what is wanted; where nothing is, what there may be to doubt."""
     if free < wanted * _MB:
-        return Finding("disk", found, Verdict.MUST_CHANGE, f"{wanted} MB are needed: free some, or take another place")
-    if not wanted and free < _DISK:
-        return Finding(
-            "disk", found, Verdict.DOUBTFUL, "what is cached or staged may not fit: free some, or set TMPDIR"
-        )
-    return Finding("disk", found)
+        return Finding(about, found, Verdict.MUST_CHANGE, f"{wanted} MB are needed: {advice}")
+    if not wanted and doubt:
+        return Finding(about, found, Verdict.DOUBTFUL, doubt)
+    return Finding(about, found)
 
 
 def storage(url: str, clock: Callable[[], float] = time.time) -> list[Finding]:
