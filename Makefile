@@ -70,7 +70,7 @@ test-slow: $(READY) ## Run the tests that take longer than the patience of who h
 	@python -m pytest -m slow
 
 test-torchx-nightly: $(NIGHTLY)/.ready ## Run the tests of the Kubernetes scheduler under TorchX's nightly.
-	@$(NIGHTLY)/bin/python -m pytest --noconftest $(foreach part,cancel commands logs scheduler status,tests/test_k8s_$(part).py)
+	@$(NIGHTLY)/bin/python -m pytest --noconftest $(foreach part,cancel commands logs scheduler status,tests/k8s/test_$(part).py)
 
 $(NIGHTLY)/.ready: $(READY)
 	@python -m venv $(NIGHTLY)
@@ -89,7 +89,7 @@ drill: $(READY) ## Kill a training in every way, FAULTS times, and compare it wi
 	@python -m pipeline drill --config $(CONFIG) --run_dir $(DRILL_DIR) --nodes $(NODES) --faults $(FAULTS) --seed $(SEED) --args='$(ARGS)'
 
 soak: $(READY) ## SIGTERM to a rank, an agent, all: 20 trials of each (10 minutes).
-	@python -m tests.trials 20
+	@python -m tests.support.sigterm_trials 20
 
 pipeline: $(READY) ## Train on NODES nodes, then evaluate on one device, and show the result.
 	@python -m components.launch -s $(SCHEDULER) --image $(IMAGE) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)

@@ -29,9 +29,9 @@ from components.evaluate import evaluate
 from components.role import Needs, missing
 from components.stages import Where, cfg_of, run, say, submit
 from components.train import train
-from pipeline.checkpoint.record import newest
+from pipeline.checkpoint.commit import newest
 from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean
-from pipeline.run_dir import RECEIPT, RunDir, storage_error
+from pipeline.run.run_dir import RECEIPT, RunDir, storage_error
 
 _IN_CONTAINERS = ("local_docker", "kubernetes_job", "kubernetes")
 

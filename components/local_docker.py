@@ -28,9 +28,9 @@ from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, is_t
 from torchx.workspace.docker_workspace import DockerWorkspaceMixin
 
 from components.role import Needs, missing
-from pipeline import failures
 from pipeline.errors import DONE, USER_MUST_CHANGE, UserError
-from pipeline.failures import content
+from pipeline.process import error_file as failures
+from pipeline.process.error_file import content
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -240,8 +240,9 @@ def assigned(free: Sequence[str], count: int) -> tuple[list[str], list[str]]:
 def _remember(container: DockerContainer, options: dict[str, Any]) -> None:
     """Have a container know, when it is started again, that it has ended because the user must change something.
 
-    Docker's policies know a status of 0 and all else. What runs in there writes down how it ends (`pipeline.failures`),
-    in a place that outlives the start: so the next one ends with 2 at once, whoever has started it.
+    Docker's policies know a status of 0 and all else. What runs in there writes down how it ends
+    (`pipeline.process.error_file`), in a place that outlives the start: so the next one ends with 2 at
+    once, whoever has started it.
     """
     entrypoint, *arguments = container.command
     if (entrypoint, arguments[:1]) != ("sh", ["-c"]) or failures.FILE in options["environment"]:

@@ -12,8 +12,8 @@ from torchx.runner import Runner
 from torchx.specs import NONE, AppDef, AppHandle, AppState, AppStatus, is_terminal, make_app_handle
 
 from pipeline.errors import CRASH, DONE, PREEMPTED, UserError
-from pipeline.failures import parse
-from pipeline.run_dir import RunDir, storage_error
+from pipeline.process.error_file import parse
+from pipeline.run.run_dir import RunDir, storage_error
 
 SESSION = "torchx"
 """TorchX's own name of a session, so that its other commands take the same handles."""

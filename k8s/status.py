@@ -15,7 +15,7 @@ from torchx.specs import AppState, ReplicaStatus, Resource, Role, RoleStatus, is
 from k8s.endings import Ending, ending
 from k8s.pods import LABEL_QUEUE, LABEL_ROLE, LABEL_ROLE_INDEX, Object
 from pipeline.errors import CRASH, DONE, PREEMPTED
-from pipeline.failures import content
+from pipeline.process.error_file import content
 
 CANCELLED = "pipeline/cancelled"
 """The annotation of a Job or a JobSet that somebody has cancelled: when."""

@@ -1,6 +1,6 @@
 """Multi-node training with Lightning and TorchX: what runs in the container.
 
-Light on purpose: the submitter imports :mod:`pipeline.run_dir` and the commit records from here without torch.
+Light on purpose: the submitter imports :mod:`pipeline.run.run_dir` and the commit records from here without torch.
 """
 
 __version__ = "0.1.0"

@@ -12,8 +12,8 @@ python -m pipeline probe s3://bucket/folder
 
 import sys
 
-from pipeline.failures import guarded
-from pipeline.preemption import Preemption
+from pipeline.process.error_file import guarded
+from pipeline.process.preemption import Preemption
 
 
 def run() -> int:

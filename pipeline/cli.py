@@ -17,37 +17,41 @@ from jsonargparse import dict_to_namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pipeline import configuration, console, drift, loops, start
-from pipeline.agreement import Agreement
-from pipeline.attempts import Writer
-from pipeline.checkpoint.callback import Checkpoints
-from pipeline.checkpoint.io import RunIO
-from pipeline.checkpoint.resume import Resume
-from pipeline.checkpoint.sweep import sweep
-from pipeline.data import DataModule
+from pipeline.checkpoint.cleanup import sweep
+from pipeline.commands.explain_resume import explain
+from pipeline.commands.registry import SUBCOMMANDS
+from pipeline.config import compatibility as drift
+from pipeline.config import configuration
+from pipeline.config import resume_point as start
+from pipeline.config.resume_point import Start
+from pipeline.data.datamodule import DataModule
+from pipeline.data.ledger import Ledger
 from pipeline.errors import (
     CRASH,
     DONE,
     INTERRUPTED,
     PREEMPTED,
     USER_MUST_CHANGE,
+    LeaseLost,
     NothingToDo,
     Preempted,
+    ProofFailed,
     StorageAway,
     UserError,
 )
-from pipeline.evaluation import Checkpoint, Evaluation
-from pipeline.explain import explain
-from pipeline.identity import ProofFailed
-from pipeline.lease import LeaseLost
-from pipeline.ledger import Ledger
-from pipeline.logs import RunLogger
-from pipeline.preemption import Preemption
-from pipeline.run_dir import RunDir, next_run_dir
-from pipeline.start import Start
-from pipeline.topology import Topology
-from pipeline.trainer import Trainer, adapt
-from pipeline.upkeep import SUBCOMMANDS
+from pipeline.process.preemption import Preemption
+from pipeline.process.topology import Topology
+from pipeline.run.attempts import Writer
+from pipeline.run.run_dir import RunDir, next_run_dir
+from pipeline.training import console
+from pipeline.training import epoch_loop as loops
+from pipeline.training.checkpoint_io import RunIO
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.receipt import Checkpoint, Evaluation
+from pipeline.training.resume import Resume
+from pipeline.training.stop_vote import Agreement
+from pipeline.training.tensorboard import RunLogger
+from pipeline.training.trainer import Trainer, adapt
 
 log = logging.getLogger(__name__)
 

@@ -50,6 +50,14 @@ class StorageAway(Exception):
     """The storage does not answer, and has not for some time: nothing that the user must change, as far as is known."""
 
 
+class LeaseLost(Exception):
+    """Another writer has had this run since: nothing more is to be committed."""
+
+
+class ProofFailed(Exception):
+    """Samples were not used as they should have been: the numbers that came out are worth nothing."""
+
+
 def chain(error: BaseException) -> list[BaseException]:
     """An exception, and what it came of, the first one last; each once, for some chains end in themselves."""
     found = [error]

@@ -1,13 +1,8 @@
 """Real parts for the tests: an S3 server, the app in this process, and ranks started by torchrun."""
 
 import os
-import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 # Tests run side by side: two threads for each of them would only wait for one another.
@@ -17,22 +12,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-ROOT = Path(__file__).parent.parent
-DIGITS = "pipeline/configs/digits.yaml"
-QUICK = ("--trainer.max_epochs=2", "--checkpoints.every_n_epochs=1", "--trainer.enable_model_summary=false")
-
-
-@dataclass
-class Ended:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def text(self) -> str:
-        return self.out + self.err
+from tests.support.commands import ROOT, Ended
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -86,7 +66,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """The app in this process: `python -m pipeline <arguments>`."""
     from pipeline.cli import main
-    from pipeline.preemption import Preemption
+    from pipeline.process.preemption import Preemption
 
     monkeypatch.chdir(ROOT)
 
@@ -101,48 +81,3 @@ def app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Ended(status, captured.out, captured.err)
 
     return run
-
-
-@contextmanager
-def heeding_ctrl_c() -> Iterator[None]:
-    """Start processes that heed SIGINT, which a shell's background jobs, and all that they start, ignore."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def command(*arguments: object, env: dict[str, str] | None = None, timeout: float = 90, cwd: Path = ROOT) -> Ended:
-    """Any command, to its end, within a limit; its process group dies with it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make test` that runs this
-        environment.pop(name, None)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    process = subprocess.Popen(
-        [str(argument) for argument in arguments],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        out, err = process.communicate()
-        raise AssertionError(f"not ended after {timeout} s:\n{out}\n{err}") from None
-    return Ended(process.returncode, out, err)
-
-
-def torchrun(ranks: int, *arguments: object, env: dict[str, str] | None = None, timeout: float = 90) -> Ended:
-    """A program on `ranks` gloo processes of this machine."""
-    return command(
-        *(sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
-        f"--nproc-per-node={ranks}",
-        *arguments,
-        env=env,
-        timeout=timeout,
-    )

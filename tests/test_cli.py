@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.run_dir import RunDir
-from tests.conftest import DIGITS, QUICK, ROOT, Ended, command
+from pipeline.run.run_dir import RunDir
+from tests.support.commands import DIGITS, QUICK, ROOT, Ended, command
 
 App = Callable[..., Ended]
 FIT = ("fit", "--config", DIGITS)
@@ -178,10 +178,10 @@ def test_the_weights_summary_is_off_by_flag() -> None:
 
 
 def test_callbacks_are_added_by_class_path_and_lists_are_extended(app: App, tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text("trainer: {callbacks: [{class_path: tests.cases.WritesAsItIsRead}]}")
+    (tmp_path / "own.yaml").write_text("trainer: {callbacks: [{class_path: tests.support.models.WritesAsItIsRead}]}")
     ended = app(
         *(*FIT, "--config", tmp_path / "own.yaml", "--trainer.fast_dev_run=true"),
-        *("--trainer.callbacks+=tests.cases.WritesAsItIsRead", "--trainer.callbacks.word=again"),
+        *("--trainer.callbacks+=tests.support.models.WritesAsItIsRead", "--trainer.callbacks.word=again"),
     )
     assert ended.status == 0, ended.err
     assert "callback says hello" in ended.err
@@ -212,14 +212,21 @@ def test_a_run_directory_in_memory_is_refused_where_there_are_several_processes(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
     monkeypatch.setenv("GROUP_RANK", "0")
-    monkeypatch.setattr("pipeline.topology.Topology.signal", lambda *_: None)
+    monkeypatch.setattr("pipeline.process.topology.Topology.signal", lambda *_: None)
     ended = app(*FIT, "--run_dir", "memory://x")
     assert ended.status == 2
     assert "lives within one process" in ended.err
 
 
 def test_the_default_seed_is_a_number_so_that_all_ranks_share_it(app: App, tmp_path: Path) -> None:
-    arguments = ("fit", "--model", "tests.cases.Regression", "--data", "tests.cases.Own", "--trainer.max_epochs=1")
+    arguments = (
+        "fit",
+        "--model",
+        "tests.support.models.Regression",
+        "--data",
+        "tests.support.models.Own",
+        "--trainer.max_epochs=1",
+    )
     assert app(*arguments, "--run_dir", tmp_path).status == 0
     assert yaml.safe_load((tmp_path / "fit.yaml").read_text())["seed_everything"] == 42
 

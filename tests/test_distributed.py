@@ -7,11 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import DIGITS, command, torchrun
+from tests.support.commands import DIGITS, command, torchrun
 
 ROWS = (
-    *("-m", "pipeline", "fit", "--model", "tests.cases.Recording", "--data", "pipeline.data.DataModule"),
-    *("--data.train", "tests.cases.Rows", "--data.val", "tests.cases.Rows", "--data.batch_size=8"),
+    *("-m", "pipeline", "fit", "--model", "tests.support.models.Recording", "--data", "pipeline.data.DataModule"),
+    *(
+        "--data.train",
+        "tests.support.models.Rows",
+        "--data.val",
+        "tests.support.models.Rows",
+        "--data.batch_size=8",
+    ),
     "--trainer.enable_model_summary=false",
 )
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from pipeline.run_dir import RunDir
-from tests.cases import Regression
-from tests.conftest import DIGITS, ROOT, command, heeding_ctrl_c
+from pipeline.run.run_dir import RunDir
+from tests.support.commands import DIGITS, ROOT, command, heeding_ctrl_c
+from tests.support.models import Regression
 
 # The drills of .ci/run are longer ones.
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_a_drill_carries_out_its_faults_and_nothing_is_lost(tmp_path: Path) -> N
 
 @pytest.mark.timeout(150)
 def test_what_a_checkpoint_forgets_is_found(tmp_path: Path) -> None:
-    rows = {"class_path": "tests.cases.Rows"}
+    rows = {"class_path": "tests.support.models.Rows"}
     config = {
         "model": {"class_path": "tests.test_drill_real.Forgetful"},
         "data": {"class_path": "pipeline.data.DataModule", "init_args": {"train": rows, "val": rows, "batch_size": 16}},

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.cli import Trainer
 from pipeline.examples.autoencoder import LitAutoEncoder
-from pipeline.run_dir import RunDir
-from tests.conftest import DIGITS, QUICK, Ended, command
+from pipeline.run.run_dir import RunDir
+from tests.support.commands import DIGITS, QUICK, Ended, command
 
 App = Callable[..., Ended]
 
@@ -84,7 +84,7 @@ class Scripted(Forgetting):
 
 def fit(app: App, run: Path, model: str, *more: str) -> Ended:
     ended = app(
-        *("fit", "--model", model, "--data", "tests.cases.Own", "--run_dir", run),
+        *("fit", "--model", model, "--data", "tests.support.models.Own", "--run_dir", run),
         *("--trainer.max_epochs=1", "--trainer.enable_model_summary=false", *more),
     )
     assert ended.status == 0, ended.err
@@ -144,7 +144,7 @@ def test_checkpoints_are_on_by_themselves(run: Path) -> None:
 
 
 def test_checkpoints_are_off_by_flag(app: App, tmp_path: Path) -> None:
-    fit(app, tmp_path, "tests.cases.Regression", "--trainer.enable_checkpointing=false")
+    fit(app, tmp_path, "tests.support.models.Regression", "--trainer.enable_checkpointing=false")
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
@@ -212,7 +212,7 @@ def test_the_encoders_weights_are_taken_alone(checkpoint: Path) -> None:
 
 
 def test_a_plain_trainer_goes_on_from_our_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    from pipeline.data import DataModule
+    from pipeline.data.datamodule import DataModule
     from pipeline.examples.digits import Digits
 
     trainer = pl.Trainer(
@@ -229,7 +229,7 @@ def finished(ended: Ended) -> str:
 
 
 def test_on_train_batch_start_returning_minus_1_skips_the_rest_of_the_epoch(app: App, tmp_path: Path) -> None:
-    ended = fit(app, tmp_path, "tests.cases.SkipsTheRest", "--trainer.max_epochs=3")
+    ended = fit(app, tmp_path, "tests.support.models.SkipsTheRest", "--trainer.max_epochs=3")
     assert "finished: step 6, epoch 3" in ended.err
 
 
@@ -267,7 +267,7 @@ def test_early_stoppings_patience_is_counted_in_validations_not_epochs(app: App,
 
 
 def test_log_reduces_as_it_is_told_and_log_dict_logs_all(tmp_path: Path) -> None:
-    from tests.cases import Own
+    from tests.support.models import Own
 
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.fit(Logging(), Own())

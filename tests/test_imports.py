@@ -1,10 +1,29 @@
 """Imports point one way, and each side runs without what only the other one needs."""
 
+import ast
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, command
+from tests.support.commands import ROOT, command
+
+LAYERS = (
+    ("errors",),
+    ("process",),
+    ("data", "run", "agent"),
+    ("cache",),
+    ("checkpoint",),
+    ("training",),
+    ("config",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+"""Of `pipeline/`, from the ground up: a folder imports what lies below it, and nothing beside or above it."""
+OUTSIDE = {"examples": ("cache", "data")}
+"""Folders that stand where a user's own code does, and what of the house that imports."""
 
 BLOCK = """
 import importlib.abc, sys
@@ -32,6 +51,41 @@ def test_the_submitter_runs_without_torch_and_lightning() -> None:
         ("torch", "lightning", "jsonargparse", "numpy"),
         "import k8s.manifests, components.launch as l; assert l.main(['--run_dir', 'memory://x']) == 2",
     )
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module of `pipeline/` by its dotted name, without that of the package."""
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts)
+        yield name.removesuffix(".__init__"), path
+
+
+def imported(path: Path, known: set[str]) -> set[str]:
+    """The modules of `pipeline/` that one of them imports, also within its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    ours = {name.removeprefix("pipeline.") for name in found if name.startswith("pipeline.")}
+    return {name for name in ours if name in known}
+
+
+def test_imports_point_down_the_layers() -> None:
+    floor = {name: height for height, names in enumerate(LAYERS) for name in names}
+    known = {name for name, _ in modules()}
+    wrong = []
+    for name, path in modules():
+        folder = name.split(".")[0]
+        for other in sorted(imported(path, known)):
+            below = other.split(".")[0]
+            if folder == below or name == "__init__":
+                continue
+            down = below in OUTSIDE[folder] if folder in OUTSIDE else floor[below] < floor[folder]
+            if not down:
+                wrong.append(f"{name} imports {other}")
+    assert not wrong, "these arrows point up or aside: " + "; ".join(wrong)
 
 
 @pytest.mark.parametrize(

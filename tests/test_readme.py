@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.sampler import Batches, Permutation, PositionedSampler
-from tests.conftest import ROOT, command
+from pipeline.data.sampler import Batches, Permutation, PositionedSampler
+from tests.support.commands import ROOT, command
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Ended
-from tests.ranks import only
-from tests.test_exact_resume import BASE, same_end
-from tests.test_ledger import verified
-from tests.test_resume import equal, logged, state
+from tests.data.test_ledger import verified
+from tests.support.commands import Ended
+from tests.support.rank_runner import only
+from tests.training.test_epoch_loop import BASE, same_end
+from tests.training.test_resume import equal, logged, state
 
 App = Callable[..., Ended]
 HABITS: dict[str, tuple[str, ...]] = {
-    "two optimizers": ("--model=tests.habits.TwoOptimizers",),
-    "steps of its own": ("--model=tests.habits.ManualSteps",),
-    "a schedule by numpy": ("--model=tests.habits.NumpySchedule",),
-    "a list of outputs": ("--model=tests.habits.ListsItsOutputs",),
-    "metrics in wrappers": ("--model=tests.habits.WrappedMetrics",),
-    "counting": ("--trainer.callbacks=tests.habits.Counts",),
-    "averaging at start": ("--trainer.callbacks=tests.habits.AveragesAtStart",),
-    "mixing up": ("--trainer.callbacks=tests.habits.MixesUp",),
+    "two optimizers": ("--model=tests.support.callbacks.TwoOptimizers",),
+    "steps of its own": ("--model=tests.support.callbacks.ManualSteps",),
+    "a schedule by numpy": ("--model=tests.support.callbacks.NumpySchedule",),
+    "a list of outputs": ("--model=tests.support.callbacks.ListsItsOutputs",),
+    "metrics in wrappers": ("--model=tests.support.callbacks.WrappedMetrics",),
+    "counting": ("--trainer.callbacks=tests.support.callbacks.Counts",),
+    "averaging at start": ("--trainer.callbacks=tests.support.callbacks.AveragesAtStart",),
+    "mixing up": ("--trainer.callbacks=tests.support.callbacks.MixesUp",),
     "scheduled accumulation": (
         "--trainer.callbacks=GradientAccumulationScheduler",
         "--trainer.callbacks.scheduling={0: 2, 1: 3}",
@@ -31,7 +31,7 @@ HABITS: dict[str, tuple[str, ...]] = {
         "--trainer.callbacks.decay=0.9",
     ),
     "stochastic weight averaging": (
-        *("--model=tests.habits.NumpySchedule", "--trainer.callbacks=StochasticWeightAveraging"),
+        *("--model=tests.support.callbacks.NumpySchedule", "--trainer.callbacks=StochasticWeightAveraging"),
         *("--trainer.callbacks.swa_lrs=0.01", "--trainer.callbacks.swa_epoch_start=1"),
     ),
     "two validations an epoch and patience": (
@@ -71,7 +71,12 @@ def test_resumed_after_any_step_equals_straight(app: App, tmp_path: Path, habit:
 
 
 def test_a_batch_of_several_steps_does_not_jump_over_a_save(app: App, tmp_path: Path) -> None:
-    more = ("--model=tests.habits.ManualSteps", "--model.n=1", "--model.steps=2", "--checkpoints.every_n_steps=4")
+    more = (
+        "--model=tests.support.callbacks.ManualSteps",
+        "--model.n=1",
+        "--model.steps=2",
+        "--checkpoints.every_n_steps=4",
+    )
     assert app(*BASE, *more, "--run_dir", tmp_path, "--trainer.max_epochs=1").status == 0
     assert sorted(int(path.stem[5:]) for path in tmp_path.glob("checkpoints/*.json")) == [5, 9, 13]
 
@@ -86,7 +91,7 @@ def test_a_batch_of_several_steps_does_not_jump_over_a_save(app: App, tmp_path: 
 def test_what_would_not_load_again_is_refused_at_the_first_save(
     app: App, tmp_path: Path, model: str, words: str
 ) -> None:
-    ended = app(*BASE, f"--model=tests.habits.{model}", "--run_dir", tmp_path)
+    ended = app(*BASE, f"--model=tests.support.callbacks.{model}", "--run_dir", tmp_path)
     assert ended.status == 2
     assert re.search(words, ended.err), ended.err
     assert not list(tmp_path.glob("checkpoints/*.json"))
@@ -96,8 +101,12 @@ def test_batches_that_are_none_are_not_used_and_the_ledger_says_so(app: App, tmp
     straight, more = (
         tmp_path / "straight",
         (
-            *("--data.collate_fn=tests.habits.now_and_then", "--data.train=tests.cases.Rows", "--data.val=null"),
-            *("--model=tests.habits.NumpySchedule",),
+            *(
+                "--data.collate_fn=tests.support.callbacks.now_and_then",
+                "--data.train=tests.support.models.Rows",
+                "--data.val=null",
+            ),
+            *("--model=tests.support.callbacks.NumpySchedule",),
         ),
     )
     assert app(*BASE, *more, "--run_dir", straight).status == 0
@@ -116,7 +125,13 @@ def test_batches_that_are_none_are_not_used_and_the_ledger_says_so(app: App, tmp
 
 
 def test_a_loader_that_says_itself_that_it_is_shorter_fails_the_run(app: App, tmp_path: Path) -> None:
-    ended = app(*BASE, "--data=tests.habits.Shorter", "--data.train=tests.cases.Rows", "--run_dir", tmp_path)
+    ended = app(
+        *BASE,
+        "--data=tests.support.callbacks.Shorter",
+        "--data.train=tests.support.models.Rows",
+        "--run_dir",
+        tmp_path,
+    )
     assert ended.status == 1
     assert "5 samples were left out" in ended.err
 
@@ -125,8 +140,19 @@ def test_a_loader_that_says_itself_that_it_is_shorter_fails_the_run(app: App, tm
 def test_a_data_module_with_loaders_of_its_own_trains_and_is_told_what_that_gives_up(
     app: App, tmp_path: Path, kind: str
 ) -> None:
-    more = ("--data=tests.habits.BringsLoaders", "--data.train=tests.cases.Rows", f"--data.kind={kind}")
-    ended = app(*BASE, "--model=tests.habits.TakesTheFirst", *more, "--run_dir", tmp_path, "--trainer.max_epochs=1")
+    more = (
+        "--data=tests.support.callbacks.BringsLoaders",
+        "--data.train=tests.support.models.Rows",
+        f"--data.kind={kind}",
+    )
+    ended = app(
+        *BASE,
+        "--model=tests.support.callbacks.TakesTheFirst",
+        *more,
+        "--run_dir",
+        tmp_path,
+        "--trainer.max_epochs=1",
+    )
     assert ended.status == 0, ended.err
     assert (
         ended.err.count("BringsLoaders.train_dataloader() brings loaders of its own: samples are not accounted for")
@@ -162,7 +188,7 @@ def test_somebody_elses_checkpoint_begins_its_epoch_anew(app: App, tmp_path: Pat
 def test_a_finder_of_learning_rates_is_not_counted(app: App, tmp_path: Path) -> None:
     finder = (
         *("--trainer.callbacks=LearningRateFinder", "--trainer.callbacks.num_training_steps=5"),
-        *("--model=tests.cases.Regression", "--trainer.max_epochs=1"),
+        *("--model=tests.support.models.Regression", "--trainer.max_epochs=1"),
     )
     ended = app(*BASE, *finder, "--run_dir", tmp_path)
     assert ended.status == 0, ended.err

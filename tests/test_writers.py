@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.record import CommitRecord, committed
-from pipeline.run_dir import LEASE, RunDir
-from tests.conftest import ROOT
-from tests.test_saver import FIT
+from pipeline.checkpoint.commit import CommitRecord, committed
+from pipeline.run.run_dir import LEASE, RunDir
+from tests.checkpoint.test_saver import FIT
+from tests.support.commands import ROOT
 
-SLOW = (*FIT, "--model=tests.cases.Slowly", "--checkpoints.every_n_steps=2", "--trainer.max_epochs=2")
+SLOW = (*FIT, "--model=tests.support.models.Slowly", "--checkpoints.every_n_steps=2", "--trainer.max_epochs=2")
 
 
 def started(run: Path, name: str) -> tuple[subprocess.Popen[str], Path]:

@@ -32,10 +32,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline import failures
 from pipeline.agent.signals import Signals
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
-from pipeline.preemption import GRACE
+from pipeline.process import error_file as failures
+from pipeline.process.preemption import GRACE
 
 _CPP_LOG = "TORCH_CPP_LOG_LEVEL"
 

@@ -1,8 +1,8 @@
 """One node's part in a job: torch's elastic agent, with our policy of restarts and exit statuses.
 
 A round goes from one meeting of the nodes to the next: meet, start the workers, watch them and the other nodes, follow
-the verdict (`pipeline.agent.policy`). Whatever may wait for a network runs in a thread (`pipeline.agent.news`,
-`pipeline.agent.meeting`); processes are started and ended by the main thread alone.
+the verdict (`pipeline.agent.policy`). Whatever may wait for a network runs in a thread (`pipeline.agent.event_log`,
+`pipeline.agent.rendezvous`); processes are started and ended by the main thread alone.
 """
 
 import os
@@ -20,12 +20,12 @@ from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousHandler, RendezvousParameters
 from torch.distributed.launcher.api import LaunchConfig
 
-from pipeline.agent import leash
-from pipeline.agent.meeting import Handler, Meeting, NotMet, Over
-from pipeline.agent.news import OVER, News, go, round_log
+from pipeline.agent import pdeathsig as leash
+from pipeline.agent.event_log import OVER, News, go, round_log
 from pipeline.agent.policy import Says, Word
-from pipeline.agent.round import Ending, Job, RoundOfWorkers
+from pipeline.agent.rendezvous import Handler, Meeting, NotMet, Over
 from pipeline.agent.signals import Asked, Signals
+from pipeline.agent.supervisor import Ending, Job, RoundOfWorkers
 from pipeline.agent.workers import Workers
 from pipeline.errors import DONE, INTERRUPTED, PREEMPTED
 
@@ -134,7 +134,7 @@ class NodeAgent(LocalElasticAgent):
         job.signals.check()
         program = self._program
         if self._asks:
-            program = [sys.executable, "-m", "pipeline.preflight", *shlex.split(self._asks)]
+            program = [sys.executable, "-m", "pipeline.commands.preflight", *shlex.split(self._asks)]
         spec = self._worker_group.spec
         spec.args = ("-I", "-S", str(Path(leash.__file__)), str(os.getpid()), *program)
         self._remaining_restarts = max(0, job.allowed - job.spent)

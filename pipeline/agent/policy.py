@@ -11,7 +11,7 @@ from enum import IntEnum, StrEnum
 from signal import SIGABRT, Signals
 
 from pipeline.errors import CRASH, DONE, PREEMPTED, USER_MUST_CHANGE
-from pipeline.failures import Report
+from pipeline.process.error_file import Report
 
 TOO_LONG = 200
 """Characters of an exception's text beyond which a line about it is cut."""

@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
 from pipeline.agent.signals import Signals, passed_on
 from pipeline.errors import DONE, PREEMPTED
-from pipeline.failures import Report, read
+from pipeline.process.error_file import Report, read
 
 HURRY = 5.0
 """Seconds that are left to the workers after a second signal."""

@@ -31,10 +31,10 @@ from typing import Any, BinaryIO
 import torch
 
 from pipeline.cache.folder import CacheFolder
-from pipeline.checkpoint.record import CommitRecord, Corrupt, newest, select
+from pipeline.checkpoint.commit import CommitRecord, Corrupt, newest, select
 from pipeline.checkpoint.transfer import PART, open_ranges
 from pipeline.errors import UserError
-from pipeline.run_dir import SCHEMA, RunDir
+from pipeline.run.run_dir import SCHEMA, RunDir
 
 log = logging.getLogger(__name__)
 

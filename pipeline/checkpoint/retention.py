@@ -9,9 +9,9 @@ import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from pipeline.checkpoint.record import CommitRecord, committed
+from pipeline.checkpoint.commit import CommitRecord, committed
 from pipeline.errors import UserError
-from pipeline.run_dir import CHECKPOINTS, RunDir, storage_error
+from pipeline.run.run_dir import CHECKPOINTS, RunDir, storage_error
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from pipeline.checkpoint.commit import CommitRecord, write_record
 from pipeline.checkpoint.load import check
-from pipeline.checkpoint.record import CommitRecord, write_record
 from pipeline.checkpoint.snapshot import Snapshots
 from pipeline.checkpoint.transfer import PART, open_writer
-from pipeline.lease import LeaseLost
-from pipeline.run_dir import RunDir, storage_error
+from pipeline.errors import LeaseLost
+from pipeline.run.run_dir import RunDir, storage_error
 
 log = logging.getLogger(__name__)
 

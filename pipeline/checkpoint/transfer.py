@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.run_dir import RunDir
+from pipeline.run.run_dir import RunDir
 
 PART = 16 << 20
 """Bytes of a part, up and down."""

@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from pipeline import loops
-from pipeline.agreement import Agreement
-from pipeline.checkpoint.resume import Resume
-from pipeline.data import DataModule
+from pipeline.data.datamodule import DataModule
 from pipeline.examples.autoencoder import LitAutoEncoder
-from pipeline.loops import EpochLoop
-from pipeline.preemption import Preemption
+from pipeline.process.preemption import Preemption
+from pipeline.training import epoch_loop as loops
+from pipeline.training.epoch_loop import EpochLoop
+from pipeline.training.resume import Resume
+from pipeline.training.stop_vote import Agreement
 from tests.benchmarks.ledger import Steps, timed
 from tests.benchmarks.loading import BATCH, ROWS, Rows
 

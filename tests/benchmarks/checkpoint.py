@@ -20,13 +20,13 @@ import torch
 import torch.distributed
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from pipeline.checkpoint.io import RunIO
-from pipeline.checkpoint.record import CommitRecord
+from pipeline.checkpoint.commit import CommitRecord
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
-from pipeline.run_dir import RunDir, now
+from pipeline.run.run_dir import RunDir, now
+from pipeline.training.checkpoint_io import RunIO
 from tests.benchmarks.sampler import spread
-from tests.ranks import free_port
+from tests.support.rank_runner import free_port
 
 ROUNDS = 3
 SECONDS = 30.0

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pipeline import loops
-from pipeline.data import DataModule
+from pipeline.data.datamodule import DataModule
+from pipeline.data.ledger import Ledger
 from pipeline.examples.autoencoder import LitAutoEncoder
-from pipeline.ledger import Ledger
+from pipeline.training import epoch_loop as loops
 from tests.benchmarks.loading import BATCH, BATCHES, ROWS, OneByOne, Rows
 from tests.benchmarks.sampler import interleaved, spread
 

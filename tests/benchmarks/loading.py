@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pipeline.data import DataModule
-from pipeline.sampler import Batches, PositionedSampler
+from pipeline.data.datamodule import DataModule
+from pipeline.data.sampler import Batches, PositionedSampler
 from tests.benchmarks.sampler import interleaved, spread
 
 ROWS = 60_000

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.trials import Job, job
+from tests.support.sigterm_trials import Job, job
 
 ROUNDS = 5
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data.distributed import DistributedSampler
 
-from pipeline.sampler import Batches, PositionedSampler
+from pipeline.data.sampler import Batches, PositionedSampler
 
 MILLION = 10**6
 BILLION = 10**9

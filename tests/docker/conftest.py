@@ -16,8 +16,8 @@ from docker.errors import DockerException
 from docker.models.containers import Container
 from torchx.schedulers.docker_scheduler import LABEL_APP_ID, NETWORK, ensure_network
 
-from pipeline.drill.proxy import Proxy
-from tests.conftest import DIGITS, ROOT
+from pipeline.commands.drill.proxy import Proxy
+from tests.support.commands import DIGITS, ROOT
 
 IMAGE = os.environ.get("IMAGE") or "torchx-lightning-pipeline:latest"
 LAUNCH = (sys.executable, "-m", "components.launch", "-s", "local_docker", "--image", IMAGE, "--config", DIGITS)

@@ -11,9 +11,9 @@ from pathlib import Path
 import docker
 import pytest
 
-from pipeline.run_dir import RECEIPT, RunDir
-from tests.conftest import ROOT, command
+from pipeline.run.run_dir import RECEIPT, RunDir
 from tests.docker.conftest import IMAGE, LAUNCH, ONE_NODE
+from tests.support.commands import ROOT, command
 
 EVERYTHING = """
 import importlib, pkgutil, pipeline, sys

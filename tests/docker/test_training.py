@@ -10,11 +10,11 @@ import docker
 import pytest
 from torchx.schedulers.docker_scheduler import LABEL_APP_ID
 
-from pipeline.checkpoint.record import newest
-from pipeline.run_dir import RECEIPT, RunDir
-from tests.conftest import ROOT, Ended, command
+from pipeline.checkpoint.commit import newest
+from pipeline.run.run_dir import RECEIPT, RunDir
 from tests.docker.conftest import IMAGE
-from tests.test_exact_resume import same_end
+from tests.support.commands import ROOT, Ended, command
+from tests.training.test_epoch_loop import same_end
 
 OWN = ("--workspace", str(ROOT / "tests/docker/own"))
 QUIET = "--trainer.enable_model_summary=false"

@@ -1,0 +1,255 @@
+"""Commit records: the small JSON files that make a checkpoint exist.
+
+A `.ckpt` without its record does not exist. The record is written last, after the bytes are durable, and says what
+they must be. Needs no torch, so the submitter reads results with it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.run.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+UNCOMMITTED = "it has no commit record: its save did not come to its end"
+
+_AT_ONCE = 64
+"""Records read at the same time at most."""
+_SHOWN = 20
+
+
+class Corrupt(Exception):
+    """The bytes of a checkpoint are not those of its commit record: what was expected, and what was found."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The value that tells which checkpoint is best: `mode` says whether the least or the greatest is."""
+
+    name: str
+    value: float
+    mode: str
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """One committed checkpoint.
+
+    Attributes:
+        step: Optimizer steps done, Lightning's `global_step`.
+        epoch: The epoch that training goes on with, counted from 0.
+        position: Training samples of that epoch consumed by all ranks together; None where the data is foreign.
+        bytes: Length of the `.ckpt`.
+        sha256: Its digest, `sha256:<hex>`.
+        monitor: The monitored value at this step; None without one.
+        world_size: Processes that trained.
+        created: RFC 3339, UTC.
+        reason: Why it was due: `steps`, `minutes`, `validation`, `epoch`, `end`.
+    """
+
+    step: int
+    epoch: int
+    position: int | None
+    bytes: int
+    sha256: str
+    monitor: Monitor | None
+    world_size: int
+    created: str
+    reason: list[str]
+
+    @property
+    def name(self) -> str:
+        """The name of the checkpoint file in its run directory."""
+        return RunDir.checkpoint(self.step)
+
+
+Check = Callable[[CommitRecord], object]
+
+
+def trust(record: CommitRecord) -> None:
+    """Take the record's word for it."""
+
+
+def write_record(run: RunDir, record: CommitRecord, over: bool = False) -> bool:
+    """Commit: from here on the checkpoint exists.
+
+    Args:
+        run: The run directory.
+        record: Of the checkpoint.
+        over: Whether to write over a record of the same step.
+
+    Returns:
+        Whether it is written: False where there is one already and it is not to be written over.
+    """
+    name = RunDir.record(record.step)
+    if not over:
+        return run.create_json(name, asdict(record))
+    run.write_json(name, asdict(record))
+    return True
+
+
+def read_record(run: RunDir, step: int) -> CommitRecord | None:
+    """The record of a step, or None where it is missing or is not one."""
+    return _record(step, run.read_json(RunDir.record(step)))
+
+
+def examined(run: RunDir) -> Iterator[tuple[int, CommitRecord | str]]:
+    """Every step that has left a file, newest first: its record, or why there is no checkpoint of it.
+
+    One listing, and the records as they are asked for: the first one alone, then more and more at once.
+    """
+    found = run.steps()
+    left = sorted({*found["json"], *found["ckpt"]}, reverse=True)
+    at_once = 1
+    while left:
+        steps, left = left[:at_once], left[at_once:]
+        at_once = min(2 * at_once, _AT_ONCE)
+        values = run.read_jsons(RunDir.record(step) for step in steps if step in found["json"])
+        for step in steps:
+            record = _record(step, values.get(RunDir.record(step)))
+            yield step, _judged(step, record, found)
+
+
+def committed(run: RunDir, check: Check = trust) -> Iterator[CommitRecord]:
+    """The committed checkpoints, newest first. One that is not as its record says is passed over with a warning.
+
+    Args:
+        run: The run directory.
+        check: Raises `Corrupt` for one whose bytes are not as its record says.
+    """
+    for step, found in examined(run):
+        problem = found
+        if isinstance(found, CommitRecord):
+            try:
+                check(found)
+            except Corrupt as error:
+                problem = str(error)
+            else:
+                yield found
+                continue
+        if problem is not UNCOMMITTED:
+            log.warning("passing over step %d: %s", step, problem)
+
+
+def newest(run: RunDir, check: Check = trust) -> CommitRecord | None:
+    """The newest good checkpoint, or None in a run directory that has never had one.
+
+    Args:
+        run: The run directory.
+        check: As for `committed`.
+
+    Raises:
+        UserError: There are commits, but none is good: starting afresh in silence would bury them.
+    """
+    record = next(committed(run, check), None)
+    if record is None and run.steps()["json"]:
+        raise UserError(
+            f"run_dir={run.label!r} has commit records but no good checkpoint (the warnings above say why). "
+            "Mend the files, or start a new run with another --run_dir"
+        )
+    return record
+
+
+def select(run: RunDir, which: str | None = None, check: Check = trust) -> CommitRecord:
+    """The checkpoint to evaluate.
+
+    Args:
+        run: The run directory.
+        which: `best` (by the value that the newest one with any monitors), `latest`, a step, or None: the best where
+            one was monitored, else the latest.
+        check: As for `committed`.
+
+    Raises:
+        UserError: There is none such, or the step that was asked for is damaged.
+    """
+    if which is not None and which.isdecimal():
+        return _of_step(run, int(which), check)
+    if which not in (None, "best", "latest"):
+        raise UserError(f"checkpoint={which!r}: allowed are 'best', 'latest' and a committed step")
+    records = [] if which == "latest" else list(committed(run))
+    for record in _best_first(records):
+        try:
+            check(record)
+        except Corrupt as error:
+            log.warning("passing over step %d: %s", record.step, error)
+        else:
+            return record
+    if which == "best" and records:
+        raise UserError(
+            f"checkpoint='best': no good checkpoint of {run.label} has a monitored value. Use 'latest' or a step, or "
+            "train with --checkpoints.monitor=<a logged metric>"
+        )
+    latest = newest(run, check)
+    if latest is None:
+        raise UserError(f"run_dir={run.label!r} has no checkpoint: train first, or name the right --run_dir")
+    return latest
+
+
+def _of_step(run: RunDir, step: int, check: Check) -> CommitRecord:
+    found = run.steps()
+    judged = _judged(step, read_record(run, step), found) if step in found["json"] else UNCOMMITTED
+    try:
+        if isinstance(judged, CommitRecord):
+            check(judged)
+            return judged
+    except Corrupt as error:
+        judged = str(error)
+    if judged is UNCOMMITTED:
+        steps = ", ".join(map(str, sorted(found["json"].keys() & found["ckpt"].keys())[-_SHOWN:])) or "none"
+        raise UserError(f"checkpoint={step}: allowed are 'best', 'latest' and the committed steps, now {steps}")
+    raise UserError(f"checkpoint={step} is damaged: {judged}. Name another step, 'best' or 'latest', or mend the file")
+
+
+def _best_first(records: list[CommitRecord]) -> list[CommitRecord]:
+    """Those with a value of the newest one's monitor, best first, the newest of equals first."""
+    monitored = [(each.monitor, each) for each in records if each.monitor is not None]
+    if not monitored:
+        return []
+    name, mode = monitored[0][0].name, monitored[0][0].mode
+    comparable = [(value.value, each) for value, each in monitored if (value.name, value.mode) == (name, mode)]
+    sign = -1.0 if mode == "max" else 1.0
+    # `records` comes newest first, and sorting keeps the order of equals.
+    return [each for _, each in sorted(comparable, key=lambda pair: sign * pair[0])]
+
+
+def _judged(step: int, record: CommitRecord | None, found: dict[str, dict[int, int]]) -> CommitRecord | str:
+    size = found["ckpt"].get(step)
+    if step not in found["json"]:
+        return UNCOMMITTED
+    if record is None:
+        return "its commit record is torn or foreign"
+    if size != record.bytes:
+        has = "is missing" if size is None else f"has {size} bytes"
+        return f"its file {has}, its record says {record.bytes} bytes"
+    return record
+
+
+def _record(step: int, value: dict[str, Any] | None) -> CommitRecord | None:
+    if value is None:
+        return None
+    try:
+        record = _parse(value)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return record if record.step == step else None
+
+
+def _parse(value: dict[str, Any]) -> CommitRecord:
+    monitor = value["monitor"]
+    position = value["position"]
+    return CommitRecord(
+        step=int(value["step"]),
+        epoch=int(value["epoch"]),
+        position=None if position is None else int(position),
+        bytes=int(value["bytes"]),
+        sha256=str(value["sha256"]),
+        monitor=None
+        if monitor is None
+        else Monitor(str(monitor["name"]), float(monitor["value"]), str(monitor.get("mode", "min"))),
+        world_size=int(value["world_size"]),
+        created=str(value["created"]),
+        reason=[str(reason) for reason in value["reason"]],
+    )

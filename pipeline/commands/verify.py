@@ -1,0 +1,142 @@
+"""`python -m pipeline verify`: whether every checkpoint's bytes are what was saved, and what the ledger proves."""
+
+from dataclasses import dataclass
+
+from pipeline.checkpoint.commit import UNCOMMITTED, CommitRecord, examined
+from pipeline.checkpoint.load import Corrupt, check
+from pipeline.data.epoch_record import Account
+from pipeline.errors import UserError
+from pipeline.run.goodput_report import History
+from pipeline.run.run_dir import RunDir
+from pipeline.training.checkpoint_io import read_own
+
+_COLUMNS = ("epoch", "expected", "consumed", "padded", "dropped", "proof", "closed by")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found: a text to read, and whether every proof holds."""
+
+    text: str
+    holds: bool
+
+
+def verify(run: RunDir, mtbf_hours: float | None = None) -> Verdict:
+    """Hash every committed checkpoint of a run again, and judge what the newest good one says about its epochs.
+
+    Each checkpoint is a line on standard output as soon as it is known. The expected samples are computed anew from
+    each epoch's seed and position; what was counted in training is only compared with them.
+
+    Args:
+        run: The run directory.
+        mtbf_hours: Hours between two failures, for the advice how often to save; None: as seen.
+
+    Raises:
+        UserError: The bytes are as they were saved, but there is no ledger that could be judged.
+    """
+    newest, failed = _rehash(run)
+    if newest is None and not failed:
+        raise UserError(f"run_dir={run.label!r} has no checkpoint: there is nothing to verify yet")
+    damaged = [f"FAILED: the checkpoint of step {step} is damaged" for step in failed]
+    try:
+        verdict = Verdict("no checkpoint is good: there is no ledger to judge", True)
+        if newest is not None:
+            verdict = _judge(run, newest)
+    except UserError as error:
+        if not failed:
+            raise
+        verdict = Verdict("\n".join(error.problems), True)
+    spent = History.of(run).whole(mtbf_hours)
+    text = "\n".join(["", *spent, *([""] if spent else []), verdict.text, *damaged])
+    return Verdict(text, verdict.holds and not failed)
+
+
+def _rehash(run: RunDir) -> tuple[CommitRecord | None, list[int]]:
+    """Say of every checkpoint whether its bytes match its record; the newest good one, and the steps that fail."""
+    newest: CommitRecord | None = None
+    failed: list[int] = []
+    for step, found in examined(run):
+        size, problem = "", None if isinstance(found, CommitRecord) else found
+        if isinstance(found, CommitRecord):
+            size = f"  {found.bytes} bytes"
+            try:
+                check(run, found)
+                newest = newest or found
+            except Corrupt as error:
+                problem = str(error)
+        words = "ok" if problem is None else f"FAILED: {problem}"
+        if problem == UNCOMMITTED:
+            words = f"not committed: {problem}"
+        elif problem is not None:
+            failed.append(step)
+        print(f"step {step}{size}  {words}", flush=True)  # noqa: T201 - it is what was asked for
+    return newest, failed
+
+
+def _judge(run: RunDir, record: CommitRecord) -> Verdict:
+    """What the ledger in a checkpoint proves.
+
+    Raises:
+        UserError: There is none that could be judged.
+    """
+    own = read_own(run.url_of(record.name))
+    if own is None or own.get("ledger") is None:
+        raise UserError(
+            f"run_dir={run.label!r}: its newest checkpoint (step {record.step}) holds no ledger. Only what the "
+            "train_dataloader of pipeline.data.DataModule yields, without overfit_batches, is accounted for"
+        )
+    try:
+        accounts = [Account.from_dict(each) for each in own["ledger"]]
+    except ValueError as error:
+        raise UserError(f"run_dir={run.label!r}: the ledger of step {record.step} is damaged: {error}") from error
+    problems = _gaps(accounts, record)
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    for account in accounts:
+        expected = account.expected()
+        problem = account.problem(expected)
+        problems += [problem] if problem else []
+        rows.append(
+            (
+                str(account.epoch),
+                str(expected.count),
+                str(account.consumed.count),
+                str(account.padded),
+                str(account.dropped + account.withheld.count),
+                "FAILED" if problem else "ok",
+                account.closed or "open",
+            )
+        )
+    notes = [
+        f"epoch {account.epoch}: {account.withheld.count} samples came in batches that were None, and were not used"
+        for account in accounts
+        if account.withheld.count
+    ]
+    if "end" not in record.reason:
+        notes.append("training has not ended there; what came later is not known")
+    lines = [f"ledger of {run} at step {record.step} (the newest good checkpoint)", "", *_table(rows), "", *notes]
+    if problems:
+        lines += [f"FAILED: {problem}" for problem in problems]
+    elif accounts:
+        lines.append("every sample is accounted for")
+    else:
+        lines.append("no epoch has been trained by now")
+    return Verdict("\n".join(lines), not problems)
+
+
+def _gaps(accounts: list[Account], record: CommitRecord) -> list[str]:
+    """Epochs without an account, from the first one that has one: what lies before it was another program's."""
+    known = {account.epoch for account in accounts}
+    begun = record.epoch + bool(record.position)
+    first = min(known, default=begun)
+    return [f"epoch {epoch} has no account" for epoch in range(first, begun) if epoch not in known]
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if name in ("proof", "closed by") else cell.rjust(width)
+            for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]

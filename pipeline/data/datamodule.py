@@ -1,0 +1,264 @@
+"""The DataModule for map-style datasets: a user names datasets, the pipeline does the rest."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.data.sample_ids import fingerprint, identified
+from pipeline.data.sampler import Batches, PositionedSampler, Tail
+from pipeline.data.seeded import Collate, Keyed, Loader, refuse_unsized
+from pipeline.errors import UserError
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    AnyDataset: TypeAlias = Dataset[Any]
+else:
+    # jsonargparse takes a parametrised generic for a type without arguments of its own.
+    AnyDataset = Dataset
+
+_DEFAULT_BATCH_SIZE = 32
+
+
+class DataModule(pl.LightningDataModule):
+    """Datasets by class path, each with `__len__` and `__getitem__`.
+
+    Training and validation are spread over all ranks. Training goes through each epoch's permutation, drawn from the
+    seed and the epoch, from any position of it; validation goes in order and scores each sample once, for it never
+    pads. Testing and prediction read in ascending index order. How a dataset may fetch whole batches and draw random
+    numbers is told in `pipeline.data.seeded.Keyed`.
+
+    Args:
+        train: The training set.
+        val: The validation set.
+        test: The test set.
+        predict: The set to predict on.
+        batch_size: Samples per batch and process. Default: 32.
+        global_batch_size: Instead of `batch_size`: samples per optimizer step, over all processes and accumulated
+            batches. It stays the same when the number of processes changes.
+        eval_batch_size: Samples per batch and process in validation, test and prediction. Default: training's.
+        num_workers: Loader processes per process; 0 loads in the training process.
+        seed: Draws the order of the training samples together with the epoch.
+        drop_last: Leave out the training samples that do not fill a batch on every process, instead of repeating a few
+            so that they go evenly over the processes.
+        collate_fn: Makes a batch of a list of samples. Default: torch's.
+
+    Raises:
+        UserError: A number out of its range, or a dataset without a length.
+    """
+
+    def __init__(
+        self,
+        train: AnyDataset | None = None,
+        val: AnyDataset | None = None,
+        test: AnyDataset | None = None,
+        predict: AnyDataset | None = None,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        drop_last: bool = False,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        self.datasets = {"train": train, "val": val, "test": test, "predict": predict}
+        sizes = {"batch_size": batch_size, "global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
+        problems = [
+            f"data.{name}={size}: allowed are 1 and more samples"
+            for name, size in sizes.items()
+            if size is not None and size < 1
+        ]
+        if batch_size is not None and global_batch_size is not None:
+            problems.append(
+                f"data.batch_size={batch_size} and data.global_batch_size={global_batch_size} both set the batch: turn "
+                "one off, --data.batch_size=null or --data.global_batch_size=null"
+            )
+        if num_workers < 0:
+            problems.append(f"data.num_workers={num_workers}: allowed are 0 and more loader processes")
+        for name, dataset in self.datasets.items():
+            problem = None if dataset is None else refuse_unsized(name, dataset)
+            problems += [problem] if problem else []
+        if problems:
+            raise UserError(*problems)
+        super().__init__()
+        self.batch_size = batch_size
+        self.global_batch_size = global_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.drop_last = drop_last
+        self.collate_fn = collate_fn
+        self.accounted = False
+        """Whether training batches carry the indices of their samples, for a ledger that takes them off."""
+        self._stands_at = (0, 0)
+        self._batches: Batches | None = None
+
+    def check(self, world_size: int, accumulate: int = 1) -> int:
+        """What the world can be told about these data before training.
+
+        Args:
+            world_size: Processes that train.
+            accumulate: Batches per optimizer step.
+
+        Returns:
+            Training samples per batch and process.
+
+        Raises:
+            UserError: The global batch does not go evenly over them, or there are too few samples.
+        """
+        problems = []
+        share = world_size * accumulate
+        if self.global_batch_size is not None and self.global_batch_size % share:
+            below = self.global_batch_size // share * share
+            problems.append(
+                f"data.global_batch_size={self.global_batch_size} does not divide by {share} (world size {world_size} "
+                f"x accumulate_grad_batches {accumulate}): the nearest that do are "
+                f"{' and '.join(str(size) for size in (below, below + share) if size)}"
+            )
+        train: Any = self.datasets["train"]
+        if train is not None and not len(train):
+            problems.append(f"data.train={type(train).__name__} is empty: there is nothing to train on")
+        val: Any = self.datasets["val"]
+        if val is not None and len(val) < world_size:
+            problems.append(
+                f"data.val has {len(val)} samples for {world_size} processes: validation never scores a sample twice, "
+                "so each process needs one. Use more validation samples or fewer processes"
+            )
+        if problems:
+            raise UserError(*problems)
+        if self.global_batch_size is not None:
+            return self.global_batch_size // share
+        return self.batch_size or _DEFAULT_BATCH_SIZE
+
+    def resume(self, epoch: int, position: int) -> None:
+        """Stand in the middle of an epoch when the training loader is next asked for.
+
+        Args:
+            epoch: Counted from 0.
+            position: Samples of that epoch that all ranks together have consumed.
+
+        Raises:
+            UserError: The training set has fewer samples.
+        """
+        size = len(self._dataset("train"))
+        if not 0 <= position <= size:
+            raise UserError(
+                f"data.train has {size} samples, but the checkpoint stands at position {position} of epoch {epoch}: it "
+                "is another dataset. Give the one that the run was started with, or start a new run"
+            )
+        self._stands_at = (epoch, position)
+
+    def planned(self, epoch: int, position: int, rank: int = 0, world_size: int = 1, accumulate: int = 1) -> Batches:
+        """The training batches of a rank from a position of an epoch on.
+
+        Raises:
+            UserError: As `check`, or the samples fill no batch.
+        """
+        dataset = self._dataset("train")
+        batch_size = self.check(world_size, accumulate)
+        tail: Tail = "drop" if self.drop_last else "pad"
+        sampler = PositionedSampler(
+            dataset, world_size, rank, seed=self.seed, tail=tail, epoch=epoch, position=position
+        )
+        batches = Batches(sampler, batch_size, self.drop_last)
+        if not len(batches):
+            raise UserError(
+                f"data.train has {len(dataset)} samples, which fill no batch of {batch_size} on each of {world_size} "
+                "processes, and data.drop_last=true: use a smaller batch, or drop_last=false"
+            )
+        return batches
+
+    @property
+    def batches(self) -> Batches | None:
+        """The training batches of this rank as the loader was last asked for, None before or without an order."""
+        return self._batches
+
+    def forget_order(self) -> None:
+        """There is no order until the training loader is asked for, and none if a subclass brings another loader."""
+        self._batches = None
+
+    def fingerprints(self) -> dict[str, str]:
+        """What tells the training and validation sets from others, `<kind> <fingerprint>` each."""
+        return {
+            name: " ".join(fingerprint(self.datasets[name]))
+            for name in ("train", "val")
+            if self.datasets[name] is not None
+        }
+
+    def train_dataloader(self) -> Any:
+        """Shuffled, spread over the ranks, standing where the run stands."""
+        dataset = self._dataset("train")
+        trainer: Any = self.trainer
+        if trainer is not None and trainer.overfit_batches:
+            return self._loader(dataset, batch_size=self._per_process())
+        # Lightning asks for the iterator before it sets the epoch: a resumed run would replay the order of epoch 0.
+        # And it may ask before it has restored its own counters, for trainer.estimated_stepping_batches.
+        epoch, position = self._stands_at
+        if trainer is not None and trainer.current_epoch > epoch:
+            epoch, position = trainer.current_epoch, 0
+        world_size, rank = self._ranks()
+        self._batches = self.planned(epoch, position, rank, world_size, self._accumulate())
+        loader = self._loader(dataset, batch_sampler=self._batches)
+        return identified(loader, digests=False) if self.accounted else loader
+
+    def val_dataloader(self) -> Any:
+        """In order, spread over the ranks without padding; nothing where no validation set is named."""
+        dataset: Any = self.datasets["val"]
+        if dataset is None:
+            return []
+        self.check(self._ranks()[0], self._accumulate())
+        trainer: Any = self.trainer
+        if trainer is not None and trainer.overfit_batches:
+            return self._loader(dataset, batch_size=self._evaluated())
+        sampler = PositionedSampler(dataset, *self._ranks(), shuffle=False, tail="keep")
+        return self._loader(dataset, batch_sampler=Batches(sampler, self._evaluated()))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """In ascending index order."""
+        return self._loader(self._dataset("test"), batch_size=self._evaluated())
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """In ascending index order."""
+        return self._loader(self._dataset("predict"), batch_size=self._evaluated())
+
+    def _loader(self, dataset: Any, **batching: Any) -> DataLoader[Any]:
+        keyed = Keyed(dataset, self.seed)
+        if callable(getattr(dataset, "__getitems__", None)) and not keyed.whole:
+            log.info(
+                "%s is fetched sample by sample: its __getitems__ takes no `seeds`, and it does not say "
+                "deterministic = True",
+                type(dataset).__name__,
+            )
+        return Loader(
+            keyed,
+            collate_fn=Collate(self.collate_fn, keyed),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            # Else each iterator would draw from the global generator, and a resumed run would draw once more.
+            generator=torch.Generator().manual_seed(self.seed),
+            **batching,
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def _accumulate(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer is not None else 1
+
+    def _per_process(self) -> int:
+        return self.check(self._ranks()[0], self._accumulate())
+
+    def _evaluated(self) -> int:
+        return self.eval_batch_size or self._per_process()
+
+    def _dataset(self, split: str) -> Any:
+        dataset = self.datasets[split]
+        if dataset is None:
+            named = ", ".join(name for name, each in self.datasets.items() if each is not None) or "none"
+            raise UserError(f"data.{split} names no dataset, and this command needs one; named are: {named}")
+        return dataset

@@ -1,0 +1,143 @@
+"""The account of an epoch: which samples it should have used and which it did, as counts and hashes.
+
+What a checkpoint says about its epochs is judged here, during training as afterwards.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.sampler import Permutation, mix
+
+DRIFT = "drift"
+"""Closes an epoch that begins anew, because its data or its order are others than before and the user accepted that."""
+
+_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Samples, as a count and an order-independent hash of their indices: sums over different samples add up.
+
+    Attributes:
+        count: Samples.
+        hash: The sum of the mixed indices modulo 2**64. A sample in the place of another changes it, and so does one
+            that is missing or double.
+    """
+
+    count: int = 0
+    hash: int = 0
+
+    @staticmethod
+    def of(indices: npt.NDArray[np.int64]) -> "Tally":
+        """The tally of some indices, (n,)."""
+        return Tally(len(indices), int(mix(indices.astype(np.uint64)).sum(dtype=np.uint64)))
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.count + other.count, (self.hash + other.hash) % 2**64)
+
+
+@dataclass(frozen=True)
+class Account:
+    """One epoch.
+
+    Attributes:
+        epoch: Counted from 0.
+        seed: Draws the epoch's order.
+        samples: Size of the training set.
+        position: Samples of the epoch's order that all ranks together should have used.
+        padded: Samples used once more, so that they went evenly over the ranks.
+        dropped: Samples left out, so that the rest went evenly.
+        consumed: What was used, over all ranks and attempts.
+        withheld: What was not, for the dataset's or the collate function's batch was None, and Lightning went on.
+        closed: What ended the epoch: `complete`, `limit_train_batches`, `skipped` (the model returned -1), `max_steps`,
+            `stopped` (by a callback), `drift`, `loader` (it ended too early: never right); None while it is open.
+    """
+
+    epoch: int
+    seed: int
+    samples: int
+    position: int = 0
+    padded: int = 0
+    dropped: int = 0
+    consumed: Tally = Tally()
+    closed: str | None = None
+    withheld: Tally = Tally()
+
+    def expected(self, rank: int = 0, world_size: int = 1) -> Tally:
+        """What should have been used, from the order alone.
+
+        Args:
+            rank: Computes only this share of it; the shares of all ranks add up to the whole.
+            world_size: Shares.
+        """
+        return _sum(self._entries(self.position, rank, world_size)) + _sum(self._entries(self.padded, rank, world_size))
+
+    def problem(self, expected: Tally) -> str | None:
+        """What is wrong between `expected` and `consumed`, in words; None if nothing is."""
+        given = self.consumed + self.withheld
+        if expected == given and self.closed != "loader":
+            return None
+        more = given.count - expected.count
+        if more < 0 or (self.closed == "loader" and more == 0):
+            cause = f"{-more or 'some'} samples were left out: a loader or a wrapper around it drops batches"
+        elif more > 0:
+            cause = f"{more} samples too many were used: a loader or a wrapper around it repeats batches"
+        else:
+            cause = (
+                "the count is right but the samples are not: a loader or a wrapper around it uses some twice in place "
+                "of others"
+            )
+        return (
+            f"epoch {self.epoch} should have used {expected.count} samples (position {self.position}, {self.padded} "
+            f"padded) and used {self.consumed.count}: {cause}"
+        )
+
+    def _entries(self, stop: int, rank: int, world_size: int) -> Iterator[npt.NDArray[np.int64]]:
+        """The share of the order's first `stop` entries, in blocks."""
+        # All samples are all samples in any order: then the permutation is not asked, and its own faults would show.
+        permutation = None if stop == self.samples else Permutation(self.samples, self.seed, self.epoch)
+        for start in range(rank * _BLOCK, stop, world_size * _BLOCK):
+            positions = np.arange(start, min(start + _BLOCK, stop), dtype=np.int64)
+            yield positions if permutation is None else permutation(positions % self.samples)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Numbers, strings and a list, for a checkpoint."""
+        tallies = {"consumed": self.consumed, "withheld": self.withheld}
+        return {**asdict(self), **{name: [tally.count, f"{tally.hash:016x}"] for name, tally in tallies.items()}}
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> "Account":
+        """What `as_dict` made.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            epoch, seed, samples, position, padded, dropped = (
+                int(value[name]) for name in ("epoch", "seed", "samples", "position", "padded", "dropped")
+            )
+            consumed, withheld = _tally(value["consumed"]), _tally(value["withheld"])
+            closed = None if value["closed"] is None else str(value["closed"])
+            account = Account(epoch, seed, samples, position, padded, dropped, consumed, closed, withheld)
+            counts = (account.padded, account.consumed.count, account.withheld.count)
+            if not 0 <= account.position <= account.samples <= 2**62 or min(counts) < 0:
+                raise ValueError("numbers out of range")
+            return account
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not the account of an epoch: {value!r}") from error
+
+
+def _tally(value: Any) -> Tally:
+    count, digest = value
+    return Tally(int(count), int(digest, 16))
+
+
+def _sum(blocks: Iterator[npt.NDArray[np.int64]]) -> Tally:
+    total = Tally()
+    for block in blocks:
+        total += Tally.of(block)
+    return total

@@ -1,0 +1,228 @@
+"""The ledger: which training samples were used, counted where they were used, carried over restarts.
+
+The identity of a sample travels with its batch through collate function, loader workers and whatever wraps the loader,
+and is counted after the optimizer step that used the batch. At the end of each epoch it is compared with what the
+epoch's order says; a difference is an error.
+"""
+
+import logging
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import CombinedLoader
+
+from pipeline.data.datamodule import DataModule
+from pipeline.data.epoch_record import DRIFT, Account, Tally
+from pipeline.data.sample_ids import IdentifiedBatch, Watched
+from pipeline.errors import ProofFailed
+
+log = logging.getLogger(__name__)
+
+_FLUSH = 256
+"""Batches whose indices are hashed at once: a step pays for an append only."""
+
+
+class Ledger:
+    """Counts what the training of a DataModule used.
+
+    The loop over the batches (`pipeline.training.epoch_loop`) tells it of each; it is no callback, for Lightning's
+    calls of one more would cost a step more than the counting.
+
+    Args:
+        data: Whose training loader to watch.
+    """
+
+    def __init__(self, data: DataModule) -> None:
+        self.data = data
+        self.closed: list[Account] = []
+        self._before = Tally()
+        """Of the open epoch: what all ranks had used when this attempt began."""
+        self._own = Tally()
+        """Of the open epoch: what this rank has used in this attempt."""
+        self._before_withheld = self._own_withheld = Tally()
+        """The same, of the samples whose batch was None."""
+        self._before_padded = 0
+        """What the last batches were padded with, where only the validation after them was left to do."""
+        self._unhashed: list[npt.NDArray[np.int64]] = []
+        self._accumulating: list[npt.NDArray[np.int64]] = []
+        self._in_flight: deque[IdentifiedBatch] = deque()
+        self._step = 0
+        original = data.train_dataloader
+        data.accounted = True
+
+        def train_dataloader() -> Any:
+            data.forget_order()
+            loader = original()
+            if data.batches is not None and isinstance(loader, (dict, list, tuple, CombinedLoader)):
+                data.accounted = False
+                loader = original()
+                data.forget_order()
+            if data.batches is not None:
+                return Watched(loader, self._in_flight)
+            if not getattr(data.trainer, "overfit_batches", 0):
+                log.warning(
+                    "%s.train_dataloader() brings loaders of its own: samples are not accounted for, and a resume in "
+                    "the middle of an epoch begins it anew",
+                    type(data).__name__,
+                )
+            return loader
+
+        data.train_dataloader = train_dataloader  # type: ignore[method-assign]
+
+    def load(self, accounts: list[dict[str, Any]], epoch: int, anew: bool = False) -> None:
+        """Go on with the accounts of a checkpoint.
+
+        Args:
+            accounts: What `state` returned.
+            epoch: The epoch to go on with: its account, if there is one, is open again.
+            anew: That epoch begins anew in another order: its account is closed as `drift`.
+
+        Raises:
+            ValueError: They are no accounts.
+        """
+        read = [Account.from_dict(account) for account in accounts]
+        reopened = [account for account in read if account.epoch == epoch and account.closed != DRIFT]
+        self.closed = [account for account in read if account not in reopened]
+        if anew:
+            self.closed += [replace(account, closed=DRIFT) for account in reopened]
+        elif reopened:
+            self._before, self._before_withheld = reopened[0].consumed, reopened[0].withheld
+            self._before_padded = reopened[0].padded
+
+    def state(self, trainer: pl.Trainer, epoch: int, batches: int) -> list[dict[str, Any]] | None:
+        """The accounts of all epochs so far, None where there is no order to compare with. All ranks must call it.
+
+        Args:
+            trainer: Whose ranks are summed up.
+            epoch: The epoch to go on with.
+            batches: Its batches that are over.
+
+        Raises:
+            ProofFailed: The open epoch has used another number of samples than its position says.
+        """
+        if self.data.batches is None:
+            return None
+        accounts = [account for account in self.closed if account.epoch <= epoch]
+        ended = any(account.epoch == epoch and account.closed != DRIFT for account in accounts)
+        if batches and not ended:
+            account = self._account(trainer, batches)
+            used = account.position + account.padded
+            if account.consumed.count + account.withheld.count != used:
+                raise ProofFailed(account.problem(Tally(used, 0)) or "")
+            accounts.append(account)
+        return [account.as_dict() for account in accounts]
+
+    def open(self, trainer: pl.Trainer, anew: bool) -> None:
+        """Open the account of an epoch, or go on with the one that `load` has opened.
+
+        Args:
+            trainer: Stands before the next batch.
+            anew: The epoch begins at its start.
+        """
+        self._step = trainer.global_step
+        self._own = self._own_withheld = Tally()
+        self._unhashed, self._accumulating = [], []
+        if anew:
+            self._before = self._before_withheld = Tally()
+            self._before_padded = 0
+
+    def count(self, trainer: pl.Trainer) -> None:
+        """Count the samples of the batch that is over, once a step has used it.
+
+        Under manual optimization the steps are the model's own, and a batch counts once `training_step` has used it.
+
+        Args:
+            trainer: Has gone on by one batch.
+        """
+        if self.data.batches is None:
+            return
+        identity = self._in_flight.popleft()
+        if identity.batch is None:
+            self._own_withheld += Tally.of(identity.indices)
+            return
+        self._accumulating.append(identity.indices)
+        step = trainer.global_step
+        if step != self._step or not trainer.lightning_module.automatic_optimization:
+            self._step = step
+            self._use()
+
+    def close(self, trainer: pl.Trainer, reason: str, completed: int) -> None:
+        """Close the account of an epoch, and compare. All ranks must call it.
+
+        Args:
+            trainer: Stands between two epochs.
+            reason: What ended the epoch, see `Account`; `complete` also where a limit made it shorter.
+            completed: Batches of the epoch that are over.
+
+        Raises:
+            ProofFailed: On every rank, if other samples were used than the epoch's order says.
+        """
+        if self.data.batches is None:
+            return
+        planned = len(self.data.batches)
+        if reason == "complete" and completed < planned:
+            limit: Any = trainer.limit_train_batches
+            limited = int(planned * limit) if isinstance(limit, float) else min(planned, limit)
+            # A loader that is shorter than its order says is never right, even if it says so itself.
+            reason = "limit_train_batches" if completed >= limited else "loader"
+        whole = reason in ("complete", "loader")
+        over = completed
+        if whole or reason == "limit_train_batches":
+            self._use()  # where the last batches made no step, the model itself withheld it
+        elif self._accumulating:
+            over -= len(self._accumulating)  # accumulated and thrown away
+        account = self._account(trainer, len(self.data.batches) if whole else over, reason)
+        expected = self._all(trainer, account.expected(trainer.global_rank, trainer.world_size))
+        problem = account.problem(expected)
+        if problem:
+            raise ProofFailed(problem)
+        self.closed.append(account)
+
+    def _account(self, trainer: pl.Trainer, batches: int, reason: str | None = None) -> Account:
+        """The account of the current epoch after so many batches of each rank."""
+        self._hash()
+        planned = self.data.batches
+        assert planned is not None
+        sampler = planned.sampler
+        position = planned.position(batches)
+        whole = reason in ("complete", "loader")
+        return Account(
+            epoch=sampler.epoch,
+            seed=sampler.seed,
+            samples=sampler.size,
+            position=position,
+            padded=self._before_padded
+            + (sampler.padded(sampler.position) if batches == len(planned) and not planned.drop_last else 0),
+            dropped=sampler.size - position if whole else 0,
+            consumed=self._before + self._all(trainer, self._own),
+            withheld=self._before_withheld + self._all(trainer, self._own_withheld),
+            closed=reason,
+        )
+
+    def _use(self) -> None:
+        self._unhashed += self._accumulating
+        self._accumulating = []
+        if len(self._unhashed) >= _FLUSH:
+            self._hash()
+
+    def _hash(self) -> None:
+        if self._unhashed:
+            self._own += Tally.of(np.concatenate(self._unhashed))
+            self._unhashed = []
+
+    def _all(self, trainer: pl.Trainer, own: Tally) -> Tally:
+        """The sum over all ranks."""
+        if trainer.world_size == 1:
+            return own
+        # As signed numbers, whose sum wraps around modulo 2**64 like that of unsigned ones.
+        words = np.array([own.count, own.hash], np.uint64).view(np.int64)
+        summed = torch.from_numpy(words).to(trainer.strategy.root_device)
+        dist.all_reduce(summed)
+        count, digest = summed.cpu().numpy().view(np.uint64).tolist()
+        return Tally(count, digest)

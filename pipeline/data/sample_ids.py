@@ -1,0 +1,234 @@
+"""Which samples are in a batch: an index and a digest of the content, attached where the dataset hands a sample out.
+
+The identity travels with the sample through collate function, loader workers and whatever wraps the loader.
+"""
+
+import copy
+import hashlib
+import pickle
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.data.sampler import Permutation
+from pipeline.data.seeded import Keyed, rows
+from pipeline.errors import ProofFailed
+
+_FINGERPRINTED = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample with its identity, on its way from the dataset to the collate function."""
+
+    index: int
+    digest: bytes
+    canonical: bool
+    item: Any
+
+
+class IdentifiedBatch(NamedTuple):
+    """A batch with the identities of its samples, on its way from the collate function to the trainer.
+
+    Attributes:
+        indices: (n,) int64.
+        digests: n digests of 32 bytes; empty where only indices are asked for.
+        canonical: Whether each digest is of content in canonical form.
+        batch: What the model sees.
+    """
+
+    indices: npt.NDArray[np.int64]
+    digests: list[bytes]
+    canonical: list[bool]
+    batch: Any
+
+
+class _IdentifiedDataset:
+    """Hands out each sample with its identity."""
+
+    def __init__(self, dataset: Any, digests: bool) -> None:
+        self.dataset = dataset
+        self.digests = digests
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._identify(index, self.dataset[index])
+
+    def __getitems__(self, indices: list[int]) -> list[Sample] | IdentifiedBatch:
+        if not callable(getattr(self.dataset, "__getitems__", None)):
+            return [self[index] for index in indices]
+        items = self.dataset.__getitems__(indices)
+        if isinstance(self.dataset, Keyed) and (not self.digests or not isinstance(items, list)):
+            # Keyed has compared the numbers of samples; a list is still to be collated.
+            hashed = [_digest(row) for row in rows(items)] if self.digests else []
+            return IdentifiedBatch(
+                np.array(indices, np.int64),
+                [digest for digest, _ in hashed],
+                [canonical for _, canonical in hashed],
+                items,
+            )
+        if len(items) != len(indices):
+            raise ProofFailed(
+                f"{type(self.dataset).__name__}.__getitems__ returned {len(items)} samples for {len(indices)} indices: "
+                "which of them are missing or double cannot be told"
+            )
+        return [self._identify(index, item) for index, item in zip(indices, items, strict=True)]
+
+    def _identify(self, index: int, item: Any) -> Sample:
+        return Sample(int(index), *_digest(item), item)
+
+
+class _IdentifiedCollate:
+    """Collates the samples as the user's function does, and keeps their identities beside."""
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Any) -> IdentifiedBatch:
+        if isinstance(samples, IdentifiedBatch):
+            batch = samples.batch
+            return samples._replace(batch=self.collate(batch)) if isinstance(batch, list) else samples
+        if isinstance(samples, Sample):  # a loader with batch_size=None: one sample is one batch
+            return IdentifiedBatch(
+                np.array([samples.index]), [samples.digest], [samples.canonical], self.collate(samples.item)
+            )
+        return IdentifiedBatch(
+            np.array([sample.index for sample in samples], np.int64),
+            [sample.digest for sample in samples],
+            [sample.canonical for sample in samples],
+            self.collate([sample.item for sample in samples]),
+        )
+
+
+class Watched:
+    """The outermost iterable around a loader: takes the identities off, so that the model sees its own batches.
+
+    Between here and the model's step batches stay in order: only the trainer's fetcher, a queue, lies between.
+    Everything else that is asked of it is the loader's own.
+    """
+
+    def __init__(self, loader: Any, in_flight: deque[IdentifiedBatch]) -> None:
+        self.loader = loader
+        self.in_flight = in_flight
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.in_flight.clear()
+        for identified in self.loader:
+            if not isinstance(identified, IdentifiedBatch):
+                raise ProofFailed(
+                    f"the loader {type(self.loader).__name__} yields a {type(identified).__name__} that its collate "
+                    "function did not make: which samples are in it cannot be told"
+                )
+            # Whether there is a batch, but not the batch: it must not be held longer than the trainer holds it.
+            self.in_flight.append(identified._replace(batch=None if identified.batch is None else True))
+            yield identified.batch
+
+    def __getattr__(self, name: str) -> Any:
+        # Copying asks for attributes before there is a loader to ask.
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+def identified(loader: DataLoader[Any], digests: bool = True) -> DataLoader[Any]:
+    """The same loader, of the same class and with the same sampler and workers, whose samples have identities."""
+    twin = copy.copy(loader)
+    # A DataLoader forbids replacing its dataset by attribute, lest its sampler no longer fit; this one has the same
+    # length and order.
+    twin.__dict__.update(
+        dataset=_IdentifiedDataset(loader.dataset, digests), collate_fn=_IdentifiedCollate(loader.collate_fn)
+    )
+    return twin
+
+
+def fingerprint(dataset: Any) -> tuple[str, str]:
+    """What tells one dataset from another, and how it was found.
+
+    Returns:
+        (kind, fingerprint). `own`: the dataset's attribute or method `fingerprint`. `samples`: a digest of its class
+        path, its length and 64 samples chosen by a fixed key; `pickled samples` where a sample holds an object without
+        a canonical form, whose digest another version of Python may not give again; `length` without any sample, where
+        they are others each time, for the dataset draws from a generator of its own.
+    """
+    own = getattr(dataset, "fingerprint", None)
+    if own is not None:
+        return "own", str(own() if callable(own) else own)
+    size = len(dataset)
+    name = f"{type(dataset).__module__}.{type(dataset).__qualname__} {size};"
+    chosen = Permutation(size, 0, 0)(np.arange(min(size, _FINGERPRINTED))).tolist() if size else []
+    digest, canonical = _digest_of(dataset, name, chosen)
+    if _digest_of(dataset, name, chosen)[0] != digest:
+        return "length", f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+    return "samples" if canonical else "pickled samples", f"sha256:{digest}"
+
+
+def _digest_of(dataset: Any, name: str, indices: list[int]) -> tuple[str, bool]:
+    hasher = hashlib.sha256(name.encode())
+    canonical = True
+    fetched = Keyed(dataset, 0).__getitems__(indices) if indices else []
+    for row in fetched if isinstance(fetched, list) else rows(fetched):
+        canonical &= _hash(hasher, row)
+    return hasher.hexdigest(), canonical
+
+
+def _digest(item: Any) -> tuple[bytes, bool]:
+    hasher = hashlib.sha256()
+    canonical = _hash(hasher, item)
+    return hasher.digest(), canonical
+
+
+def _hash(hasher: Any, value: Any) -> bool:
+    """Feed a sample's content into a hash, each value with its type and extent.
+
+    Returns:
+        False where a part is of a type without a canonical form and was pickled: another Python may hash it otherwise.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        hasher.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        hasher.update(value.contiguous().reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
+        return True
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind != "O":
+        array = np.ascontiguousarray(value)
+        hasher.update(f"array {array.dtype.str} {array.shape}".encode())
+        hasher.update(array.tobytes())
+        return True
+    if value is None or isinstance(value, (bool, int, float, complex)):
+        hasher.update(f"{type(value).__name__} {value!r};".encode())
+        return True
+    if isinstance(value, (str, bytes)):
+        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        hasher.update(f"{type(value).__name__} {len(data)};".encode())
+        hasher.update(data)
+        return True
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        hasher.update(f"mapping {len(value)};".encode())
+        parts = [part for key in sorted(value, key=repr) for part in (key, value[key])]
+        return _hash_all(hasher, parts)
+    if isinstance(value, (list, tuple)):
+        hasher.update(f"sequence {len(value)};".encode())
+        return _hash_all(hasher, value)
+    data = pickle.dumps(value, protocol=5)
+    hasher.update(f"pickle {len(data)};".encode())
+    hasher.update(data)
+    return False
+
+
+def _hash_all(hasher: Any, parts: Iterable[Any]) -> bool:
+    canonical = True
+    for part in parts:
+        canonical &= _hash(hasher, part)
+    return canonical

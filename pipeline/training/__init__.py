@@ -1,0 +1,4 @@
+"""Everything that knows Lightning: session, epoch loop, stop vote, trainer, receipt, loggers, console.
+
+May import: all below it, that is errors, process, run, data, cache and checkpoint.
+"""

@@ -1,0 +1,102 @@
+"""What the user reads: progress bars on a terminal, elsewhere one plain line an epoch and one for each event."""
+
+import logging
+import socket
+import sys
+import time
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+
+from pipeline.errors import UserError
+from pipeline.process.topology import Topology
+
+log = logging.getLogger("pipeline")
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+_HANDLED = (
+    # (a regular expression that matches the start of a warning, why nobody needs to read it)
+    r".*does not have many workers which may be a bottleneck",  # the user's --data.init_args.num_workers decides
+    r".*is smaller than the logging interval",  # the epoch's values are logged all the same
+    r".*Experiment logs directory .* exists and is not empty",  # a resumed run logs beside what it logged before
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # inside Lightning
+    r".*Using `DistributedSampler` with the dataloaders",  # evaluation proves with its receipt that it used none
+    r".*Trying to infer the `batch_size` from an ambiguous collection",  # of the samples' own nesting
+    r".*Starting from v1\.9\.0, `tensorboardX` has been removed",  # tensorboard is a dependency
+    r".*You defined a `validation_step` but have no `val_dataloader`",
+    r".*The `srun` command is available on your system but is not used",  # topology belongs to the launcher
+    r".*Total length of `list` across ranks is zero",  # no validation set is named
+    r".*barrier\(\): using the device under current context",
+    r".*`enable_checkpointing=False`",
+)
+
+
+def set_up(rank: int) -> None:
+    """Say each thing once: rank 0 speaks for all, and libraries speak only where this project does not handle it."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    log.propagate = False
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING if rank == 0 else logging.ERROR)
+    # The weights summary, and what callbacks are asked to say by their own `verbose`.
+    logging.getLogger("lightning.pytorch.callbacks").setLevel(logging.INFO)
+    for pattern in _HANDLED:
+        warnings.filterwarnings("ignore", message=pattern)
+    if rank != 0:
+        warnings.simplefilter("ignore")
+
+
+def say_problems(error: UserError, topology: Topology | None = None) -> None:
+    """Print a user's mistake once, though every rank finds it, and before any of them ends.
+
+    The agent kills a node's other processes as soon as the first one ends, so the ranks wait until rank 0 has spoken;
+    where it never does, the mistake was this rank's alone.
+    """
+    where = ""
+    if topology is not None and topology.rank != 0:
+        if topology.wait("said", seconds=10):
+            return
+        where = f" (rank {topology.rank} on {socket.gethostname()})"
+    for problem in error.problems:
+        print(f"error{where}: {problem}", file=sys.stderr, flush=True)  # noqa: T201
+    if topology is not None and topology.rank == 0:
+        topology.signal("said")
+
+
+def on_terminal() -> bool:
+    """Whether a person watches, so that a progress bar makes sense."""
+    return sys.stderr.isatty()
+
+
+class Lines(pl.Callback):
+    """One line an epoch with what the model put on its progress bar, but no more than one every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = -_SECONDS_BETWEEN_LINES
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of this attempt."""
+        self._started = time.monotonic()
+        self._first_step = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how the epoch went."""
+        if trainer.is_global_zero and time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+            log.info("epoch %d%s: step %d%s", trainer.current_epoch + 1, of, trainer.global_step, _values(trainer))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how fast it was."""
+        steps, seconds = trainer.global_step - self._first_step, time.monotonic() - self._started
+        if trainer.is_global_zero and steps:
+            log.info("trained %d steps in %.1f s (%.0f steps/s)", steps, seconds, steps / max(seconds, 1e-9))
+
+
+def _values(trainer: pl.Trainer) -> str:
+    metrics: dict[str, Any] = trainer.progress_bar_metrics
+    return "".join(f", {name} {value:.6g}" for name, value in metrics.items() if isinstance(value, (int, float)))

@@ -1,0 +1,169 @@
+"""The agents of several nodes: they meet, restart, leave, join, replace each other and end together."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent_harness import Nodes, listens
+
+pytestmark = pytest.mark.timeout(60)
+Start = Callable[..., Nodes]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Start]:
+    jobs = []
+
+    def start(nodes: str, *options: str, join: int = 20) -> Nodes:
+        jobs.append(Nodes(tmp_path, nodes, *options, join=join))
+        return jobs[-1]
+
+    yield start
+    for made in jobs:
+        made.end()
+
+
+@pytest.mark.parametrize("later", ["a", "b"])
+def test_a_job_that_ends_well_says_nothing_whoever_ends_first(job: Start, later: str) -> None:
+    nodes = job("2")
+    for name in ("a", "b"):
+        nodes.start(name, LATER="1.5" if name == later else "0")
+    nodes.wait_started(2)
+    nodes.finish()
+    assert nodes.statuses("a", "b") == [0, 0]
+    assert (nodes.said("a"), nodes.said("b")) == ("", "")
+
+
+def test_a_crash_on_one_node_restarts_both_until_the_budget_is_spent(job: Start) -> None:
+    nodes = job("2", "--max-restarts=1")
+    nodes.begin("a", "b")
+    nodes.tell("b", "kill")
+    began = time.monotonic()
+    started = nodes.wait_started(4)
+    assert time.monotonic() - began < 8
+    assert {line[2] for line in started} == {"2"}
+    assert [line[3] for line in started] == ["0", "0", "1", "1"]
+    assert len({line[4] for line in started}) == 2, "each round has a store of its own"
+    rank = next(line[1] for line in started[:2] if line[0] == "b")
+    for name in ("a", "b"):
+        assert nodes.said(name) == f"rank {rank} on 127.0.0.2 ended with SIGKILL: restart 1 of 1\n"
+    nodes.tell("a", 7)
+    assert nodes.statuses("a", "b") == [7, 7]
+    rank = next(line[1] for line in started[2:] if line[0] == "a")
+    for name in ("a", "b"):
+        assert nodes.said(name).splitlines()[1:] == [f"rank {rank} on 127.0.0.1 ended with status 7"]
+
+
+def test_a_users_mistake_on_one_node_ends_all_with_2_and_adds_nothing(job: Start) -> None:
+    nodes = job("2", "--max-restarts=3")
+    nodes.begin("a", "b")
+    nodes.tell("b", 2)
+    assert nodes.statuses("a", "b") == [2, 2]
+    assert len(nodes.started()) == 2
+    assert (nodes.said("a"), nodes.said("b")) == ("", "")
+
+
+def test_a_node_that_leaves_is_waited_for_and_costs_no_restart(job: Start) -> None:
+    nodes = job("2")
+    nodes.begin("a", "b")
+    nodes.send("b", signal.SIGUSR1)
+    assert nodes.statuses("b") == [75]
+    nodes.start("b")
+    started = nodes.wait_started(4)
+    assert [line[3] for line in started] == ["0"] * 4
+    nodes.finish()
+    assert nodes.statuses("a", "b") == [0, 0]
+    assert nodes.said("a") == "node 127.0.0.2 was asked to end by SIGUSR1: the nodes meet again\n"
+
+
+def test_where_no_replacement_comes_the_others_end_with_75(job: Start) -> None:
+    nodes = job("2", join=4)
+    nodes.begin("a", "b")
+    nodes.send("b")
+    assert nodes.statuses("a", "b") == [75, 75]
+    assert "fewer than 2 nodes have come within 4 s" in nodes.said("a")
+
+
+def test_workers_that_were_signalled_themselves_end_all_with_75(job: Start) -> None:
+    nodes = job("2", "--max-restarts=3")
+    nodes.begin("a", "b")
+    (nodes.folder / f"asked-{nodes.started()[0][4]}").touch()
+    assert nodes.statuses("a", "b") == [75, 75]
+    assert len(nodes.started()) == 2
+
+
+def test_all_nodes_signalled_end_with_75(job: Start) -> None:
+    nodes = job("2", "--max-restarts=3")
+    nodes.begin("a", "b")
+    nodes.send("a")
+    nodes.send("b")
+    assert nodes.statuses("a", "b", seconds=10) == [75, 75]
+
+
+def test_a_node_that_is_killed_is_replaced_at_the_cost_of_one_restart(job: Start) -> None:
+    nodes = job("2", "--max-restarts=1")
+    nodes.begin("a", "b")
+    nodes.send("b", signal.SIGKILL)
+    nodes.start("b")
+    started = nodes.wait_started(4)
+    assert [line[3] for line in started] == ["0", "0", "1", "1"], "the new node knows the job's budget"
+    nodes.finish()
+    assert nodes.statuses("a", "b") == [0, 0]
+    assert nodes.said("a") == "node 127.0.0.2 is gone: restart 1 of 1\n"
+
+
+def test_where_one_is_enough_the_others_go_on_and_a_later_one_is_taken_in(job: Start) -> None:
+    nodes = job("1:2", "--max-restarts=1")
+    nodes.begin("a", "b")
+    # The first may have begun alone.
+    nodes.wait(lambda: len([line for line in nodes.started() if line[2] == "2"]) == 2)
+    before = len(nodes.started())
+    nodes.send("b", signal.SIGKILL)
+    started = nodes.wait_started(before + 1)
+    assert started[before][0:4] == ["a", "0", "1", "1"]
+    nodes.start("b")
+    started = nodes.wait_started(before + 3)
+    assert {tuple(line[2:4]) for line in started[before + 1 :]} == {("2", "1")}
+    nodes.finish()
+    assert nodes.statuses("a", "b") == [0, 0]
+    assert nodes.said("a").splitlines()[-2:] == [
+        "node 127.0.0.2 is gone: restart 1 of 1",
+        "a node joins: the nodes meet again",
+    ]
+
+
+def test_the_node_that_hosts_the_store_is_replaced_too(job: Start) -> None:
+    nodes = job("2", "--max-restarts=1")
+    nodes.begin("a", "b")
+    nodes.send("a", signal.SIGKILL)
+    nodes.start("a")
+    started = nodes.wait_started(4)
+    assert [line[3] for line in started[2:] if line[0] == "b"] == ["1"]
+    nodes.finish()
+    assert nodes.statuses("a", "b") == [0, 0]
+    assert nodes.said("b") == "the node that the others meet at is gone: restart 1 of 1\n"
+
+
+def test_a_node_that_is_done_goes_along_when_another_one_restarts(job: Start) -> None:
+    nodes = job("2", "--max-restarts=1")
+    nodes.begin("a", "b")
+    nodes.tell("a", 0)
+    time.sleep(1)
+    nodes.tell("b", "kill")
+    started = nodes.wait_started(4)
+    assert [line[3] for line in started] == ["0", "0", "1", "1"]
+    nodes.finish()
+    assert nodes.statuses("a", "b") == [0, 0]
+
+
+def test_a_signal_in_the_rendezvous_is_obeyed_at_once(job: Start) -> None:
+    nodes = job("2")
+    nodes.start("a")
+    nodes.wait(lambda: listens(nodes.port))
+    time.sleep(1)
+    nodes.send("a")
+    assert nodes.statuses("a", seconds=4) == [75]
+    assert nodes.said("a") == "node 127.0.0.1 was asked to end by SIGTERM while it had no workers\n"

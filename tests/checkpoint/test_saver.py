@@ -1,0 +1,273 @@
+"""Saving stops training for a copy only; what comes behind is durable before it is visible, or is tried again."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.checkpoint import saver as saving
+from pipeline.checkpoint.cleanup import sweep
+from pipeline.checkpoint.commit import CommitRecord, committed, newest, read_record
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.snapshot import Snapshots
+from pipeline.checkpoint.transfer import open_writer
+from pipeline.errors import LeaseLost
+from pipeline.run.run_dir import RunDir
+from tests.support.commands import Ended
+
+App = Callable[..., Ended]
+ROWS = "tests.support.models.Rows"
+FIT = (
+    *(
+        "fit",
+        "--model=tests.support.models.Regression",
+        "--data=pipeline.data.DataModule",
+        "--data.train=tests.support.models.Rows",
+    ),
+    *("--data.batch_size=16", "--trainer.enable_model_summary=false", "--trainer.max_epochs=2"),
+)
+
+
+def record(step: int) -> CommitRecord:
+    return CommitRecord(step, 0, 0, 0, "", None, 1, "2026-01-01T00:00:00.000Z", ["steps"])
+
+
+def state(fill: float = 1.0) -> dict[str, Any]:
+    weights = torch.full((1000,), fill)
+    return {
+        "weights": weights,
+        "tied": weights,
+        "slice": weights[10:20],
+        "list": [torch.arange(5), (torch.ones(2, 3).t(), 7)],
+        "empty": torch.zeros(0),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "number": 3,
+    }
+
+
+def slow_saves(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have each save take its time behind training."""
+    real = saving.open_writer
+
+    def open_writer(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments)
+
+    monkeypatch.setattr(saving, "open_writer", open_writer)
+
+
+def test_a_snapshot_is_the_same_and_does_not_change_any_more() -> None:
+    source = state()
+    copy = Snapshots().take(source)
+    source["weights"].zero_()
+    assert torch.equal(copy["weights"], torch.ones(1000))
+    assert torch.equal(copy["slice"], torch.ones(10))
+    assert copy["tied"].data_ptr() == copy["weights"].data_ptr(), "what is shared is copied once"
+    assert copy["slice"].data_ptr() == copy["weights"].data_ptr() + 40
+    assert torch.equal(copy["list"][0], torch.arange(5))
+    assert copy["list"][1][0].shape == (3, 2)
+    assert copy["list"][1][1] == copy["number"] + 4 == 7
+    assert copy["half"].dtype == torch.bfloat16
+    assert copy["empty"].shape == (0,)
+
+
+def test_the_next_snapshot_uses_the_memory_of_the_one_before() -> None:
+    snapshots = Snapshots()
+    first = snapshots.take(state())["weights"].data_ptr()
+    again = snapshots.take(state(2.0))
+    assert again["weights"].data_ptr() == first
+    assert torch.equal(again["weights"], torch.full((1000,), 2.0))
+    smaller = snapshots.take({"other": torch.ones(3)})
+    assert torch.equal(smaller["other"], torch.ones(3))
+    assert sum(len(buffers) for buffers in snapshots._buffers.values()) == 1, "what is not needed is given back"
+
+
+def test_what_is_committed_is_what_was_saved_on_every_storage(storage: str) -> None:
+    run = RunDir(storage)
+    saver = Saver(run, 0)
+    for step in (1, 2, 3):
+        source = state(step)
+        assert saver.save(source, record(step))
+        source["weights"].zero_()
+    saver.finish()
+    assert [each.step for each in committed(run)] == [3, 2, 1]
+    for each in committed(run):
+        data = run.read(each.name)
+        assert data is not None
+        assert each.bytes == len(data)
+        assert each.sha256 == f"sha256:{hashlib.sha256(data).hexdigest()}"
+        with run.fs.open(f"{run.path}/{each.name}") as file:
+            assert torch.load(file, weights_only=True)["weights"].unique().tolist() == [each.step]
+
+
+def test_a_record_that_a_stale_writer_has_left_is_written_over_and_a_newer_one_never_is(storage: str) -> None:
+    run, asked = RunDir(storage), []
+    stale = Saver(run, 0)
+    stale.save(state(1.0), record(1))
+    stale.finish()
+    fresh = Saver(run, 0, before_commit=lambda: asked.append(1))
+    fresh.save(state(2.0), record(1))
+    fresh.finish()
+    first = next(committed(run))
+    assert first.sha256 == f"sha256:{hashlib.sha256(run.read(first.name) or b'').hexdigest()}"
+    assert len(asked) == 3, "asked once more before it writes over a record"
+
+    def lost() -> None:
+        asked.append(1)
+        if len(asked) == 6:  # between its last question and the record another one has committed
+            raise LeaseLost("another attempt writes here now")
+
+    woken = Saver(run, 0, before_commit=lost)
+    woken.save(state(3.0), record(1))
+    with pytest.raises(LeaseLost):
+        woken.finish()
+    assert read_record(run, 1) == first
+
+
+def test_what_saving_costs_and_a_storage_that_fails_are_logged(app: App, tmp_path: Path) -> None:
+    more = ("--trainer.logger=lightning.pytorch.loggers.CSVLogger", f"--trainer.logger.save_dir={tmp_path}")
+    assert app(*FIT, *more, "--run_dir", tmp_path / "run").status == 0
+    (logged,) = tmp_path.rglob("metrics.csv")
+    header = logged.read_text().splitlines()[0].split(",")
+    assert {f"checkpoint/{name}_seconds" for name in ("stopped", "waited", "behind", "failing")} <= set(header)
+
+
+def test_who_may_not_commit_any_more_does_not(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise LeaseLost("another attempt writes here now")
+
+    saver = Saver(RunDir(str(tmp_path)), 1000, before_commit=lost)
+    saver.save(state(), record(1))
+    with pytest.raises(LeaseLost):
+        saver.finish()
+    assert not list(committed(saver.run))
+
+
+class Cut(BaseException):
+    """The process dies here."""
+
+
+OPERATIONS = ("open", "write", "close", "info", "ls", "find", "cat_file", "pipe_file", "fsync", "link", "unlink")
+
+
+class Dying:
+    """A filesystem, or a file of it, on which the process dies at the n-th operation, its write half done."""
+
+    def __init__(self, inner: Any, left: list[int]) -> None:
+        self._inner = inner
+        self._left = left
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name not in (
+            "open",
+            "write",
+            "close",
+            "info",
+            "ls",
+            "find",
+            "cat_file",
+            "pipe_file",
+            "fsync",
+            "link",
+            "unlink",
+        ):
+            return found
+
+        def operation(*arguments: Any, **named: Any) -> Any:
+            self._left[0] -= 1
+            if self._left[0] < 0:
+                if name == "write":
+                    self._inner.write(bytes(arguments[0])[: len(arguments[0]) // 2])
+                raise Cut
+            result = found(*arguments, **named)
+            return Dying(result, self._left) if name == "open" and not isinstance(result, int) else result
+
+        return operation
+
+    def __enter__(self) -> "Dying":
+        self._inner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is not Cut:
+            self.close()
+
+
+def test_cut_at_any_operation_a_save_leaves_a_whole_checkpoint_or_nothing(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = []
+    for count in range(300):
+        run = RunDir(f"{storage}/{count}")
+        run.write("fit.yaml", b"")
+        left = [count]
+        with monkeypatch.context() as patched:
+            patched.setattr(run, "fs", Dying(run.fs, left))
+            # What goes past fsspec: obstore's writer, and the record on a local disk.
+            if run.is_s3:
+                patched.setattr(saving, "open_writer", lambda *given: Dying(open_writer(*given), left))  # noqa: B023
+            patched.setattr("pipeline.run.run_dir.os", Dying(os, left))
+            try:
+                Saver(run, 0)._write(state(), record(5))
+                done = True
+            except Cut:
+                done = False
+        found = list(committed(RunDir(run.url)))
+        for each in found:
+            data = run.read(each.name)
+            assert data is not None
+            assert each.sha256 == f"sha256:{hashlib.sha256(data).hexdigest()}"
+        # What a start makes of it: nothing that is left keeps it from beginning.
+        sweep(run)
+        assert newest(run) == (found[0] if found else None)
+        outcomes.append((done, len(found)))
+        if done:
+            break
+    assert outcomes[-1] == (True, 1)
+    assert len(outcomes) > 10, "every operation was cut once"
+    assert outcomes[0] == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (("--checkpoints.every_minutes=0.000001",), "minutes"),
+        (("--checkpoints.after_validation=true", "--trainer.val_check_interval=3", f"--data.val={ROWS}"),
+         "validation"),
+        (("--checkpoints.every_n_steps=3",), "steps"),
+    ],
+)  # fmt: skip
+def test_saves_by_time_by_validation_and_by_steps(app: App, tmp_path: Path, more: tuple[str, ...], reason: str) -> None:
+    assert app(*FIT, *more, "--run_dir", tmp_path).status == 0
+    records = list(committed(RunDir(str(tmp_path))))
+    assert any(reason in each.reason and each.position for each in records)
+    assert len({each.step for each in records}) == len(records), "what is due at one step is one save"
+
+
+@pytest.mark.parametrize("value", ["every_minutes=0", "every_n_steps=0", "storage_budget=-1"])
+def test_numbers_out_of_range_are_named(app: App, tmp_path: Path, value: str) -> None:
+    ended = app(*FIT, f"--checkpoints.{value}", "--run_dir", tmp_path)
+    assert ended.status == 2
+    assert f"checkpoints.{value}: allowed are" in ended.err
+
+
+def test_loader_workers_that_are_forked_after_an_upload_live_on(app: App, s3: str, tmp_path: Path) -> None:
+    more = ("--data.val=tests.support.models.Rows", "--data.num_workers=2", "--checkpoints.every_n_steps=1")
+    ended = app(*FIT, *more, "--trainer.val_check_interval=2", "--run_dir", f"{s3}/{tmp_path.name}")
+    assert ended.status == 0, ended.err
+
+
+def test_the_last_save_is_waited_for_also_if_it_was_due_before_the_end(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_saves(monkeypatch, 0.3)
+    # The sixth batch is left out, so that the last step is saved before training ends.
+    more = ("--model=tests.support.models.SkipsTheRest", "--checkpoints.every_n_steps=1", "--trainer.max_epochs=1")
+    assert app(*FIT, *more, "--run_dir", tmp_path).status == 0
+    assert next(committed(RunDir(str(tmp_path)))).step == 2

@@ -1,0 +1,177 @@
+"""The driver: train, wait, evaluate, show; and the whole of `make pipeline`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from components.launch import main
+from tests.support.commands import DIGITS, ROOT, command
+
+LAUNCH = (sys.executable, "-m", "components.launch", "--config", DIGITS)
+
+
+def test_help_lists_every_parameter_of_the_components() -> None:
+    ended = command(*LAUNCH[:3], "--help")
+    assert ended.status == 0
+    for flag in (
+        "--scheduler",
+        "--run_dir",
+        "--nodes",
+        "--processes",
+        "--image",
+        "--mounts",
+        "--checkpoint",
+        "--rdzv_port",
+    ):
+        assert flag in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--nodes", "2"], "--run_dir"),
+        (["--run_dir", "r", "--node", "2"], "--node"),
+        (["--run_dir", "r", "--nodes", "many"], "nodes='many'"),
+        (["--run_dir", "memory://x"], "lives within one process"),
+        (["--run_dir", "r", "--cpu", "two"], "'two' is not int"),
+        (["--run_dir", "r", "--preflight", "maybe"], "'maybe' is neither true nor false"),
+        (["--run_dir", "r", "--config", "missing.yaml"], "config='missing.yaml' does not exist"),
+        (["--run_dir", "r", "-s", "local_docker"], "run_dir='r' is a folder within each container"),
+        (["--run_dir", "s3://b/r", "-s", "local_docker", "--scheduler_args", "user"], "scheduler_args='user': "),
+        (
+            ["--run_dir", "s3://b/r", "-s", "local_docker", "--scheduler_args", "usr=3"],
+            "scheduler_args=usr: local_docker has",
+        ),
+        (["--run_dir", "s3://b/r", "-s", "local_docker", "--workspace", "no/such"], "workspace='no/such' is no folder"),
+        (["--run_dir", "r", "--env", "A=1", "--secrets", "A"], "secrets=A is in env, too"),
+        (["--run_dir", "r", "-s", "nowhere"], "scheduler='nowhere': allowed are"),
+        (["--run_dir", "r", "--trainer.max_epochs=3"], "the app's own flags go after --"),
+    ],
+)
+def test_a_mistake_is_found_on_the_submitter_with_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+def test_a_failed_training_is_never_evaluated(tmp_path: Path) -> None:
+    ended = command(
+        *(*LAUNCH, "--run_dir", tmp_path / "run", "--"),
+        *(
+            "--model=tests.support.models.FailsToTrain",
+            "--data=tests.support.models.Own",
+            "--checkpoints.monitor=null",
+        ),
+    )
+    assert ended.status == 1
+    assert "the model is broken" in ended.text
+    assert "train: failed" in ended.err
+    assert not (tmp_path / "run" / "evaluation").exists()
+    assert "evaluating" not in ended.text
+
+
+@pytest.mark.timeout(120)
+def test_interrupted_the_stage_is_cancelled_and_nothing_runs_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [*LAUNCH, "--run_dir", str(run), "--nodes", "2", "--", "--trainer.max_epochs=100000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(run.glob("checkpoints/*.json")):
+            assert time.monotonic() < deadline, "training never began"
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert process.returncode == 130, out
+    assert "train: cancelled" in out
+    deadline = time.monotonic() + 15
+    while still := running(str(run)):
+        assert time.monotonic() < deadline, still
+        time.sleep(0.2)
+
+
+@pytest.mark.timeout(240)
+def test_preempted_the_driver_ends_with_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ("--run_dir", str(run), "--", "--trainer.max_epochs=40")
+    process = subprocess.Popen([*LAUNCH, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(run.glob("checkpoints/*.json")):
+            assert time.monotonic() < deadline, "training never began"
+            time.sleep(0.1)
+        (worker,) = [pid for pid, line in processes(str(run)) if " -m pipeline fit " in line and "agent" not in line]
+        os.kill(worker, signal.SIGTERM)
+        out, _ = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert process.returncode == 75, out
+    assert "train: preempted; the same command goes on from its newest checkpoint" in out
+    assert "Traceback" not in out
+    assert not (run / "evaluation").exists()
+    again = command(*LAUNCH, *more)
+    assert again.status == 0, again.text
+    assert "resumed at step" in again.text
+
+
+def running(word: str) -> list[str]:
+    """Command lines of live processes that name a word."""
+    return [line for _, line in processes(word)]
+
+
+def processes(word: str) -> list[tuple[int, str]]:
+    """The live processes whose command line names a word, but for this one."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            line = Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if word in line and int(pid) != os.getpid():
+            found.append((int(pid), line))
+    return found
+
+
+@pytest.mark.timeout(240)
+def test_make_pipeline_trains_on_two_nodes_scores_each_sample_once_and_fits_on_a_screen(tmp_path: Path) -> None:
+    run = tmp_path / "quickstart"
+    ended = command("make", "pipeline", f"RUN_DIR={run}", f"PYTHON={sys.executable}", timeout=150)
+    assert ended.status == 0, ended.text
+    lines = ended.text.splitlines()
+    assert len(lines) <= 50, ended.text
+    told = [line for line in lines if line.strip() and not line.startswith("-")]
+    assert len(told) == len(set(told)), "no line twice"
+    assert "\r" not in ended.text
+    assert "\x1b" not in ended.text, "no bar fragments"
+    for word in ("Warning", "Traceback", "warn(", "it/s", "[W", "Error"):
+        assert word not in ended.text
+    assert "started on 2 nodes x 1 process" in ended.text
+    shown = dict(line.rsplit("  ", 1) for line in ended.out.splitlines()[-4:])
+    assert shown["test samples scored"] == "360 of 360, once each"
+    assert shown["run directory"] == str(run)
+    assert 0 < float(shown["test_loss"]) < 0.05
+    assert 0 < float(shown["final val_loss"].split(" ")[0]) < 0.05
+    assert (run / "evaluation" / "receipt.json").exists()
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if "evaluation" not in str(path)}
+    again = command("make", "pipeline", f"RUN_DIR={run}", f"PYTHON={sys.executable}", timeout=150)
+    assert again.status == 0, again.text
+    assert "nothing to train" in again.text
+    assert "360 of 360, once each" in again.text
+    trained = {path: time for path, time in before.items() if path.is_file() and path.name != "test.yaml"}
+    assert all(path.stat().st_mtime_ns == time for path, time in trained.items()), "not trained over"

@@ -1,0 +1,135 @@
+"""A run that is cancelled saves what it has reached, and keeps its logs."""
+
+import json
+import time
+
+import pytest
+from torchx.specs import AppState
+
+from k8s.cancelling import LAST_LINES
+from k8s.cluster_api import ClusterAway
+from k8s.scheduler import KubernetesJob
+from k8s.status import CANCELLED
+from tests.support.api_server import ApiServer, Fault
+from tests.support.k8s_parts import Nodes, Object, app, start_child, submit
+
+pytest_plugins = ("tests.support.k8s_fixtures",)
+pytestmark = pytest.mark.timeout(60)
+
+
+def test_a_cancelled_run_saves_and_keeps_its_logs(api: ApiServer, scheduler: KubernetesJob) -> None:
+    run = submit(scheduler)
+    nodes = Nodes(api)
+    pods = [api.start_pod("one-train", index) for index in (0, 1)]
+    for pod in pods:
+        api.say(pod, "step 119")
+    scheduler.cancel(run)
+    assert nodes.ended == ["one-train"], "once all have saved"
+    assert all(api.one("Pod", pod)["status"]["phase"] == "Failed" for pod in pods)
+    api.change("Job", "one-train", {})  # the controller comes after
+    time.sleep(0.2)
+    described = scheduler.describe(run)
+    assert described is not None
+    assert described.state == AppState.CANCELLED
+    assert described.msg.startswith("cancelled at 2")
+    assert list(scheduler.log_iter(run, "train", 1)) == ["step 119\n", "saved step 120\n"]
+    scheduler.cancel(run)
+
+
+def test_pods_that_come_in_the_place_of_those_that_have_saved_are_not_waited_for(
+    api: ApiServer, scheduler: KubernetesJob
+) -> None:
+    run = submit(scheduler)
+    nodes, pods = Nodes(api), [api.start_pod("one-train", 0)]
+    ends = api.on_change
+
+    def ends_and_is_replaced(plural: str, thing: Object) -> None:
+        ends(plural, thing)
+        if plural == "pods" and len(pods) == 1 and thing["metadata"]["name"] == pods[0]:
+            pods.append("")
+            api.later(0, api.start_pod, "one-train", 0)
+
+    api.on_change = ends_and_is_replaced
+    start = time.monotonic()
+    scheduler.cancel(run)
+    assert time.monotonic() - start < 10, "it has 25 seconds and more"
+    assert len(api.objects_of("Pod")) == 2
+    assert nodes.ended == ["one-train"], "the Job's end is theirs"
+
+
+def test_a_cancel_that_is_killed_has_cancelled(api: ApiServer, scheduler: KubernetesJob) -> None:
+    run = submit(scheduler)
+    pod = api.start_pod("one-train", 0)
+    api.faults = [Fault(f"patch pods {pod}", 500, times=99)]
+    with pytest.raises(ClusterAway):
+        scheduler.cancel(run)
+    job = api.one("Job", "one-train")
+    grace = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace <= job["spec"]["activeDeadlineSeconds"] <= grace + 20
+    assert CANCELLED in job["metadata"]["annotations"]
+    described = scheduler.describe(run)
+    assert described is not None
+    assert described.state == AppState.RUNNING
+    assert "its processes save, and end" in described.msg
+
+
+def test_who_may_not_patch_pods_can_still_cancel(
+    api: ApiServer, scheduler: KubernetesJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = submit(scheduler, app(grace=1))
+    pod = api.start_pod("one-train", 0)
+    api.change("Pod", pod, {"spec": {"terminationGracePeriodSeconds": -9}})
+    api.allowed.discard(("", "pods", "patch"))
+    Nodes(api)
+    scheduler.cancel(run)
+    assert "may not patch pods" in caplog.text
+    assert api.one("Job", "one-train")["spec"]["activeDeadlineSeconds"] == 1
+
+
+def test_a_run_that_waits_in_a_queue_is_deleted(api: ApiServer, scheduler: KubernetesJob) -> None:
+    run = submit(scheduler, queue="research")
+    api.change("Job", "one-train", {"spec": {"suspend": True}})
+    scheduler.cancel(run)
+    assert not api.objects_of("Job")
+    assert scheduler.describe(run) is None
+    scheduler.cancel(run)
+
+
+def test_a_cancelled_job_set_is_suspended_and_its_last_lines_are_kept(api: ApiServer, scheduler: KubernetesJob) -> None:
+    run = submit(scheduler, kind="jobset")
+    start_child(api, "train")
+    pod = api.start_pod("one-train-0", 1)
+    api.say(pod, "step 119")
+
+    def end(plural: str, thing: Object) -> None:
+        if plural == "jobsets" and thing["spec"].get("suspend"):
+            api.say(pod, "saved step 120")
+            api.on_change = lambda *_: None
+            api.later(0.3, api.remove, "Pod", pod)
+
+    api.on_change = end
+    scheduler.cancel(run)
+    kept = json.loads(api.one("JobSet", "one")["metadata"]["annotations"][LAST_LINES])
+    assert kept == {"train/1": "step 119\nsaved step 120"}
+    described = scheduler.describe(run)
+    assert described is not None
+    assert described.state == AppState.CANCELLED
+    assert list(scheduler.log_iter(run, "train", 1)) == ["step 119\n", "saved step 120\n"]
+
+
+def test_a_job_set_of_a_queue_is_deleted(api: ApiServer, scheduler: KubernetesJob) -> None:
+    run = submit(scheduler, kind="jobset", queue="research")
+    scheduler.cancel(run)
+    assert not api.objects_of("JobSet")
+
+
+def test_a_run_without_nodes_ends_at_once(api: ApiServer, scheduler: KubernetesJob) -> None:
+    run = submit(scheduler)
+    nodes = Nodes(api)
+    pod = api.start_pod("one-train", 0, phase="Pending")
+    api.change("Pod", pod, {"spec": {"nodeName": ""}})
+    start = time.monotonic()
+    scheduler.cancel(run)
+    assert time.monotonic() - start < 5
+    assert nodes.ended == ["one-train"]
+    assert f"patch pods {pod}" not in api.seen

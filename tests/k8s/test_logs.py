@@ -1,0 +1,248 @@
+"""The logs of a run: whole lines, each once, over lost connections and the pods that a replica has had."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from torchx.schedulers.api import Stream
+
+from components.train import train
+from k8s.cluster_api import Cluster, ClusterAway, Patience
+from k8s.scheduler import ALL, KubernetesJob
+from pipeline.errors import UserError
+from tests.support.api_server import ApiServer, Fault
+
+pytest_plugins = ("tests.support.k8s_fixtures",)
+pytestmark = pytest.mark.timeout(60)
+
+SELECTOR = {"app.kubernetes.io/instance": "one"}
+
+
+@pytest.fixture
+def run(scheduler: KubernetesJob) -> str:
+    """A run of two nodes."""
+    app = train(run_dir="s3://bucket/one", nodes="2", rdzv_port=29_500)
+    return scheduler.schedule(scheduler.submit_dryrun(app, scheduler.run_opts().resolve({"app_id": "one"})))
+
+
+class Reader:
+    """Reads a log beside the test."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines: list[str] = []
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self.read, args=(iter(lines),), daemon=True)
+        self.thread.start()
+
+    def read(self, lines: Iterator[str]) -> None:
+        try:
+            for line in lines:
+                self.lines.append(line.rstrip("\n"))
+        except Exception as error:
+            self.error = error
+
+    def wait_for(self, count: int) -> list[str]:
+        until = time.monotonic() + 10
+        while len(self.lines) < count and time.monotonic() < until:
+            time.sleep(0.01)
+        return self.lines
+
+    def end(self) -> list[str]:
+        self.thread.join(10)
+        assert not self.thread.is_alive(), self.lines
+        assert self.error is None
+        return self.lines
+
+
+def texts(scheduler: KubernetesJob, run: str, k: int = 0, **wanted: Any) -> list[str]:
+    return [line.rstrip("\n") for line in scheduler.log_iter(run, "train", k, **wanted)]
+
+
+def test_a_log_is_followed_through_restarts_to_the_end_of_the_run(
+    api: ApiServer, scheduler: KubernetesJob, run: str
+) -> None:
+    reader = Reader(scheduler.log_iter(run, "train", 1, should_tail=True))
+    other, first = api.start_pod("one-train", 0), api.start_pod("one-train", 1)
+    api.say(other, "of another")
+    api.say(first, "a", "b")
+    assert reader.wait_for(2) == ["a", "b"]
+    api.say(first, "c")
+    api.end_pod(first, 1)
+    second = api.start_pod("one-train", 1, phase="Pending", reason="ContainerCreating")
+    time.sleep(0.2)
+    assert reader.lines == ["a", "b", "c"]
+    api.say(second, "d")
+    api.change("Pod", second, {"status": {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}})
+    reader.wait_for(4)
+    api.end_pod(second)
+    time.sleep(0.2)
+    assert reader.thread.is_alive(), "the run goes on"
+    api.finish("one-train")
+    assert reader.end() == ["a", "b", "c", "d"]
+    assert texts(scheduler, run, 1) == ["a", "b", "c", "d"], "the same afterwards"
+
+
+def test_a_connection_that_is_lost_in_the_middle_repeats_and_loses_nothing(
+    api: ApiServer, scheduler: KubernetesJob, run: str
+) -> None:
+    pod = api.start_pod("one-train", 0)
+    lines = [f"line {number}" for number in range(40)]
+    # Some of them at the same time.
+    api.logs[pod] = [(10**18 + number // 3 * 10**8, line) for number, line in enumerate(lines)]
+    api.cuts[pod] = [0, 7, 1, 30]
+    reader = Reader(scheduler.log_iter(run, "train", 0, should_tail=True))
+    assert reader.wait_for(40) == lines
+    api.say(pod, "the last")
+    api.end_pod(pod)
+    api.finish("one-train")
+    assert reader.end() == [*lines, "the last"]
+    assert api.seen.count(f"get pods/log {pod}") >= 5
+    api.cuts[pod] = [3]
+    assert texts(scheduler, run) == [*lines, "the last"]
+
+
+def test_a_log_that_is_cut_off_again_and_again_is_given_up(
+    api: ApiServer, scheduler: KubernetesJob, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("k8s.logs._TRIES", 3)
+    pod = api.start_pod("one-train", 0)
+    api.say(pod, "never")
+    api.cuts[pod] = [0] * 9
+    with pytest.raises(ClusterAway, match=f"the log of {pod} is cut off again and again"):
+        texts(scheduler, run)
+
+
+def test_a_log_that_ends_while_its_pod_runs_goes_on(api: ApiServer, scheduler: KubernetesJob, run: str) -> None:
+    """As when a node turns its log files over, or its kubelet starts again."""
+    pod = api.start_pod("one-train", 0)
+    api.say(pod, "a")
+    api.cuts[pod] = [-1, -1]
+    reader = Reader(scheduler.log_iter(run, "train", 0, should_tail=True))
+    reader.wait_for(1)
+    api.say(pod, "b")
+    assert reader.wait_for(2) == ["a", "b"]
+    api.finish("one-train")
+    api.end_pod(pod)
+    assert reader.end() == ["a", "b"]
+
+
+def test_the_replicas_of_a_role_are_merged_with_their_numbers(
+    api: ApiServer, scheduler: KubernetesJob, run: str
+) -> None:
+    for index in (0, 1):
+        pod = api.start_pod("one-train", index)
+        api.say(pod, f"early {index}", at=100 + index)
+        api.say(pod, f"late {index}", at=200 - index)
+    assert texts(scheduler, run, ALL) == [
+        "[train 0] early 0",
+        "[train 1] early 1",
+        "[train 1] late 1",
+        "[train 0] late 0",
+    ]
+    reader = Reader(scheduler.log_iter(run, "train", ALL, should_tail=True))
+    assert sorted(reader.wait_for(4))[:2] == ["[train 0] early 0", "[train 0] late 0"]
+    for pod in api.objects_of("Pod"):
+        api.end_pod(pod["metadata"]["name"])
+    api.finish("one-train")
+    assert len(reader.end()) == 4
+
+
+def test_lines_are_chosen_by_time_and_by_words(api: ApiServer, scheduler: KubernetesJob, run: str) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    pod = api.start_pod("one-train", 0)
+    for second in range(5):
+        api.say(pod, f"step {second}", f"loss {second}", at=start.timestamp() + second)
+    third = start + timedelta(seconds=3, milliseconds=1)
+    assert texts(scheduler, run, since=third) == ["loss 3", "step 4", "loss 4"]
+    assert texts(scheduler, run, until=start) == ["step 0"]
+    assert texts(scheduler, run, since=start, until=start + timedelta(milliseconds=500)) == ["step 0", "loss 0"]
+    assert texts(scheduler, run, regex="loss [13]") == ["loss 1", "loss 3"]
+    assert texts(scheduler, run, regex="s 4$", until=start + timedelta(days=1), should_tail=True) == ["loss 4"]
+    assert texts(scheduler, run, since=start.replace(tzinfo=None) - timedelta(days=2), regex="0") == [
+        "step 0",
+        "loss 0",
+    ]
+    with pytest.raises(UserError, match="train/2: this run has train/0 to 1"):
+        texts(scheduler, run, 2)
+    with pytest.raises(UserError, match="eval/0: this run has train/0 to 1"):
+        list(scheduler.log_iter(run, "eval", should_tail=True))
+    with pytest.raises(ValueError, match="allowed is combined"):
+        texts(scheduler, run, streams=Stream.STDERR)
+
+
+def test_what_a_pod_cannot_say_is_no_error(api: ApiServer, scheduler: KubernetesJob, run: str) -> None:
+    assert texts(scheduler, run) == []
+    api.start_pod("one-train", 0, phase="Pending", reason="ErrImagePull")
+    evicted = api.start_pod("one-train", 0)
+    api.change("Pod", evicted, {"status": {"phase": "Failed", "containerStatuses": []}})
+    pod = api.start_pod("one-train", 0)
+    api.logs[pod] = [(10**18, "progress 1\rprogress 2\r"), (10**18 + 1, "snow \u2603"), (10**18 + 2, "")]
+    assert texts(scheduler, run) == ["progress 1\rprogress 2", "snow \u2603", ""]
+    api.faults = [Fault("get pods/log .*", 404)]
+    assert texts(scheduler, run)[:1] == ["progress 1\rprogress 2"] or texts(scheduler, run) == []
+    api.allowed.discard(("", "pods/log", "get"))
+    with pytest.raises(UserError, match="you may not get pods/log"):
+        texts(scheduler, run)
+
+
+def test_a_run_that_is_deleted_ends_its_log(api: ApiServer, scheduler: KubernetesJob, run: str) -> None:
+    reader = Reader(scheduler.log_iter(run, "train", 0, should_tail=True))
+    pod = api.start_pod("one-train", 0)
+    api.say(pod, "a")
+    reader.wait_for(1)
+    api.remove("Job", "one-train")
+    api.remove("Pod", pod)
+    assert reader.end() == ["a"]
+
+
+def connected() -> Cluster:
+    return Cluster.connect(patience=Patience(total=2, first=0.02))
+
+
+def phases(pods: list[dict[str, Any]]) -> list[str]:
+    return [pod["status"]["phase"] for pod in pods]
+
+
+def test_a_watch_whose_past_is_forgotten_starts_anew_from_a_list(api: ApiServer, run: str) -> None:
+    pod = api.start_pod("one-train", 0, phase="Pending")
+    watch = connected().pods("default", SELECTOR, 30)
+    assert phases(next(watch)) == ["Pending"]
+    # Before the watch is opened.
+    api.change("Pod", pod, {"status": {"phase": "Running"}})
+    api.forgotten = api.version
+    assert phases(next(watch)) == ["Running"]
+    api.change("Pod", pod, {"status": {"phase": "Succeeded"}})
+    assert phases(next(watch)) == ["Succeeded"]
+    # The same as an answer of its own.
+    watch = connected().pods("default", SELECTOR, 30)
+    api.faults = [Fault("watch pods", 410, "too old resource version")]
+    assert phases(next(watch)) == phases(next(watch)) == ["Succeeded"]
+    api.remove("Pod", pod)
+    assert next(watch) == []
+    watch.close()
+    assert api.seen.count("list pods") == 4
+
+
+def test_a_watch_goes_on_over_lost_connections_until_its_time_is_over(api: ApiServer, run: str) -> None:
+    pod = api.start_pod("one-train", 0, phase="Pending")
+    api.cuts["watch"] = [0, 0]
+    watch = connected().pods("default", SELECTOR, 30)
+    next(watch)
+    api.later(0.3, api.change, "Pod", pod, {"status": {"phase": "Running"}})
+    assert phases(next(watch)) == ["Running"]
+    assert api.seen.count("list pods") == 1
+    assert api.seen.count("watch pods") >= 3
+    start = time.monotonic()
+    assert len(list(connected().pods("default", SELECTOR, 0.3))) == 1
+    assert time.monotonic() - start < 2
+
+
+def test_a_quiet_log_ends_at_its_time(api: ApiServer, scheduler: KubernetesJob, run: str) -> None:
+    pod = api.start_pod("one-train", 0)
+    api.say(pod, "a")
+    start = time.monotonic()
+    assert texts(scheduler, run, until=datetime.now(UTC) + timedelta(seconds=1), should_tail=True) == ["a"]
+    assert time.monotonic() - start < 5

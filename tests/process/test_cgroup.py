@@ -1,0 +1,59 @@
+"""A process that the kernel has killed for memory is called that, with the limit."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.process.cgroup import Memory
+
+V1 = {"limit": "memory/memory.limit_in_bytes", "kills": "memory/memory.oom_control", "none": f"{(1 << 63) - 4096}"}
+V2 = {"limit": "memory.max", "kills": "memory.events", "none": "max"}
+EVENTS = "low 0\noom 7\noom_kill_disable 0\nunder_oom 0\noom_kill {}\noom_group_kill 0\n"
+
+
+def shows(groups: Path, files: dict[str, str], kills: int, limit: str) -> None:
+    for name, text in ((files["kills"], EVENTS.format(kills)), (files["limit"], f"{limit}\n")):
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+
+
+@pytest.mark.parametrize("files", [V1, V2], ids=["v1", "v2"])
+def test_a_kill_is_said_once_with_the_limit(tmp_path: Path, files: dict[str, str]) -> None:
+    shows(tmp_path, files, 3, str(1500 << 20))
+    memory = Memory(tmp_path)
+    assert memory.limit() == 1500 << 20
+    assert memory.taken() == "", "those were killed before"
+    shows(tmp_path, files, 5, str(1500 << 20))
+    assert memory.taken() == "killed for memory: the limit here is 1500 MB"
+    assert memory.taken() == ""
+
+
+@pytest.mark.parametrize("files", [V1, V2], ids=["v1", "v2"])
+def test_without_a_limit_none_is_said(tmp_path: Path, files: dict[str, str]) -> None:
+    shows(tmp_path, files, 0, files["none"])
+    memory = Memory(tmp_path)
+    shows(tmp_path, files, 1, files["none"])
+    assert memory.limit() is None
+    assert memory.taken() == "killed for memory"
+
+
+@pytest.mark.parametrize("files", [V1, V2], ids=["v1", "v2"])
+@pytest.mark.parametrize(("machine", "free"), [(4000, 600), (500, 500)], ids=["container", "machine"])
+def test_what_is_free_is_the_less_of_container_and_machine(
+    tmp_path: Path, files: dict[str, str], machine: int, free: int
+) -> None:
+    shows(tmp_path, files, 0, str(1000 << 20))
+    usage = "memory.current" if files is V2 else "memory/memory.usage_in_bytes"
+    (tmp_path / usage).write_text(f"{400 << 20}\n")
+    (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:   {machine << 10} kB\n")
+    assert Memory(tmp_path, tmp_path / "meminfo").free() == free << 20
+
+
+def test_where_nothing_is_shown_nothing_is_said(tmp_path: Path) -> None:
+    assert Memory(tmp_path).taken() == ""
+    assert Memory(tmp_path).limit() is None
+    (tmp_path / "memory.max").write_bytes(b"\xff\x00")
+    assert Memory(tmp_path).limit() is None
+    assert Memory(tmp_path, tmp_path / "meminfo").free() is None
+    assert Memory().taken() == ""
+    assert (Memory().free() or 0) > 0

@@ -1,0 +1,123 @@
+"""Topology belongs to the launcher, and rank 0's answer is everybody's."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.process.topology import Topology
+from tests.support.commands import torchrun
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
+
+
+def environment(*values: object) -> dict[str, str]:
+    return dict(zip(NAMES, map(str, values), strict=True))
+
+
+def test_without_a_launcher_there_is_one_process() -> None:
+    assert Topology.from_environment({"PATH": "/bin"}) == Topology(0, 0, 1, 1, 0, 1)
+
+
+def test_the_launchers_variables_are_read() -> None:
+    assert Topology.from_environment(environment(5, 1, 8, 4, 1, 2)) == Topology(5, 1, 8, 4, 1, 2)
+
+
+def test_all_missing_and_foreign_variables_are_named_at_once() -> None:
+    with pytest.raises(UserError) as raised:
+        Topology.from_environment({"RANK": "0", "WORLD_SIZE": "two"})
+    assert [problem.split(maxsplit=1)[0].split("=")[0] for problem in raised.value.problems] == list(NAMES[1:])
+
+
+def test_nodes_of_different_size_are_refused() -> None:
+    with pytest.raises(UserError, match="WORLD_SIZE=3 is not LOCAL_WORLD_SIZE=2 x GROUP_WORLD_SIZE=2"):
+        Topology.from_environment(environment(0, 0, 3, 2, 0, 2))
+
+
+def ranks(monkeypatch: pytest.MonkeyPatch, world: int, do: Callable[[Topology], object]) -> list[object]:
+    """`do` on every rank, as threads over one real store."""
+    from torch.distributed import TCPStore
+
+    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    results: list[object] = [None] * world
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = do(Topology(rank, rank, world, world, 0, 1))
+        except UserError as error:
+            results[rank] = error.problems
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    return results
+
+
+def test_rank_0_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks(monkeypatch, 3, lambda place: place.agree("x", lambda: {"rank": place.rank})) == [{"rank": 0}] * 3
+
+
+def test_rank_0s_refusal_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise UserError("one", "two")
+
+    assert ranks(monkeypatch, 2, lambda place: place.agree("x", refuse)) == [("one", "two")] * 2
+
+
+def test_a_mistake_on_one_rank_ends_all_and_names_it_and_one_on_all_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(place: Topology) -> None:
+        if place.rank == 1:
+            raise UserError("everywhere", "only here")
+        raise UserError("everywhere")
+
+    first, second = ranks(monkeypatch, 2, lambda place: place.together("built", lambda: build(place)))
+    assert first == second
+    assert isinstance(first, tuple)
+    assert first[0] == "everywhere"
+    assert first[1].startswith("only here (rank 1 on ")
+
+
+def test_every_value_is_gathered_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks(monkeypatch, 3, lambda place: place.gather("x", place.rank * 10)) == [[0, 10, 20]] * 3
+
+
+def test_a_mistake_under_torchrun_is_said_once_and_by_rank_0() -> None:
+    ended = torchrun(2, "-m", "pipeline", "fit", "--config", "pipeline/configs/digits.yaml", "--trainer.max_epoch=3")
+    assert ended.status != 0
+    assert ended.text.count("did you mean 'trainer.max_epochs'?") == 1
+    assert "exitcode  : 2" in ended.text
+
+
+def test_an_answer_that_takes_longer_than_a_rank_would_wait_in_silence_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.process.topology._HEARD_EVERY", 0.1)
+    monkeypatch.setattr("pipeline.process.topology._TIMEOUT", timedelta(seconds=0.6))
+
+    def decide() -> str:
+        time.sleep(2.5)
+        return "late"
+
+    assert ranks(monkeypatch, 2, lambda place: place.agree("x", decide)) == ["late"] * 2
+
+
+def test_a_rank_0_that_is_not_heard_of_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import DistError
+
+    monkeypatch.setattr("pipeline.process.topology._TIMEOUT", timedelta(seconds=0.5))
+
+    def agree(place: Topology) -> str:
+        try:
+            return str(place.agree("x", lambda: time.sleep(2)))
+        except DistError:
+            return "gave up"
+
+    assert ranks(monkeypatch, 2, agree)[1] == "gave up"

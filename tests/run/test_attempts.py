@@ -1,0 +1,139 @@
+"""Each fit leaves what became of it, and is refused while another launch writes to its run."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.checkpoint.commit import newest
+from pipeline.process.topology import Topology
+from pipeline.run.attempts import Writer
+from pipeline.run.lease import launch_id
+from pipeline.run.run_dir import LEASE, RunDir
+from tests.run.test_lease import leave
+from tests.support.commands import Ended, torchrun
+from tests.training.test_resume import fit
+
+App = Callable[..., Ended]
+
+
+def attempt(url: str, number: int) -> dict[str, Any]:
+    value = RunDir(url).read_json(RunDir.attempt(number))
+    assert value is not None
+    return value
+
+
+def test_the_launch_is_the_app_else_the_rendezvous_else_this_process() -> None:
+    both = {"TORCHX_JOB_ID": "slurm://torchx/17", "TORCHELASTIC_RUN_ID": "17"}
+    assert launch_id(both) == "slurm://torchx/17"
+    assert launch_id({"TORCHELASTIC_RUN_ID": "17"}) == "17"
+    for nothing in ({}, {"TORCHELASTIC_RUN_ID": "none"}):  # torchrun's default
+        assert launch_id(nothing) == f"{os.uname().nodename}:{os.getpid()}"
+
+
+def test_other_ranks_hold_nothing_and_write_nothing(tmp_path: Path) -> None:
+    with Writer() as writer:
+        writer.begin(0)
+        writer.held()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attempt_says_when_it_trained_from_where_to_where_and_how_it_ended(app: App, storage: str) -> None:
+    assert fit(app, storage, 1).status == 0
+    assert fit(app, storage, 2).status == 0
+    first, second = attempt(storage, 1), attempt(storage, 2)
+    for number, value in ((1, first), (2, second)):
+        assert (value["attempt"], value["status"], value["reason"], value["world_size"]) == (number, 0, "done", 1)
+        assert value["started"] < value["ended"]
+        assert value["started"].endswith("Z")
+        assert value["host"] == os.uname().nodename
+    assert (first["first_step"], first["last_step"]) == (0, 7)
+    assert (second["first_step"], second["last_step"]) == (7, 14)
+    assert RunDir(storage).read(LEASE) is None, "it is released"
+    # A finished run has nothing to train: a leftover of its last writer does not matter.
+    leave(storage, seconds=0)
+    assert "nothing to train" in fit(app, storage, 2).err
+    third = attempt(storage, max(RunDir(storage).attempts()))
+    assert (third["status"], third["reason"], third["first_step"], third["last_step"]) == (0, "nothing to do", None, 14)
+    assert RunDir(storage).read(LEASE) is None
+
+
+def test_a_start_that_fails_is_an_attempt_too(app: App, tmp_path: Path) -> None:
+    url = str(tmp_path)
+    assert fit(app, url, 1).status == 0
+    assert fit(app, url, 2, "--seed_everything=5").status == 2
+    value = attempt(url, 2)
+    assert (value["status"], value["first_step"], value["last_step"]) == (2, None, 7)
+    assert "seed" in value["reason"]
+
+
+def test_a_run_whose_last_step_was_saved_before_its_end_is_finished_all_the_same(app: App, tmp_path: Path) -> None:
+    url = str(tmp_path)
+    # The last batch of the epoch is left out, so that nothing is left to save at the end.
+    more = ("--model=tests.support.models.SkipsTheRest", "--checkpoints.every_n_steps=1")
+    assert fit(app, url, 1, *more).status == 0
+    record = newest(RunDir(url))
+    assert record is not None
+    assert record.reason == ["steps"]
+    assert "nothing to train" in fit(app, url, 1, *more).err
+    assert "nothing to train" in fit(app, url, 1, *more).err
+    assert "resumed at step" in fit(app, url, 2, *more).err
+
+
+def test_an_attempt_says_that_the_user_must_change_something_or_that_it_crashed(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path)
+    assert fit(app, url, 1, "--checkpoints.monitor=val_los").status == 2
+    value = attempt(url, 1)
+    assert (value["status"], value["last_step"]) == (2, 7)
+    assert value["reason"].startswith("user must change: checkpoints.monitor='val_los' is not logged")
+
+    def burst(*_: Any, **__: Any) -> None:
+        raise RuntimeError("burst")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tests.support.models.Regression.training_step", burst)
+        with pytest.raises(RuntimeError, match="burst"):
+            fit(app, url, 2)
+    value = attempt(url, 2)
+    assert (value["status"], value["reason"], value["first_step"]) == (1, "crash: RuntimeError: burst", 7)
+    assert RunDir(url).read(LEASE) is None, "it is released all the same"
+
+
+def test_what_is_killed_leaves_an_attempt_without_an_end(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    writer = Writer()
+    writer.take(run, Topology.from_environment({}))
+    value = attempt(str(tmp_path), 1)
+    assert (value["first_step"], value["ended"]) == (None, None), "written at once"
+    writer.begin(3)
+    value = attempt(str(tmp_path), 1)
+    assert (value["first_step"], value["ended"], value["status"]) == (3, None, None)
+    writer.__exit__(None, None, None)
+
+
+def test_a_second_launch_is_refused_before_it_has_written_anything(app: App, storage: str) -> None:
+    leave(storage)
+    ended = fit(app, storage, 1)
+    assert ended.status == 2
+    said = r"has a writer already, launch 'gone' \(attempt 6, process 1 on elsewhere, renewed \d+ s ago\)"
+    assert re.search(said, ended.err), ended.err
+    assert "Traceback" not in ended.text
+    run = RunDir(storage)
+    assert [name.rsplit("/", 1)[-1] for name in run.fs.find(run.path)] == [LEASE]
+    # A try writes nothing, so it needs no lease.
+    assert fit(app, storage, 1, "--trainer.fast_dev_run=true").status == 0
+
+
+@pytest.mark.timeout(120)
+def test_all_ranks_are_refused_together(tmp_path: Path) -> None:
+    leave(str(tmp_path))
+    config = ("--config", "pipeline/configs/digits.yaml", "--trainer.max_epochs=1")
+    ended = torchrun(2, "-m", "pipeline", "fit", *config, "--run_dir", tmp_path)
+    assert ended.status != 0
+    assert ended.err.count("has a writer already, launch 'gone'") == 1
+    assert ended.err.count("exitcode  : 2") >= 1

@@ -1,0 +1,97 @@
+"""Storage is a URL: the same body on a folder, in memory and on S3."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.run.run_dir import RunDir, next_run_dir
+
+
+def test_what_is_written_is_read_back_the_same_on_every_storage(storage: str) -> None:
+    run = RunDir(storage)
+    run.write_json("evaluation/receipt.json", {"samples": 3})
+    assert run.read_json("evaluation/receipt.json") == {"schema": 1, "samples": 3}
+    assert run.size("evaluation/receipt.json") == len(run.read("evaluation/receipt.json") or b"")
+    run.remove("evaluation/receipt.json")
+    assert run.read("evaluation/receipt.json") is None
+    assert run.size("evaluation/receipt.json") is None
+
+
+def test_another_process_sees_what_was_written_after_it_looked(storage: str) -> None:
+    looking, writing = RunDir(storage), RunDir(storage)
+    assert looking.steps() == {"ckpt": {}, "json": {}}
+    writing.write(RunDir.checkpoint(7), b"weights")
+    assert looking.steps() == {"ckpt": {7: 7}, "json": {}}
+    writing.remove(RunDir.checkpoint(7))
+    assert looking.steps()["ckpt"] == {}
+
+
+def test_steps_are_found_among_foreign_files(storage: str) -> None:
+    run = RunDir(storage)
+    for name in (
+        "step-00000120.ckpt",
+        "step-00000120.json",
+        "step-123456789.ckpt",
+        "last.ckpt",
+        "step-1.ckpt",
+        "x.json",
+    ):
+        run.write(f"checkpoints/{name}", b"12345")
+    assert run.steps() == {"ckpt": {120: 5, 123456789: 5}, "json": {120: 5}}
+
+
+@pytest.mark.parametrize("data", [b"", b'{"schema": 1', b"[1]", b'{"schema": 2}', b"\xff\xfe", b'{"no": "schema"}'])
+def test_a_torn_or_foreign_json_is_not_there(tmp_path: Path, data: bytes) -> None:
+    run = RunDir(str(tmp_path))
+    run.write("x.json", data)
+    assert run.read_json("x.json") is None
+
+
+def test_nan_is_never_written_into_a_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        RunDir(str(tmp_path)).write_json("x.json", {"value": float("nan")})
+
+
+def test_a_nonce_is_seen_only_at_the_same_place(storage: str) -> None:
+    nonce = RunDir(storage).write_nonce()
+    assert RunDir(storage).sees(nonce)
+    assert not RunDir(storage + "-elsewhere").sees(nonce)
+
+
+def test_default_run_directories_count_up(tmp_path: Path) -> None:
+    base = str(tmp_path / "runs")
+    assert next_run_dir("digits", base) == f"{base}/digits-1"
+    for name in ("digits-1", "digits-9", "digits-x", "digits-1-2", "other-30"):
+        os.makedirs(f"{base}/{name}")
+    assert next_run_dir("digits", base) == f"{base}/digits-10"
+
+
+@pytest.mark.parametrize("url", ["", "  ", "nosuch://bucket/x"])
+def test_a_url_that_cannot_be_is_refused_by_name(url: str) -> None:
+    with pytest.raises(UserError, match="run_dir="):
+        RunDir(url)
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"run_dir='.*file/run' cannot be written: .*Give a folder"):
+        RunDir(str(tmp_path / "file" / "run")).write_nonce()
+
+
+def test_a_missing_bucket_is_one_clear_message(s3: str) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        RunDir("s3://no-such-bucket-here/run").write_nonce()
+
+
+def test_brackets_and_stars_in_a_name_are_no_pattern(storage: str) -> None:
+    run = RunDir(f"{storage}/lr=[0.1]*")
+    for name in ("a.json", "b.json"):
+        run.write_json(name, {"name": name})
+    found = run.read_jsons(["a.json", "b.json", "none.json"])
+    assert found == {
+        "a.json": {"schema": 1, "name": "a.json"},
+        "b.json": {"schema": 1, "name": "b.json"},
+        "none.json": None,
+    }

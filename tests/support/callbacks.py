@@ -1,0 +1,230 @@
+"""What users' models, callbacks and data modules do that a resume in the middle of an epoch could get wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+from torchmetrics import MaxMetric, MeanMetric
+from torchmetrics.wrappers import MinMaxMetric, Running
+
+from pipeline.data.datamodule import DataModule
+from tests.support.models import Rows, Thorough
+
+
+class ManualSteps(Thorough):
+    """Steps by itself after every `n`-th batch; those at the epoch's end wait for the next epoch's."""
+
+    def __init__(self, n: int = 4, steps: int = 1) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.n, self.steps = n, steps
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        if (batch_idx + 1) % self.n:
+            return
+        for _ in range(self.steps if self.global_step else 1):
+            loss = nn.functional.mse_loss(self(self.norm(batch[0])), batch[1])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+
+class TwoOptimizers(Thorough):
+    """As adversarial training has them, with random numbers in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = nn.Linear(4, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first, second = self.optimizers()  # type: ignore[misc]
+        loss = nn.functional.mse_loss(self(self.norm(batch[0])), batch[1])
+        first.zero_grad()
+        self.manual_backward(loss)
+        first.step()
+        for _ in range(1 + batch_idx % 2):
+            more = (self.other(batch[0]) ** 2).mean() * torch.rand(())
+            second.zero_grad()
+            self.manual_backward(more)
+            second.step()
+        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
+            schedule.step()
+
+    def configure_optimizers(self) -> Any:
+        first = torch.optim.Adam([*self.layers.parameters(), *self.norm.parameters()], lr=0.05)
+        second = torch.optim.RMSprop(self.other.parameters(), lr=0.01)
+        schedules: Any = torch.optim.lr_scheduler
+        return [first, second], [schedules.CosineAnnealingLR(first, 100), schedules.ExponentialLR(second, 0.99)]
+
+
+class NumpySchedule(Thorough):
+    """Its learning rate is one of numpy's numbers."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + np.cos(np.pi * step / 100)))
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class ListsItsOutputs(Thorough):
+    """Sets a list up at the epoch's start, as Lightning's migration guide has it, and logs and draws there."""
+
+    def on_train_epoch_start(self) -> None:
+        self.outputs: list[Tensor] = []
+        self.log("epoch_start", torch.rand(()).item(), on_epoch=True)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.outputs.append(loss.detach())
+        return loss
+
+
+class WrappedMetrics(Thorough):
+    """Metrics that keep what they know beside their states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best, self.running, self.extremes = MaxMetric(), Running(MeanMetric(), 3), MinMaxMetric(MeanMetric())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        for metric in (self.best, self.running, self.extremes):
+            metric.update(loss.detach())
+        found = self.extremes.compute()
+        self.log("lowest", found["min"])
+        self.log("highest", found["max"])
+        self.log("running", self.running.compute())
+        self.log("best", self.best.compute())
+        return loss
+
+
+class Counts(pl.Callback):
+    """Counts how often each hook is called, and keeps the counts."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def count(self, hook: str) -> None:
+        self.counts[hook] = self.counts.get(hook, 0) + 1
+
+    def on_train_epoch_start(self, *arguments: Any) -> None:
+        self.count("epoch start")
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.count("batch start")
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.count("batch end")
+
+    def on_train_epoch_end(self, *arguments: Any) -> None:
+        self.count("epoch end")
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.counts)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts = dict(state)
+
+
+class AveragesAtStart(pl.Callback):
+    """An exponential moving average that is taken before the step."""
+
+    def __init__(self) -> None:
+        self.average: dict[str, Tensor] = {}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        for name, value in pl_module.named_parameters():
+            self.average[name] = 0.9 * self.average.get(name, value.detach()) + 0.1 * value.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.average)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average = dict(state)
+
+
+class MixesUp(pl.Callback):
+    """Draws for each batch and each epoch, before the step."""
+
+    def on_train_epoch_start(self, *arguments: Any) -> None:
+        torch.rand(())
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        batch[0].mul_(1 + 0.1 * torch.rand(()))
+
+
+class HoldsAPath(Thorough):
+    """A hyperparameter that would not load again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters({"folder": Path("x"), "rate": 0.1})
+
+
+class SavesAnArray(Thorough):
+    """Something in the checkpoint that would not load again."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = {"array": np.arange(3)}
+
+
+def now_and_then(samples: list[Any]) -> Any:
+    """A collate function that gives up a batch by its content."""
+    batch = default_collate(samples)
+    return None if batch[0].sum() > 5 else batch
+
+
+class Shorter(DataModule):
+    """Wraps the loader in one that leaves the last batch out, and says so."""
+
+    def train_dataloader(self) -> Any:
+        loader = super().train_dataloader()
+
+        class Wrapper:
+            def __len__(self) -> int:
+                return len(loader) - 1
+
+            def __iter__(self) -> Any:
+                return (batch for number, batch in enumerate(loader) if number < len(self))
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(loader, name)
+
+        return Wrapper()
+
+
+class BringsLoaders(DataModule):
+    """Brings a loader of its own, or ours among others, as `kind` says."""
+
+    def __init__(self, kind: str = "own", **named: Any) -> None:
+        super().__init__(**named)
+        self.kind = kind
+
+    def train_dataloader(self) -> Any:
+        own = DataLoader(Rows(), batch_size=16)
+        if self.kind == "own":
+            return own
+        if self.kind == "dict":
+            return {"a": super().train_dataloader(), "b": own}
+        if self.kind == "list":
+            return [super().train_dataloader(), own]
+        return CombinedLoader({"a": super().train_dataloader(), "b": own}, "min_size")
+
+
+class TakesTheFirst(Thorough):
+    """Trains on the first of several loaders."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        parts = list(batch.values()) if isinstance(batch, dict) else batch
+        return super().training_step(parts[0] if isinstance(parts[0], (list, tuple)) else batch, batch_idx)

@@ -1,0 +1,163 @@
+"""A run that was interrupted after any step ends like one that never was, bit for bit."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.run.run_dir import RunDir
+from tests.data.test_ledger import verified
+from tests.support.commands import Ended
+from tests.support.rank_runner import only
+from tests.training.test_resume import equal, logged, state
+
+App = Callable[..., Ended]
+BASE = (
+    *(
+        "fit",
+        "--model=tests.support.models.Thorough",
+        "--data=pipeline.data.DataModule",
+        "--data.train=tests.support.models.Noisy",
+    ),
+    *("--data.val=tests.support.models.Rows", "--data.batch_size=16", "--trainer.enable_model_summary=false"),
+    *("--trainer.max_epochs=3", "--trainer.log_every_n_steps=1", "--checkpoints.every_n_steps=1"),
+)
+# 101 samples make 7 batches of 16: the first and last steps of the first, second and last epoch, and one in between.
+STEPS = (1, 4, 6, 7, 8, 13, 14, 20)
+CASES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "plain": ((), STEPS),
+    "two workers": (("--data.num_workers=2",), (6, 9)),
+    "accumulation": (("--trainer.accumulate_grad_batches=2",), (1, 3, 4, 5, 11)),
+    "validation within an epoch": (("--trainer.val_check_interval=3",), (2, 3, 4, 7, 10, 13)),
+    "validation by total batches": (
+        ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=null"),
+        (3, 4, 5, 8, 12),
+    ),
+    "limit as int": (("--trainer.limit_train_batches=4",), (1, 3, 4, 5, 11)),
+    "limit as float": (("--trainer.limit_train_batches=0.5",), (1, 2, 3, 4, 8)),
+    "estimated steps": (("--model=tests.support.models.Estimating",), (1, 7, 9, 20)),
+    "the rest skipped": (("--model.skip_after=5",), (1, 4, 5, 6, 14)),
+    "accumulated and skipped": (("--model.skip_after=5", "--trainer.accumulate_grad_batches=2"), (1, 2, 3, 5)),
+    "drop last": (("--data.drop_last=true",), (1, 6, 7, 17)),
+    "max steps": (("--trainer.max_epochs=-1", "--trainer.max_steps=17"), (1, 6, 7, 8, 16)),
+    "another optimizer loop": (("--trainer.gradient_clip_val=0.1",), (5, 9)),
+}
+
+
+WEIGHTS = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
+PARTS = (*WEIGHTS, "epoch", "loops", "pipeline")
+
+
+def same_end(straight: Path, resumed: Path, parts: tuple[str, ...] = PARTS) -> None:
+    left, right = state(str(straight)), state(str(resumed))
+    for part in parts:
+        assert equal(left[part], right[part]), (part, difference(left[part], right[part]))
+
+
+def difference(left: Any, right: Any, at: str = "") -> list[str]:
+    """Where two states differ, for the reader of a failure."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        keys = [*left, *(key for key in right if key not in left)]
+        return [line for key in keys for line in difference(left.get(key), right.get(key), f"{at}/{key}")]
+    return [] if equal(left, right) else [f"{at}: {left!r:.60} {right!r:.60}"]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_after_any_step_equals_straight(app: App, tmp_path: Path, case: str) -> None:
+    more, steps = CASES[case]
+    straight = tmp_path / "straight"
+    ended = app(*BASE, *more, "--run_dir", straight, "--model.out", tmp_path / "seen")
+    assert ended.status == 0, ended.err
+    seen = torch.load(tmp_path / "seen-0.pt")
+    for step in steps:
+        run = tmp_path / f"from-{step}"
+        only(straight, run, step)
+        ended = app(*BASE, *more, "--run_dir", run, "--model.out", tmp_path / "again")
+        assert ended.status == 0, ended.err
+        assert f"resumed at step {step} " in ended.err
+        again = torch.load(tmp_path / "again-0.pt")
+        assert {batch: seen[batch] for batch in again} == again, f"losses and batches after step {step}"
+        assert set(again) == set(seen) - set(range(min(again))), f"batches after step {step}"
+        same_end(straight, run)
+        position = RunDir(str(run)).read_json(RunDir.record(step))["position"]  # type: ignore[index]
+        for name in ("train_loss_step", "train_loss_epoch", "train_mean", "train_max", "val_loss"):
+            # Lightning counts from 0: what belongs to the n-th step is logged at n - 1. The sums of an epoch whose last
+            # batch was the n-th are logged after step n was saved, unless step n was saved after the epoch's end.
+            first = step - 1 if name in ("train_loss_epoch", "train_mean", "train_max") and position else step
+            expected = {at: value for at, value in logged(str(straight), name).items() if at >= first}
+            assert logged(str(run), name) == expected, f"{name} after step {step}"
+
+
+def test_a_second_and_a_third_resume_and_other_numbers_of_workers_too(app: App, tmp_path: Path) -> None:
+    straight, run = tmp_path / "straight", tmp_path / "resumed"
+    assert app(*BASE, "--run_dir", straight).status == 0
+    for stop, workers in ((3, 0), (5, 2), (9, 1), (21, 0)):
+        ended = app(
+            *BASE,
+            "--run_dir",
+            run,
+            f"--data.num_workers={workers}",
+            "--trainer.max_epochs=-1",
+            f"--trainer.max_steps={stop}",
+        )
+        assert ended.status == 0, ended.err
+    left, right = state(str(straight)), state(str(run))
+    for part in WEIGHTS:
+        assert equal(left[part], right[part]), part
+
+
+def records(run: Path) -> list[Any]:
+    return [
+        RunDir(str(run)).read_json(name.relative_to(run).as_posix()) for name in sorted(run.glob("checkpoints/*.json"))
+    ]
+
+
+def test_every_record_says_where_in_the_epoch_it_stands(app: App, tmp_path: Path) -> None:
+    assert app(*BASE, "--run_dir", tmp_path).status == 0
+    found = [(record["step"], record["epoch"], record["position"]) for record in records(tmp_path)]
+    assert found[:8] == [(1, 0, 16), (2, 0, 32), (3, 0, 48), (4, 0, 64), (5, 0, 80), (6, 0, 96), (7, 1, 0), (8, 1, 16)]
+    assert found[-1] == (21, 3, 0)
+
+
+def test_an_attempt_that_saves_nothing_goes_on_exactly_too(app: App, tmp_path: Path) -> None:
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    assert app(*BASE, "--run_dir", straight, "--model.out", tmp_path / "seen").status == 0
+    only(straight, run, 10)
+    more = ("--trainer.enable_checkpointing=false", "--model.out", tmp_path / "again")
+    ended = app(*BASE, "--run_dir", run, *more)
+    assert ended.status == 0, ended.err
+    seen, again = (torch.load(tmp_path / f"{name}-0.pt") for name in ("seen", "again"))
+    assert again == {batch: seen[batch] for batch in range(10, 21)}
+
+
+def test_a_state_of_another_version_is_refused(app: App, tmp_path: Path) -> None:
+    assert app(*BASE, "--run_dir", tmp_path, "--trainer.max_epochs=1").status == 0
+    name = max(tmp_path.glob("checkpoints/*.ckpt"))
+    checkpoint = torch.load(name, weights_only=True)
+    checkpoint["pipeline"]["schema"] = 2
+    torch.save(checkpoint, name)
+    record = json.loads(name.with_suffix(".json").read_text())
+    found = {"bytes": name.stat().st_size, "sha256": f"sha256:{hashlib.sha256(name.read_bytes()).hexdigest()}"}
+    name.with_suffix(".json").write_text(json.dumps({**record, **found}))
+    for command in (BASE, ("verify",), ("explain_resume",)):
+        ended = app(*command, "--run_dir", tmp_path)
+        assert ended.status == 2, ended.err
+        assert "schema 2; this version reads 1" in ended.err
+
+
+def test_where_another_batch_leaves_nothing_over_the_epoch_is_complete(app: App, tmp_path: Path) -> None:
+    more = ("--data.drop_last=true", "--trainer.max_epochs=-1", "--run_dir", tmp_path)
+    assert app(*BASE, *more, "--trainer.max_steps=5").status == 0
+    # 80 of 101 are used, and the rest does not fill a batch of 32.
+    ended = app(*BASE, *more, "--data.batch_size=32", "--trainer.max_steps=9")
+    assert ended.status == 0, ended.err
+    assert verified(app("verify", "--run_dir", tmp_path)) == [
+        ["0", "80", "80", "0", "21", "ok", "complete"],
+        ["1", "96", "96", "0", "5", "ok", "complete"],
+        ["2", "32", "32", "0", "0", "ok", "max_steps"],
+    ]
