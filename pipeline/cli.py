@@ -257,7 +257,7 @@ class PipelineCLI(LightningCLI):
         known = self.topology.world_size, config.seed_everything, config.trainer.accumulate_grad_batches
         self.topology.together("facts", lambda: facts.update(drift.facts(*known, self.datamodule)))
         start.same_data(facts, self.topology)
-        anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.accept_drift))
+        anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.allow_mismatch))
         ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
         loops.install(self.trainer)
         resume = Resume(ledger, anew, Agreement(self.preemption), self.writer.goodput)

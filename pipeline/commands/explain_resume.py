@@ -57,7 +57,7 @@ def explain(
     found_differences = differences(saved, now) if own is not None else []
     if own is not None:
         lines += [
-            _line("difference", f"{each}{f'  REFUSED unless --accept_drift={each.name}' if each.dangerous else ''}")
+            _line("difference", f"{each}{f'  REFUSED unless --allow_mismatch={each.name}' if each.dangerous else ''}")
             for each in found_differences
         ] or [_line("differences", "none in data, seeds, batches, processes and versions")]
     if not isinstance(data, DataModule) or position is None:

@@ -23,7 +23,7 @@ DANGEROUS = {
     "seed": "another seed_everything: new random numbers where the saved ones do not count, as in another world",
     "data_seed": "another data.seed: the epoch that it stands in would go on in another order",
 }
-"""The differences that stop a resume, each with what it does; the names are what --accept_drift takes."""
+"""The differences that stop a resume, each with what it does; the names are what --allow_mismatch takes."""
 
 _ORDER = ("train_data", "data_seed")
 """With these, what is left of the open epoch cannot be told any more."""
@@ -86,7 +86,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
 
 
 def accepted(names: str | None) -> set[str]:
-    """The names in --accept_drift, separated by commas.
+    """The names in --allow_mismatch, separated by commas.
 
     Raises:
         UserError: One is none that can be accepted.
@@ -95,7 +95,7 @@ def accepted(names: str | None) -> set[str]:
     unknown = sorted(given - set(DANGEROUS))
     if unknown:
         raise UserError(
-            f"accept_drift={names!r}: {', '.join(unknown)} is nothing that stops a resume; allowed are "
+            f"allow_mismatch={names!r}: {', '.join(unknown)} is nothing that stops a resume; allowed are "
             f"{', '.join(DANGEROUS)}, separated by commas"
         )
     return given
@@ -110,7 +110,7 @@ def refuse(found: Iterable[Difference], accept: set[str]) -> None:
     problems = [
         f"{difference.name} is {_short(difference.now)}, the checkpoint's {_short(difference.saved)}: "
         f"{DANGEROUS[difference.name]}. Give what the run was trained with; if the change is meant, "
-        f"--accept_drift={difference.name}; or start a new run with another --run_dir"
+        f"--allow_mismatch={difference.name}; or start a new run with another --run_dir"
         for difference in found
         if difference.dangerous and difference.name not in accept
     ]
@@ -124,7 +124,7 @@ def compare(url: str | None, now: dict[str, Any], accept: str | None) -> bool:
     Args:
         url: The checkpoint, None: there is none.
         now: The facts of this start.
-        accept: What --accept_drift names.
+        accept: What --allow_mismatch names.
 
     Returns:
         Whether the epoch that it stands in begins anew.

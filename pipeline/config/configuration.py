@@ -48,7 +48,7 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
             "all are started again: longer than the longest that one rank does while the others wait.",
         )
         parser.add_argument(
-            "--accept_drift",
+            "--allow_mismatch",
             type=str | None,
             default=None,
             help="Differences from the run that would stop a resume, but are meant, separated by commas: "
@@ -170,7 +170,7 @@ def _of_training(config: Namespace, topology: Topology) -> list[str]:
         if (seconds := config.get(name)) is not None and seconds <= 0:
             found.append(f"{name}={seconds:g}: allowed are numbers of seconds above 0")
     try:
-        drift.accepted(config.get("accept_drift"))
+        drift.accepted(config.get("allow_mismatch"))
     except UserError as error:
         found += error.problems
     return found
@@ -290,7 +290,7 @@ def resolved(parsed: dict[str, Any], ckpt_path: str | None) -> dict[str, Any]:
         parsed: With every default; it is changed.
         ckpt_path: What the user gave for it.
     """
-    for key in ("config", "run_dir", "accept_drift", "world_size", "grace", "collective_timeout"):
+    for key in ("config", "run_dir", "allow_mismatch", "world_size", "grace", "collective_timeout"):
         parsed.pop(key, None)
     for key in ("devices", "num_nodes"):
         parsed["trainer"].pop(key, None)

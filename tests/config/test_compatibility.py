@@ -67,9 +67,9 @@ def test_another_dataset_or_seed_stops_a_resume_unless_it_is_meant(app: App, run
     before = listing(str(run))
     ended = fit(app, run, 12, change)
     assert ended.status == 2, ended.err
-    assert f"--accept_drift={name}" in ended.err
+    assert f"--allow_mismatch={name}" in ended.err
     assert listing(str(run)) == before, "nothing is lost"
-    ended = fit(app, run, 12, change, "--accept_drift", name)
+    ended = fit(app, run, 12, change, "--allow_mismatch", name)
     assert ended.status == 0, ended.err
     assert f"different from when the checkpoint was saved: {name} " in ended.err
     # From now on it is the run's own.
@@ -77,17 +77,17 @@ def test_another_dataset_or_seed_stops_a_resume_unless_it_is_meant(app: App, run
 
 
 def test_all_differences_that_stop_a_resume_are_named_at_once(app: App, run: Path) -> None:
-    ended = fit(app, run, 12, "--seed_everything=43", "--data.seed=1", "--accept_drift=val_data")
+    ended = fit(app, run, 12, "--seed_everything=43", "--data.seed=1", "--allow_mismatch=val_data")
     assert ended.status == 2
     assert "seed is 43, the checkpoint's 42" in ended.err
     assert "data_seed is 1, the checkpoint's 0" in ended.err
-    assert fit(app, run, 12, "--seed_everything=43", "--data.seed=1", "--accept_drift=seed, data_seed").status == 0
+    assert fit(app, run, 12, "--seed_everything=43", "--data.seed=1", "--allow_mismatch=seed, data_seed").status == 0
 
 
 def test_a_name_that_stops_no_resume_is_refused(app: App, run: Path) -> None:
-    ended = fit(app, run, 12, "--accept_drift=world_size")
+    ended = fit(app, run, 12, "--allow_mismatch=world_size")
     assert ended.status == 2
-    assert "accept_drift='world_size'" in ended.err
+    assert "allow_mismatch='world_size'" in ended.err
     assert "train_data, val_data, seed, data_seed" in ended.err
 
 
@@ -101,7 +101,7 @@ def test_a_harmless_difference_is_named_and_training_goes_on(app: App, run: Path
 def test_in_another_order_the_epoch_begins_anew_and_both_parts_are_proven(app: App, run: Path, change: str) -> None:
     name = "data_seed" if "seed" in change else "train_data"
     size = 101 if "seed" in change else 30
-    assert fit(app, run, 40, change, f"--accept_drift={name}").status == 0
+    assert fit(app, run, 40, change, f"--allow_mismatch={name}").status == 0
     ended = app("verify", "--run_dir", run)
     assert ended.status == 0, ended.out
     rows = verified(ended)
@@ -115,7 +115,7 @@ def test_in_another_order_the_epoch_begins_anew_and_both_parts_are_proven(app: A
 
 
 def test_a_second_resume_after_drift_keeps_both_accounts(app: App, run: Path) -> None:
-    change = ("--data.seed=1", "--accept_drift=data_seed")
+    change = ("--data.seed=1", "--allow_mismatch=data_seed")
     assert fit(app, run, 13, *change).status == 0
     assert fit(app, run, 20, "--data.seed=1").status == 0
     ended = app("verify", "--run_dir", run)
@@ -180,11 +180,11 @@ def test_explain_resume_says_why_newer_checkpoints_are_passed_over(app: App, run
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("--data.seed=5", "difference     data_seed 0 -> 5  REFUSED unless --accept_drift=data_seed"),
+        ("--data.seed=5", "difference     data_seed 0 -> 5  REFUSED unless --allow_mismatch=data_seed"),
         ("--data.seed=5", "begins epoch 1 anew, for its order is another one (101 samples)"),
         ("--data.batch_size=8", "difference     batch_size 16 -> 8\n"),
-        ("--data.train.init_args.n=20", "REFUSED unless --accept_drift=train_data"),
-        ("--seed_everything=1", "REFUSED unless --accept_drift=seed\n"),
+        ("--data.train.init_args.n=20", "REFUSED unless --allow_mismatch=train_data"),
+        ("--seed_everything=1", "REFUSED unless --allow_mismatch=seed\n"),
     ],
 )
 def test_explain_resume_shows_what_a_changed_configuration_would_do(
