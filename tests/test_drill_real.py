@@ -10,28 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import DIGITS, ROOT, command, heeding_ctrl_c
-from tests.support.models import Regression
 
 # The drills of .ci/run are longer ones.
 pytestmark = pytest.mark.slow
 DRILL = (sys.executable, "-m", "pipeline", "drill")
-
-
-class Forgetful(Regression):
-    """Draws from a generator that no checkpoint knows: what comes after a restart is not what would have come."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.save_hyperparameters({"learning_rate": 0.05, "dropout": 0.0})
-        self.generator = torch.Generator().manual_seed(1)
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return super().training_step((batch[0], batch[1] + torch.rand(1, generator=self.generator)), batch_idx)
 
 
 @pytest.mark.timeout(240)
@@ -58,7 +44,7 @@ def test_a_drill_carries_out_its_faults_and_nothing_is_lost(tmp_path: Path) -> N
 def test_what_a_checkpoint_forgets_is_found(tmp_path: Path) -> None:
     rows = {"class_path": "tests.support.models.Rows"}
     config = {
-        "model": {"class_path": "tests.test_drill_real.Forgetful"},
+        "model": {"class_path": "tests.support.models.UnsavedGenerator"},
         "data": {"class_path": "pipeline.data.DataModule", "init_args": {"train": rows, "val": rows, "batch_size": 16}},
         "trainer": {"max_epochs": 2, "enable_model_summary": False},
     }

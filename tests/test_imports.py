@@ -1,13 +1,12 @@
 """Imports point one way, and each side runs without what only the other one needs."""
 
 import ast
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import ROOT, command
+from tests.support.commands import ROOT, without
 
 LAYERS = (
     ("errors",),
@@ -24,20 +23,6 @@ LAYERS = (
 """Of `pipeline/`, from the ground up: a folder imports what lies below it, and nothing beside or above it."""
 OUTSIDE = {"examples": ("cache", "data")}
 """Folders that stand where a user's own code does, and what of the house that imports."""
-
-BLOCK = """
-import importlib.abc, sys
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {names}:
-            raise ImportError(f'{{name}} is not installed here')
-sys.meta_path.insert(0, Block())
-"""
-
-
-def without(names: tuple[str, ...], program: str) -> None:
-    ended = command(sys.executable, "-c", BLOCK.format(names=names) + program)
-    assert ended.status == 0, ended.text
 
 
 def test_the_app_runs_without_torchx() -> None:

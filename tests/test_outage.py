@@ -14,9 +14,9 @@ from pipeline.config import resume_point as start
 from pipeline.errors import chain
 from pipeline.process.error_file import is_lost_peer
 from pipeline.run.run_dir import RunDir, is_away
-from tests.checkpoint.test_saver import FIT
-from tests.process.test_preemption import fit as process
 from tests.support.commands import Ended
+from tests.support.processes import fit_process
+from tests.support.runs import FIT
 
 App = Callable[..., Ended]
 
@@ -93,8 +93,8 @@ def test_a_chain_of_exceptions_that_ends_in_itself_is_walked_once() -> None:
 
 @pytest.mark.timeout(120)
 def test_where_logs_cannot_be_written_training_goes_on(tmp_path: Path) -> None:
-    more = ("--model=tests.support.models.Slowly", "--trainer.max_epochs=6", "--trainer.log_every_n_steps=1")
-    with process(tmp_path, *more) as running:
+    more = ("--model=tests.support.killable.Slowly", "--trainer.max_epochs=6", "--trainer.log_every_n_steps=1")
+    with fit_process(tmp_path, *more) as running:
         running.until("saved step 7 ")
         # The whole run directory goes away, as a network folder does, and comes back.
         running.run.rename(tmp_path / "away")

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import command
+from tests.support.resumes import same_end
 from tests.support.sigterm_trials import KINDS, Job, job, trial
-from tests.training.test_epoch_loop import same_end
 
 PACED = ("--trainer.max_epochs=10", "--checkpoints.every_n_steps=10", "--model.pause=0.03")
 
@@ -88,7 +88,7 @@ def test_disturbed_in_each_way_a_training_ends_like_one_that_nobody_has_disturbe
 def test_an_exception_on_one_rank_is_reported_once_with_its_traceback_and_restarted_within_the_budget(
     tmp_path: Path,
 ) -> None:
-    broken = ("--model=tests.support.models.FailsOnOneRank", "--trainer.max_epochs=2")
+    broken = ("--model=tests.support.killable.FailsOnOneRank", "--trainer.max_epochs=2")
     with job(tmp_path, *broken, join=30, restarts=1) as training:
         assert [agent.wait(90) for agent in training.agents] == [1, 1], training.said
         assert attempts(training) == 2, "as often as the budget allows"

@@ -12,10 +12,10 @@ import pytest
 
 from pipeline.checkpoint.commit import CommitRecord, committed
 from pipeline.run.run_dir import LEASE, RunDir
-from tests.checkpoint.test_saver import FIT
 from tests.support.commands import ROOT
+from tests.support.runs import FIT
 
-SLOW = (*FIT, "--model=tests.support.models.Slowly", "--checkpoints.every_n_steps=2", "--trainer.max_epochs=2")
+SLOW = (*FIT, "--model=tests.support.killable.Slowly", "--checkpoints.every_n_steps=2", "--trainer.max_epochs=2")
 
 
 def started(run: Path, name: str) -> tuple[subprocess.Popen[str], Path]:

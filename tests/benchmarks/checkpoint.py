@@ -26,7 +26,7 @@ from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
 from pipeline.run.run_dir import RunDir, now
 from pipeline.training.checkpoint_io import RunIO
 from tests.benchmarks.sampler import spread
-from tests.support.rank_runner import free_port
+from tests.support.agent_harness import free_port
 
 ROUNDS = 3
 SECONDS = 30.0

@@ -10,9 +10,9 @@ import pytest
 from pipeline.checkpoint.cleanup import open_uploads, sweep
 from pipeline.checkpoint.commit import newest
 from pipeline.run.run_dir import RunDir
-from tests.checkpoint.test_retention import commit, steps, watched
+from tests.support.checkpoints import commit, steps, watched
 from tests.support.commands import Ended
-from tests.training.test_resume import fit
+from tests.support.runs import fit
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,8 @@ from pipeline.errors import UserError
 from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.training.checkpoint_io import RunIO
 from tests.support.commands import ROOT, Ended
-from tests.training.test_resume import equal, fit, state
+from tests.support.resumes import equal, state
+from tests.support.runs import fit
 
 App = Callable[..., Ended]
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {

@@ -1,7 +1,6 @@
 """What need not stay goes after a newer commit, and at no instant is there less than a good checkpoint."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,64 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.checkpoint.commit import CommitRecord, Monitor, committed, examined, newest, write_record
+from pipeline.checkpoint.commit import CommitRecord, examined, newest
 from pipeline.checkpoint.retention import Keep, Retention, delete, prune, surplus
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir
-from tests.test_imports import without
-
-
-def a_record(step: int, value: float | None = None, mode: str = "min", name: str = "val_loss") -> CommitRecord:
-    monitor = None if value is None else Monitor(name, value, mode)
-    return CommitRecord(step, 1, 0, step, "sha256:00", monitor, 2, "2026-11-24T12:00:00.000Z", ["epoch"])
-
-
-def commit(run: RunDir, step: int, value: float | None = None) -> CommitRecord:
-    import hashlib
-
-    data = b"x" * step
-    run.write(RunDir.checkpoint(step), data)
-    record = replace(a_record(step, value), sha256=f"sha256:{hashlib.sha256(data).hexdigest()}")
-    write_record(run, record)
-    return record
-
-
-def steps(run: RunDir) -> list[int]:
-    return sorted(record.step for record in committed(run))
+from tests.support.checkpoints import a_record, commit, steps, watched
+from tests.support.commands import without
 
 
 @pytest.fixture(autouse=True)
 def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
-
-
-class Watched:
-    """A filesystem that counts its calls, however a file is opened as `open`, and fails from the n-th change on."""
-
-    def __init__(self, fs: Any, changes: int | None = None) -> None:
-        self._fs, self.changes, self.calls = fs, changes, Counter[str]()
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._fs, name)
-        if name not in ("ls", "open", "info", "rm_file", "cat_file", "cat_ranges"):
-            return value
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            for path in args[0] if name == "cat_ranges" else args[:1]:
-                self.calls["open" if name in ("cat_file", "cat_ranges") else name] += 1
-                self.calls[str(path).rsplit(".", 1)[-1]] += 1
-            if name == "rm_file" and self.changes is not None:
-                if not self.changes:
-                    raise OSError("the storage is away")
-                self.changes -= 1
-            return value(*args, **kwargs)
-
-        return call
-
-
-def watched(run: RunDir, changes: int | None = None) -> Watched:
-    run.fs = Watched(run.fs, changes)
-    return run.fs
 
 
 records_of = st.lists(

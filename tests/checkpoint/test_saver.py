@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,57 +11,22 @@ import torch
 
 from pipeline.checkpoint import saver as saving
 from pipeline.checkpoint.cleanup import sweep
-from pipeline.checkpoint.commit import CommitRecord, committed, newest, read_record
+from pipeline.checkpoint.commit import committed, newest, read_record
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.snapshot import Snapshots
 from pipeline.checkpoint.transfer import open_writer
 from pipeline.errors import LeaseLost
 from pipeline.run.run_dir import RunDir
+from tests.support.checkpoints import a_record, tensors
 from tests.support.commands import Ended
+from tests.support.runs import FIT, slow_saves
 
 App = Callable[..., Ended]
 ROWS = "tests.support.models.Rows"
-FIT = (
-    *(
-        "fit",
-        "--model=tests.support.models.Regression",
-        "--data=pipeline.data.DataModule",
-        "--data.train=tests.support.models.Rows",
-    ),
-    *("--data.batch_size=16", "--trainer.enable_model_summary=false", "--trainer.max_epochs=2"),
-)
-
-
-def record(step: int) -> CommitRecord:
-    return CommitRecord(step, 0, 0, 0, "", None, 1, "2026-01-01T00:00:00.000Z", ["steps"])
-
-
-def state(fill: float = 1.0) -> dict[str, Any]:
-    weights = torch.full((1000,), fill)
-    return {
-        "weights": weights,
-        "tied": weights,
-        "slice": weights[10:20],
-        "list": [torch.arange(5), (torch.ones(2, 3).t(), 7)],
-        "empty": torch.zeros(0),
-        "half": torch.ones(3, dtype=torch.bfloat16),
-        "number": 3,
-    }
-
-
-def slow_saves(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Have each save take its time behind training."""
-    real = saving.open_writer
-
-    def open_writer(*arguments: Any) -> Any:
-        time.sleep(seconds)
-        return real(*arguments)
-
-    monkeypatch.setattr(saving, "open_writer", open_writer)
 
 
 def test_a_snapshot_is_the_same_and_does_not_change_any_more() -> None:
-    source = state()
+    source = tensors()
     copy = Snapshots().take(source)
     source["weights"].zero_()
     assert torch.equal(copy["weights"], torch.ones(1000))
@@ -78,8 +42,8 @@ def test_a_snapshot_is_the_same_and_does_not_change_any_more() -> None:
 
 def test_the_next_snapshot_uses_the_memory_of_the_one_before() -> None:
     snapshots = Snapshots()
-    first = snapshots.take(state())["weights"].data_ptr()
-    again = snapshots.take(state(2.0))
+    first = snapshots.take(tensors())["weights"].data_ptr()
+    again = snapshots.take(tensors(2.0))
     assert again["weights"].data_ptr() == first
     assert torch.equal(again["weights"], torch.full((1000,), 2.0))
     smaller = snapshots.take({"other": torch.ones(3)})
@@ -91,8 +55,8 @@ def test_what_is_committed_is_what_was_saved_on_every_storage(storage: str) -> N
     run = RunDir(storage)
     saver = Saver(run, 0)
     for step in (1, 2, 3):
-        source = state(step)
-        assert saver.save(source, record(step))
+        source = tensors(step)
+        assert saver.save(source, a_record(step))
         source["weights"].zero_()
     saver.finish()
     assert [each.step for each in committed(run)] == [3, 2, 1]
@@ -108,10 +72,10 @@ def test_what_is_committed_is_what_was_saved_on_every_storage(storage: str) -> N
 def test_a_record_that_a_stale_writer_has_left_is_written_over_and_a_newer_one_never_is(storage: str) -> None:
     run, asked = RunDir(storage), []
     stale = Saver(run, 0)
-    stale.save(state(1.0), record(1))
+    stale.save(tensors(1.0), a_record(1))
     stale.finish()
     fresh = Saver(run, 0, before_commit=lambda: asked.append(1))
-    fresh.save(state(2.0), record(1))
+    fresh.save(tensors(2.0), a_record(1))
     fresh.finish()
     first = next(committed(run))
     assert first.sha256 == f"sha256:{hashlib.sha256(run.read(first.name) or b'').hexdigest()}"
@@ -123,7 +87,7 @@ def test_a_record_that_a_stale_writer_has_left_is_written_over_and_a_newer_one_n
             raise LeaseLost("another attempt writes here now")
 
     woken = Saver(run, 0, before_commit=lost)
-    woken.save(state(3.0), record(1))
+    woken.save(tensors(3.0), a_record(1))
     with pytest.raises(LeaseLost):
         woken.finish()
     assert read_record(run, 1) == first
@@ -142,7 +106,7 @@ def test_who_may_not_commit_any_more_does_not(tmp_path: Path) -> None:
         raise LeaseLost("another attempt writes here now")
 
     saver = Saver(RunDir(str(tmp_path)), 1000, before_commit=lost)
-    saver.save(state(), record(1))
+    saver.save(tensors(), a_record(1))
     with pytest.raises(LeaseLost):
         saver.finish()
     assert not list(committed(saver.run))
@@ -214,7 +178,7 @@ def test_cut_at_any_operation_a_save_leaves_a_whole_checkpoint_or_nothing(
                 patched.setattr(saving, "open_writer", lambda *given: Dying(open_writer(*given), left))  # noqa: B023
             patched.setattr("pipeline.run.run_dir.os", Dying(os, left))
             try:
-                Saver(run, 0)._write(state(), record(5))
+                Saver(run, 0)._write(tensors(), a_record(5))
                 done = True
             except Cut:
                 done = False

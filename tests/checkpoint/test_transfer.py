@@ -17,8 +17,9 @@ from pipeline.checkpoint.load import check
 from pipeline.checkpoint.saver import SaveFailed, Saver
 from pipeline.checkpoint.transfer import open_writer
 from pipeline.run.run_dir import RunDir
-from tests.checkpoint.test_saver import FIT, record, state
+from tests.support.checkpoints import a_record, tensors
 from tests.support.commands import Ended
+from tests.support.runs import FIT
 
 App = Callable[..., Ended]
 
@@ -61,7 +62,7 @@ def test_a_storage_that_fails_for_a_while_is_tried_again(
     faulty = Faulty(3, error)
     monkeypatch.setattr(saving, "open_writer", faulty)
     saver = Saver(RunDir(str(tmp_path)), 30)
-    saver.save(state(), record(1))
+    saver.save(tensors(), a_record(1))
     saver.finish()
     assert faulty.opened == 4
     assert [each.step for each in committed(saver.run)] == [1]
@@ -80,15 +81,15 @@ def test_training_goes_on_while_the_storage_fails_and_the_next_save_is_newer(
         return run.open_write(name)
 
     monkeypatch.setattr(saving, "open_writer", open_writer)
-    assert saver.save(state(), record(1))
+    assert saver.save(tensors(), a_record(1))
     began = time.monotonic()
     while not saver.failing:
         assert time.monotonic() - began < 10
         time.sleep(0.005)
-    assert not saver.save(state(), record(2)), "left out at once"
+    assert not saver.save(tensors(), a_record(2)), "left out at once"
     healed.set()
     saver.finish()
-    assert saver.save(state(), record(3))
+    assert saver.save(tensors(), a_record(3))
     saver.finish()
     assert [each.step for each in committed(saver.run)] == [3, 1]
 
@@ -105,12 +106,12 @@ def test_training_does_not_wait_for_a_storage_that_takes_nothing_and_says_nothin
 
     monkeypatch.setattr(saving, "open_writer", open_writer)
     saver = Saver(RunDir(str(tmp_path)), 30)
-    assert saver.save(state(), record(1))
-    assert not saver.save(state(), record(2)), "left out, and not waited for"
+    assert saver.save(tensors(), a_record(1))
+    assert not saver.save(tensors(), a_record(2)), "left out, and not waited for"
     assert saver.figures["checkpoint/failing_seconds"] > 0.3
     healed.set()
     saver.finish()
-    assert saver.save(state(), record(3))
+    assert saver.save(tensors(), a_record(3))
     saver.finish()
     assert [each.step for each in committed(saver.run)] == [3, 1]
 
@@ -121,12 +122,12 @@ def test_a_failure_beyond_the_budget_is_fatal_at_the_next_save_and_at_the_end(
 ) -> None:
     monkeypatch.setattr(saving, "open_writer", Faulty(1000, OSError(errno.ENOSPC, "No space left on device")))
     saver = Saver(RunDir(str(tmp_path)), 0.2)
-    saver.save(state(), record(1))
+    saver.save(tensors(), a_record(1))
     for _ in range(2):
         with pytest.raises(SaveFailed, match=r"step 1 could not be saved .* No space left on device"):
             saver.finish()
     with pytest.raises(SaveFailed):
-        saver.save(state(), record(2))
+        saver.save(tensors(), a_record(2))
 
 
 def large(fill: float = 1.0) -> dict[str, Any]:
@@ -134,13 +135,13 @@ def large(fill: float = 1.0) -> dict[str, Any]:
     return {"weights": torch.full((9_000_000,), fill)}
 
 
-@pytest.mark.parametrize("what", [state, large])
+@pytest.mark.parametrize("what", [tensors, large])
 def test_an_object_store_s_own_checksum_is_compared(s3: str, monkeypatch: pytest.MonkeyPatch, what: Any) -> None:
     read_back = []
     monkeypatch.setattr(saving, "check", lambda *given: read_back.append(given))
     run = RunDir(f"{s3}/{uuid.uuid4().hex}")
     saver = Saver(run, 0)
-    saver.save(what(), record(1))
+    saver.save(what(), a_record(1))
     saver.finish()
     assert newest(run)
     assert not read_back, "the tags are equal"
@@ -165,7 +166,7 @@ def test_bytes_that_are_damaged_on_their_way_are_sent_again(s3: str, monkeypatch
     monkeypatch.setattr(saving, "open_writer", lambda *given: Damaging(open_writer(*given)))
     run = RunDir(f"{s3}/{uuid.uuid4().hex}")
     saver = Saver(run, 30)
-    saver.save(large(), record(1))
+    saver.save(large(), a_record(1))
     saver.finish()
     assert len(sent) == 2
     found = newest(run)
@@ -179,7 +180,7 @@ def test_a_store_with_tags_of_its_own_is_read_back_once(s3: str, monkeypatch: py
     monkeypatch.setattr(saving, "check", lambda *given: read_back.append(check(*given)))
     saver = Saver(RunDir(f"{s3}/{uuid.uuid4().hex}"), 0)
     for step in (1, 2):
-        saver.save(state(), record(step))
+        saver.save(tensors(), a_record(step))
         saver.finish()
     assert len(list(committed(saver.run))) == 2
     assert read_back == [None]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.run_dir import RunDir
-from tests.checkpoint.test_retention import commit, steps
+from tests.support.checkpoints import commit, steps
 from tests.support.commands import Ended
-from tests.training.test_resume import fit
+from tests.support.runs import fit
 
 App = Callable[..., Ended]
 

@@ -11,16 +11,15 @@ import pytest
 
 from pipeline.data.sample_ids import fingerprint
 from pipeline.run.run_dir import RunDir
-from tests.data.test_ledger import verified
 from tests.support.commands import Ended
 from tests.support.models import Indexed, Mixed, Noisy, OwnGenerator, Rows
-from tests.training.test_resume import listing
+from tests.support.runs import listing, verified
 
 App = Callable[..., Ended]
 BASE = (
     *(
         "fit",
-        "--model=tests.support.models.Noting",
+        "--model=tests.support.killable.Noting",
         "--data=pipeline.data.DataModule",
         "--data.train=tests.support.models.Indexed",
     ),

@@ -15,6 +15,7 @@ from pipeline.data.epoch_record import Account, Tally
 from pipeline.run.run_dir import RunDir
 from pipeline.training.checkpoint_io import read_own
 from tests.support.commands import Ended
+from tests.support.runs import verified
 
 App = Callable[..., Ended]
 FIT = (
@@ -26,12 +27,6 @@ FIT = (
     ),
     *("--data.batch_size=16", "--trainer.enable_model_summary=false", "--trainer.max_epochs=3"),
 )
-
-
-def verified(ended: Ended) -> list[list[str]]:
-    """The rows of verify's table, without the titles."""
-    lines = [line.split() for line in ended.out.splitlines()]
-    return [line for line in lines if line and line[0].isdecimal()]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

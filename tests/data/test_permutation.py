@@ -11,13 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.sampler import Permutation, mix
+from tests.support.samples import order
 
 SMALL = (5, 7, 10, 64)
 DRAWN = 3000
-
-
-def order(size: int, seed: int = 0, epoch: int = 0) -> np.ndarray:
-    return Permutation(size, seed, epoch)(np.arange(size))
 
 
 # ---- the permutation is one

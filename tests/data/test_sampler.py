@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from pipeline.data.sampler import Batches, Indices, PositionedSampler, Tail
-from tests.data.test_permutation import order
+from tests.support.samples import order
 
 # ---- an epoch starts anywhere at once
 

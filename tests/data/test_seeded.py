@@ -12,7 +12,7 @@ from pipeline.data.sampler import Batches, PositionedSampler
 from pipeline.data.seeded import Collate, Keyed, refuse_unsized, rows, rows_of
 from pipeline.errors import UserError
 from tests.support.models import _Stream
-from tests.training.test_rng_state import SIZE, Drawn, fetched
+from tests.support.samples import SIZE, Drawn, fetched
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 

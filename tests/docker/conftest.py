@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,11 +16,8 @@ from docker.models.containers import Container
 from torchx.schedulers.docker_scheduler import LABEL_APP_ID, NETWORK, ensure_network
 
 from pipeline.commands.drill.proxy import Proxy
-from tests.support.commands import DIGITS, ROOT
-
-IMAGE = os.environ.get("IMAGE") or "torchx-lightning-pipeline:latest"
-LAUNCH = (sys.executable, "-m", "components.launch", "-s", "local_docker", "--image", IMAGE, "--config", DIGITS)
-ONE_NODE = ("--cpu", "1", "--memory", "1500")
+from tests.support.commands import ROOT
+from tests.support.containers import IMAGE, LAUNCH, ONE_NODE
 
 
 @pytest.fixture(scope="session")

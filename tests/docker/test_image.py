@@ -12,8 +12,8 @@ import docker
 import pytest
 
 from pipeline.run.run_dir import RECEIPT, RunDir
-from tests.docker.conftest import IMAGE, LAUNCH, ONE_NODE
 from tests.support.commands import ROOT, command
+from tests.support.containers import IMAGE, LAUNCH, ONE_NODE
 
 EVERYTHING = """
 import importlib, pkgutil, pipeline, sys

@@ -12,9 +12,9 @@ from torchx.schedulers.docker_scheduler import LABEL_APP_ID
 
 from pipeline.checkpoint.commit import newest
 from pipeline.run.run_dir import RECEIPT, RunDir
-from tests.docker.conftest import IMAGE
 from tests.support.commands import ROOT, Ended, command
-from tests.training.test_epoch_loop import same_end
+from tests.support.containers import IMAGE
+from tests.support.resumes import same_end
 
 OWN = ("--workspace", str(ROOT / "tests/docker/own"))
 QUIET = "--trainer.enable_model_summary=false"

@@ -1,66 +1,23 @@
 """What a whole process does with signals: at its start, twice, from a person, and where it stands still."""
 
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline.run.run_dir import RunDir
-from tests.checkpoint.test_saver import FIT
-from tests.support.commands import ROOT, command, heeding_ctrl_c
+from tests.support.commands import command
+from tests.support.processes import fit_process
 
-STUCK = ("--model=tests.support.models.Stuck", "--checkpoints.every_n_steps=1", "--trainer.max_epochs=2")
-
-
-class Fit:
-    """A fit in a process of its own, and what it has said so far."""
-
-    def __init__(self, folder: Path, *arguments: object) -> None:
-        self.run = folder / "run"
-        self._said = folder / "said.txt"
-        with self._said.open("w") as file:
-            line = [sys.executable, "-m", "pipeline", *FIT, *arguments, "--run_dir", self.run]
-            with heeding_ctrl_c():
-                self.process = subprocess.Popen(
-                    [str(each) for each in line], cwd=ROOT, stdout=file, stderr=file, text=True, start_new_session=True
-                )
-
-    @property
-    def said(self) -> str:
-        return self._said.read_text()
-
-    def until(self, words: str) -> None:
-        began = time.monotonic()
-        while words not in self.said:
-            assert time.monotonic() - began < 60, self.said
-            assert self.process.poll() is None, self.said
-            time.sleep(0.02)
-
-    def signalled(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def ended(self, seconds: float = 30) -> int:
-        return self.process.wait(seconds)
-
-
-@contextmanager
-def fit(folder: Path, *arguments: object) -> Iterator[Fit]:
-    started = Fit(folder, *arguments)
-    try:
-        yield started
-    finally:
-        started.process.kill()
+STUCK = ("--model=tests.support.killable.Stuck", "--checkpoints.every_n_steps=1", "--trainer.max_epochs=2")
 
 
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_between_two_steps_the_signal_is_obeyed_at_the_next(tmp_path: Path, number: signal.Signals) -> None:
-    with fit(tmp_path, "--model=tests.support.models.Slowly", "--trainer.max_epochs=50") as process:
+    with fit_process(tmp_path, "--model=tests.support.killable.Slowly", "--trainer.max_epochs=50") as process:
         process.until("saved step 7 ")
         process.signalled(number)
         assert process.ended() == 75
@@ -72,7 +29,7 @@ def test_between_two_steps_the_signal_is_obeyed_at_the_next(tmp_path: Path, numb
 
 @pytest.mark.timeout(90)
 def test_in_the_seconds_of_importing_it_is_heard_too(tmp_path: Path) -> None:
-    with fit(tmp_path) as process:
+    with fit_process(tmp_path) as process:
         began = time.monotonic()
         listening = Path(f"/proc/{process.process.pid}/status")
         # The signals that are caught, as a mask: SIGTERM is the 15th.
@@ -90,7 +47,7 @@ def test_in_the_seconds_of_importing_it_is_heard_too(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(90)
 def test_who_stands_still_leaves_in_a_few_seconds_and_says_what_is_durable(tmp_path: Path) -> None:
-    with fit(tmp_path, *STUCK) as process:
+    with fit_process(tmp_path, *STUCK) as process:
         process.until("stuck")
         process.signalled(signal.SIGTERM)
         assert process.ended(20) == 75, "long before its grace of 30 s is over"
@@ -99,7 +56,7 @@ def test_who_stands_still_leaves_in_a_few_seconds_and_says_what_is_durable(tmp_p
 
 @pytest.mark.timeout(90)
 def test_a_second_signal_is_obeyed_at_once(tmp_path: Path) -> None:
-    with fit(tmp_path, *STUCK, "--grace=600") as process:
+    with fit_process(tmp_path, *STUCK, "--grace=600") as process:
         process.until("stuck")
         process.signalled(signal.SIGTERM)
         time.sleep(1.2)
@@ -112,7 +69,7 @@ def test_a_second_signal_is_obeyed_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(90)
 def test_a_person_is_obeyed_without_a_save(tmp_path: Path) -> None:
-    with fit(tmp_path, *STUCK) as process:
+    with fit_process(tmp_path, *STUCK) as process:
         process.until("stuck")
         process.signalled(signal.SIGINT)
         assert process.ended(20) == 130
@@ -124,7 +81,9 @@ def test_a_person_is_obeyed_without_a_save(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(90)
 def test_a_save_that_takes_longer_than_the_grace_is_named(tmp_path: Path) -> None:
-    with fit(tmp_path, "--model=tests.support.models.Slowly", "--trainer.max_epochs=100", "--grace=3") as process:
+    with fit_process(
+        tmp_path, "--model=tests.support.killable.Slowly", "--trainer.max_epochs=100", "--grace=3"
+    ) as process:
         process.until("saved step 7")
         # From now on no save comes to its end, as on a storage that is away.
         folder = process.run / "checkpoints"

@@ -13,17 +13,10 @@ from pipeline.process.topology import Topology
 from pipeline.run.attempts import Writer
 from pipeline.run.lease import launch_id
 from pipeline.run.run_dir import LEASE, RunDir
-from tests.run.test_lease import leave
 from tests.support.commands import Ended, torchrun
-from tests.training.test_resume import fit
+from tests.support.runs import attempt, fit, leave
 
 App = Callable[..., Ended]
-
-
-def attempt(url: str, number: int) -> dict[str, Any]:
-    value = RunDir(url).read_json(RunDir.attempt(number))
-    assert value is not None
-    return value
 
 
 def test_the_launch_is_the_app_else_the_rendezvous_else_this_process() -> None:

@@ -17,10 +17,9 @@ from pipeline.run.attempts import Writer
 from pipeline.run.goodput import OTHER, PURPOSES, REPEATED, SAVING, STARTING, USEFUL, VALIDATING, WAITING, Goodput
 from pipeline.run.goodput_report import Attempt, History
 from pipeline.run.run_dir import LEASE, RunDir
-from tests.checkpoint.test_saver import FIT, slow_saves
-from tests.process.test_preemption import fit as process
-from tests.run.test_attempts import attempt
 from tests.support.commands import Ended
+from tests.support.processes import fit_process
+from tests.support.runs import FIT, attempt, slow_saves
 
 App = Callable[..., Ended]
 FOREIGN = (*(each for each in FIT if not each.startswith("--data")), "--data=tests.support.models.Own")
@@ -154,8 +153,8 @@ def test_each_attempt_says_and_keeps_where_its_time_went(app: App, storage: str)
 def test_an_attempt_that_was_killed_is_completed_from_its_lease_and_its_steps_count_as_repeated(
     app: App, tmp_path: Path
 ) -> None:
-    slow = ("--model=tests.support.models.Slowly", "--checkpoints.every_n_steps=3", "--trainer.max_epochs=2")
-    with process(tmp_path, *slow) as running:
+    slow = ("--model=tests.support.killable.Slowly", "--checkpoints.every_n_steps=3", "--trainer.max_epochs=2")
+    with fit_process(tmp_path, *slow) as running:
         running.until("saved step 6")
         running.process.send_signal(signal.SIGKILL)
         running.ended()

@@ -21,6 +21,7 @@ from pipeline.run.lease import Lease
 from pipeline.run.lease_storage import Disk
 from pipeline.run.run_dir import LEASE, RunDir
 from tests.support.commands import ROOT
+from tests.support.runs import leave
 
 WORKER = """
 import json, sys, time
@@ -109,12 +110,6 @@ def race(workers: list[Worker], url: str) -> list[dict[str, Any]]:
     for number, worker in enumerate(workers):
         worker.tell(take=url, launch=f"launch-{number}", at=at)
     return [worker.hear() for worker in workers]
-
-
-def leave(url: str, **more: Any) -> None:
-    """A lease that nobody renews."""
-    gone = {"attempt": 6, "launch": "gone", "host": "elsewhere", "pid": 1, "process": None, "token": "x", "seconds": 60}
-    RunDir(url).write_json(LEASE, {**gone, **more})
 
 
 def test_of_several_that_start_at_once_one_writes_and_the_others_are_told_who(

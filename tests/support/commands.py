@@ -70,3 +70,18 @@ def torchrun(ranks: int, *arguments: object, env: dict[str, str] | None = None, 
         env=env,
         timeout=timeout,
     )
+
+
+BLOCK = """
+import importlib.abc, sys
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {names}:
+            raise ImportError(f'{{name}} is not installed here')
+sys.meta_path.insert(0, Block())
+"""
+
+
+def without(names: tuple[str, ...], program: str) -> None:
+    ended = command(sys.executable, "-c", BLOCK.format(names=names) + program)
+    assert ended.status == 0, ended.text

@@ -8,31 +8,14 @@ it had saved a step of another one. Writes the status of each command line to `<
 
 import json
 import os
-import shutil
-import socket
 import sys
 from pathlib import Path
 
 from torch.distributed import rendezvous
 
 from pipeline.cli import main
-from pipeline.run.run_dir import RunDir
-
-
-def only(straight: Path, run: Path, step: int) -> None:
-    """A run that was killed right after it had saved a step."""
-    run.mkdir(parents=True)
-    shutil.copy(straight / "fit.yaml", run)
-    (run / "checkpoints").mkdir()
-    for name in (RunDir.checkpoint(step), RunDir.record(step)):
-        shutil.copy(straight / name, run / name)
-
-
-def free_port() -> str:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return str(listening.getsockname()[1])
-
+from tests.support.agent_harness import free_port
+from tests.support.resumes import only
 
 if __name__ == "__main__":
     plan = Path(sys.argv[1])
@@ -41,7 +24,7 @@ if __name__ == "__main__":
     for number, line in enumerate(json.loads(plan.read_text())):
         # A store of its own for each line: torch's process groups would find the answers of the line before.
         if os.environ["RANK"] == "0":
-            agent.set(f"port/{number}", free_port())
+            agent.set(f"port/{number}", str(free_port()))
         os.environ |= {"MASTER_PORT": agent.get(f"port/{number}").decode(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
         if line[0] != "only":
             statuses.append(main(line))

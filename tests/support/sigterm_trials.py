@@ -48,7 +48,7 @@ class Job:
             f"--rdzv-conf=join_timeout={join},last_call_timeout=1,keep_alive_interval=1",
             *("--shutdown-timeout=20", f"--max-restarts={restarts}", "-m", "pipeline", "fit"),
             *(
-                "--model=tests.support.models.Noting",
+                "--model=tests.support.killable.Noting",
                 "--data=pipeline.data.DataModule",
                 "--data.train=tests.support.models.Indexed",
             ),

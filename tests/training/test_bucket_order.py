@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from pipeline.run.run_dir import RunDir
-from tests.data.test_ledger import verified
 from tests.support.commands import Ended, torchrun
-from tests.training.test_epoch_loop import CASES, same_end
-from tests.training.test_resume import logged
+from tests.support.resumes import CASES, same_end
+from tests.support.runs import logged, verified
 
 App = Callable[..., Ended]
 
@@ -97,7 +96,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 NOTING = (
-    *("-m", "pipeline", "fit", "--model=tests.support.models.Noting", "--data=pipeline.data.DataModule"),
+    *("-m", "pipeline", "fit", "--model=tests.support.killable.Noting", "--data=pipeline.data.DataModule"),
     *(
         "--data.train=tests.support.models.Indexed",
         "--data.val=tests.support.models.Indexed",

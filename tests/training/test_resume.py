@@ -3,57 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from pipeline.checkpoint.commit import newest
 from pipeline.run.run_dir import RunDir
-from pipeline.training.checkpoint_io import RunIO
 from tests.support.commands import Ended
+from tests.support.resumes import equal, state
+from tests.support.runs import ROWS, fit, listing, logged
 
 App = Callable[..., Ended]
-ROWS = (
-    *(
-        "--model",
-        "tests.support.models.Regression",
-        "--data",
-        "pipeline.data.DataModule",
-        "--data.train",
-        "tests.support.models.Rows",
-    ),
-    *("--data.val", "tests.support.models.Rows", "--data.batch_size=16", "--trainer.enable_model_summary=false"),
-)
-
-
-def fit(app: App, run: str, epochs: int, *more: str) -> Ended:
-    return app("fit", *ROWS, "--run_dir", run, f"--trainer.max_epochs={epochs}", *more)
-
-
-def state(run: str) -> dict[str, Any]:
-    record = newest(RunDir(run))
-    assert record is not None
-    return RunIO(None).load_checkpoint(RunDir(run).url_of(record.name))
-
-
-def equal(left: Any, right: Any) -> bool:
-    """Bit for bit, through every container."""
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(equal, left, right))
-    return bool(left == right)
-
-
-def listing(run: str) -> dict[str, Any]:
-    """Every file of a run, but for one more attempt, with what changes when it is written again."""
-    where = RunDir(run)
-    found = where.fs.find(where.path, detail=True)
-    keys = ("size", "mtime", "created", "LastModified", "ETag")
-    return {name: [str(info.get(key)) for key in keys] for name, info in found.items() if "/attempts/" not in name}
 
 
 def test_resumed_at_an_epochs_end_equals_straight(app: App, storage: str) -> None:
@@ -107,18 +66,6 @@ def test_each_epoch_sees_another_order_also_after_a_resume(app: App, tmp_path: P
     losses = list(logged(straight, "train_loss").values())
     assert losses == list(logged(resumed, "train_loss").values())
     assert len({tuple(losses[start : start + 7]) for start in (0, 7, 14)}) == 3
-
-
-def logged(run: str, name: str) -> dict[int, float]:
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    values = {}
-    for path in sorted(Path(run, "logs").glob("events.*")):
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                if value.tag == name:
-                    values[event.step] = value.tensor.float_val[0]
-    return {step: values[step] for step in sorted(values)}
 
 
 def test_a_finished_run_ends_with_0_says_so_and_rewrites_nothing(app: App, storage: str) -> None:

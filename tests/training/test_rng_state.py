@@ -1,7 +1,6 @@
 """What a dataset or a collate function draws at random is keyed by (seed, epoch, index), and put back."""
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,30 +10,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pipeline.data.sampler import Batches, PositionedSampler
 from pipeline.data.seeded import Collate, Keyed, sample_seeds
-
-SIZE = 23
+from tests.support.samples import SIZE, Drawn, draw, fetched
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-def draw() -> list[float]:
-    """One number from each of the three global generators."""
-    return [torch.rand(()).item(), float(np.random.random()), random.random()]
-
-
-class Drawn(Dataset[Any]):
-    """Draws from each generator: how many times depends on the index, as for a rejection loop."""
-
-    def __len__(self) -> int:
-        return SIZE
-
-    def __getitem__(self, index: int) -> list[float]:
-        drawn = [float(index), *draw(), torch.randn(()).item(), float(np.random.randn()), random.gauss(0, 1)]
-        for _ in range(index % 3):
-            draw()
-            np.random.randn()
-            random.gauss(0, 1)
-        return drawn
 
 
 class DrawnWhole(Dataset[Any]):
@@ -50,37 +28,6 @@ class DrawnWhole(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         raise AssertionError("asked for one sample")
-
-
-def fetched(
-    dataset: Any,
-    seed: int = 0,
-    epochs: int = 1,
-    workers: int = 0,
-    ranks: int = 1,
-    batch_size: int = 4,
-    collate: Callable[[list[Any]], Any] | None = None,
-) -> list[dict[int, Any]]:
-    """What every sample is in every epoch, over all ranks and persistent workers."""
-    found: list[dict[int, Any]] = [{} for _ in range(epochs)]
-    for rank in range(ranks):
-        sampler = PositionedSampler(dataset, ranks, rank, seed=seed, tail="drop" if ranks == 1 else "pad")
-        keyed = Keyed(dataset, seed)
-        loader = DataLoader(
-            keyed,
-            batch_sampler=Batches(sampler, batch_size),
-            collate_fn=Collate(collate, keyed),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
-        for epoch in range(epochs):
-            sampler.set_epoch(epoch)
-            for batch in loader:
-                columns = [part.tolist() for part in batch]
-                for row in zip(*columns, strict=True):
-                    index = int(row[0])
-                    assert found[epoch].setdefault(index, row) == row, "padding is the same sample again"
-    return found
 
 
 @pytest.mark.parametrize("dataset", [Drawn(), DrawnWhole()], ids=["single", "batched"])

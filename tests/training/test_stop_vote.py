@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.run_dir import RunDir
-from tests.checkpoint.test_saver import slow_saves
 from tests.support.commands import Ended
-from tests.training.test_epoch_loop import BASE, PARTS, same_end
-from tests.training.test_resume import logged
+from tests.support.resumes import BASE, PARTS, same_end
+from tests.support.runs import logged, slow_saves
 
 App = Callable[..., Ended]
 
@@ -45,7 +44,7 @@ def test_asked_to_end_it_saves_the_step_ends_with_75_and_goes_on_bit_for_bit(
 ) -> None:
     at, more, step = MOMENTS[moment]
     asks = (
-        "--trainer.callbacks=tests.support.models.Asks",
+        "--trainer.callbacks=tests.support.killable.Asks",
         f"--trainer.callbacks.at={at}",
         f"--trainer.callbacks.once={tmp_path / 'once'}",
     )
@@ -89,7 +88,7 @@ def test_asked_while_a_save_is_under_way_it_waits_for_that_and_saves_the_last_st
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_saves(monkeypatch, 0.4)
-    asks = ("--trainer.callbacks=tests.support.models.Asks", "--trainer.callbacks.at=step 5")
+    asks = ("--trainer.callbacks=tests.support.killable.Asks", "--trainer.callbacks.at=step 5")
     saves = ("--checkpoints.every_n_steps=4", f"--trainer.callbacks.once={tmp_path / 'once'}")
     ended = app(*BASE, *asks, *saves, "--run_dir", tmp_path / "run")
     assert ended.status == 75, ended.err
@@ -98,7 +97,7 @@ def test_asked_while_a_save_is_under_way_it_waits_for_that_and_saves_the_last_st
 
 
 def test_asked_at_the_end_of_training_it_ends_well(app: App, tmp_path: Path) -> None:
-    asks = ("--trainer.callbacks=tests.support.models.Asks", "--trainer.callbacks.at=end")
+    asks = ("--trainer.callbacks=tests.support.killable.Asks", "--trainer.callbacks.at=end")
     ended = app(*BASE, *asks, f"--trainer.callbacks.once={tmp_path / 'once'}", "--run_dir", tmp_path / "run")
     assert (tmp_path / "once").exists()
     assert ended.status == 0, ended.err

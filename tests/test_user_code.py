@@ -1,4 +1,4 @@
-"""What real models and callbacks do is resumed exactly too; what cannot be is refused or said."""
+"""What models, callbacks and data modules of users do is resumed exactly too; what cannot be is refused or reported."""
 
 import re
 from collections.abc import Callable
@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_ledger import verified
 from tests.support.commands import Ended
-from tests.support.rank_runner import only
-from tests.training.test_epoch_loop import BASE, same_end
-from tests.training.test_resume import equal, logged, state
+from tests.support.resumes import BASE, equal, only, same_end, state
+from tests.support.runs import logged, verified
 
 App = Callable[..., Ended]
 HABITS: dict[str, tuple[str, ...]] = {

@@ -1,21 +1,21 @@
-"""Lightning's documented habits, each one working through this app."""
+"""What Lightning documents works through this app."""
 
 import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.cli import Trainer
 from pipeline.examples.autoencoder import LitAutoEncoder
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import DIGITS, QUICK, Ended, command
+from tests.support.models import LogsInEveryWay, Own, WithoutHyperparameters
 
 App = Callable[..., Ended]
 
@@ -35,53 +35,6 @@ def checkpoint(run: Path) -> Path:
     return max(run.glob("checkpoints/*.ckpt"))
 
 
-class Forgetting(pl.LightningModule):
-    """Saves no hyperparameters."""
-
-    def __init__(self, width: int = 2) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, width)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.layer(batch[0]).square().mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class Keeping(Forgetting):
-    """Hyperparameters from **kwargs."""
-
-    def __init__(self, width: int = 3, **kwargs: Any) -> None:
-        super().__init__(width)
-        self.save_hyperparameters()
-
-
-class Logging(Forgetting):
-    """Logs in every way that Lightning documents."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        value = torch.tensor(float(batch_idx))
-        for reduce in ("min", "max", "mean", "sum"):
-            self.log(
-                f"by_{reduce}", value, on_step=False, on_epoch=True, reduce_fx=reduce, sync_dist=True, batch_size=1
-            )
-        self.log("on_bar", value, prog_bar=True)
-        self.log_dict({"first": value, "second": 2 * value})
-        return super().training_step(batch, batch_idx)
-
-
-class Scripted(Forgetting):
-    """Its val_loss follows a script, an epoch a value."""
-
-    def __init__(self, values: list[float]) -> None:
-        super().__init__()
-        self.values = values
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", self.values[min(self.current_epoch, len(self.values) - 1)])
-
-
 def fit(app: App, run: Path, model: str, *more: str) -> Ended:
     ended = app(
         *("fit", "--model", model, "--data", "tests.support.models.Own", "--run_dir", run),
@@ -93,7 +46,7 @@ def fit(app: App, run: Path, model: str, *more: str) -> Ended:
 
 def test_the_weights_summary_at_fit_with_max_depth_minus_1_has_its_ten_rows() -> None:
     depth = ("--trainer.callbacks=ModelSummary", "--trainer.callbacks.max_depth=-1", "--trainer.fast_dev_run=true")
-    data = ("--data=pipeline.data.DataModule", "--data.train=tests.test_habits.Images", "--data.val=null")
+    data = ("--data=pipeline.data.DataModule", "--data.train=tests.support.models.BlankImages", "--data.val=null")
     model = "--model=pipeline.examples.autoencoder.LitAutoEncoder"
     ended = command(sys.executable, "-m", "pipeline", "fit", model, *data, *depth)
     assert ended.status == 0, ended.text
@@ -112,16 +65,6 @@ def test_the_weights_summary_at_fit_with_max_depth_minus_1_has_its_ten_rows() ->
     ]
 
 
-class Images(torch.utils.data.Dataset[Any]):
-    """Four blank images."""
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.zeros(28, 28), index
-
-
 def test_summary_prints_the_table_with_the_sizes_of_every_layer_without_fit(app: App) -> None:
     ended = app("summary", "--config", DIGITS, "--max_depth", "-1", "--model.input_dim=784")
     assert ended.status == 0
@@ -133,7 +76,7 @@ def test_summary_prints_the_table_with_the_sizes_of_every_layer_without_fit(app:
 
 
 def test_summary_of_a_model_without_an_example_says_why_there_are_no_sizes(app: App) -> None:
-    ended = app("summary", "--model", "tests.test_habits.Forgetting")
+    ended = app("summary", "--model", "tests.support.models.WithoutHyperparameters")
     assert ended.status == 0
     assert "example_input_array" in ended.err
     assert "layer" in ended.out
@@ -151,16 +94,16 @@ def test_checkpoints_are_off_by_flag(app: App, tmp_path: Path) -> None:
 def test_hyperparameters_are_saved_also_from_kwargs(app: App, tmp_path: Path, checkpoint: Path) -> None:
     saved = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
     assert (saved["learning_rate"], saved["input_dim"]) == (0.003, 64)
-    fit(app, tmp_path, "tests.test_habits.Keeping", "--model.width=5", "--model.dict_kwargs.depth=7")
+    fit(app, tmp_path, "tests.support.models.KeywordHyperparameters", "--model.width=5", "--model.dict_kwargs.depth=7")
     saved = torch.load(max(tmp_path.glob("checkpoints/*.ckpt")), weights_only=True)["hyper_parameters"]
     assert (saved["width"], saved["depth"]) == (5, 7)
 
 
 def test_hyperparameters_that_a_model_does_not_save_are_not_saved(app: App, tmp_path: Path) -> None:
-    fit(app, tmp_path, "tests.test_habits.Forgetting", "--model.width=3")
+    fit(app, tmp_path, "tests.support.models.WithoutHyperparameters", "--model.width=3")
     path = max(tmp_path.glob("checkpoints/*.ckpt"))
     assert not torch.load(path, weights_only=True).get("hyper_parameters")
-    assert Forgetting.load_from_checkpoint(path, width=3).layer.out_features == 3
+    assert WithoutHyperparameters.load_from_checkpoint(path, width=3).layer.out_features == 3
 
 
 def test_load_from_checkpoint_then_eval_on_random_input(checkpoint: Path) -> None:
@@ -251,7 +194,7 @@ def test_early_stopping_counts_validations(
     script = "[" + ",".join(".nan" if math.isnan(value) else str(float(value)) for value in values) + "]"
     stopping = [f"--trainer.callbacks.{flag}" for flag in ("monitor=val_loss", *flags)]
     ended = fit(
-        *(app, tmp_path, "tests.test_habits.Scripted", f"--model.values={script}", "--trainer.max_epochs=7"),
+        *(app, tmp_path, "tests.support.models.ScriptedValLoss", f"--model.values={script}", "--trainer.max_epochs=7"),
         *("--trainer.num_sanity_val_steps=0", "--trainer.callbacks=EarlyStopping", *stopping),
     )
     assert f"epoch {epochs}" in finished(ended)
@@ -259,7 +202,7 @@ def test_early_stopping_counts_validations(
 
 def test_early_stoppings_patience_is_counted_in_validations_not_epochs(app: App, tmp_path: Path) -> None:
     ended = fit(
-        *(app, tmp_path, "tests.test_habits.Scripted", "--model.values=[1.0]", "--trainer.max_epochs=20"),
+        *(app, tmp_path, "tests.support.models.ScriptedValLoss", "--model.values=[1.0]", "--trainer.max_epochs=20"),
         *("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_loss"),
         *("--trainer.callbacks.patience=2", "--trainer.check_val_every_n_epoch=3"),
     )
@@ -267,10 +210,8 @@ def test_early_stoppings_patience_is_counted_in_validations_not_epochs(app: App,
 
 
 def test_log_reduces_as_it_is_told_and_log_dict_logs_all(tmp_path: Path) -> None:
-    from tests.support.models import Own
-
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
-    trainer.fit(Logging(), Own())
+    trainer.fit(LogsInEveryWay(), Own())
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert (logged["by_min"], logged["by_max"], logged["by_mean"], logged["by_sum"]) == (0, 14, 7, 105)
     assert (logged["first"], logged["second"]) == (14, 28)
@@ -278,4 +219,4 @@ def test_log_reduces_as_it_is_told_and_log_dict_logs_all(tmp_path: Path) -> None
 
 
 def test_what_is_on_the_progress_bar_is_in_the_plain_lines(app: App, tmp_path: Path) -> None:
-    assert "on_bar 14" in fit(app, tmp_path, "tests.test_habits.Logging").err
+    assert "on_bar 14" in fit(app, tmp_path, "tests.support.models.LogsInEveryWay").err

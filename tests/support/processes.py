@@ -1,0 +1,51 @@
+"""A fit in a process of its own, to be signalled while it runs."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.commands import ROOT, heeding_ctrl_c
+from tests.support.runs import FIT
+
+
+class FitProcess:
+    """A fit in a process of its own, and what it has said so far."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.run = folder / "run"
+        self._said = folder / "said.txt"
+        with self._said.open("w") as file:
+            line = [sys.executable, "-m", "pipeline", *FIT, *arguments, "--run_dir", self.run]
+            with heeding_ctrl_c():
+                self.process = subprocess.Popen(
+                    [str(each) for each in line], cwd=ROOT, stdout=file, stderr=file, text=True, start_new_session=True
+                )
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def until(self, words: str) -> None:
+        began = time.monotonic()
+        while words not in self.said:
+            assert time.monotonic() - began < 60, self.said
+            assert self.process.poll() is None, self.said
+            time.sleep(0.02)
+
+    def signalled(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def ended(self, seconds: float = 30) -> int:
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def fit_process(folder: Path, *arguments: object) -> Iterator[FitProcess]:
+    started = FitProcess(folder, *arguments)
+    try:
+        yield started
+    finally:
+        started.process.kill()

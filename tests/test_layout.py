@@ -1,0 +1,86 @@
+"""The tests mirror the product: a test module for each of its modules, and what tests share in tests/support."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import ROOT
+
+TESTS = ROOT / "tests"
+TEST_MODULES = sorted(TESTS.rglob("test_*.py"))
+WITHOUT_TESTS = {
+    "agent/event_log.py",
+    "agent/pdeathsig.py",
+    "agent/rendezvous.py",
+    "agent/signals.py",
+    "agent/workers.py",
+    "cache/mapping.py",
+    "checkpoint/serializable.py",
+    "checkpoint/snapshot.py",
+    "commands/drill/compare.py",
+    "commands/drill/course.py",
+    "commands/drill/job.py",
+    "commands/drill/notes.py",
+    "commands/drill/options.py",
+    "commands/drill/plan.py",
+    "commands/drill/proxy.py",
+    "commands/drill/report.py",
+    "commands/explain_resume.py",
+    "commands/preflight/command.py",
+    "commands/preflight/job.py",
+    "commands/preflight/node.py",
+    "commands/preflight/report.py",
+    "commands/verify.py",
+    "config/configuration.py",
+    "config/resume_point.py",
+    "data/epoch_record.py",
+    "data/sample_ids.py",
+    "errors.py",
+    "examples/autoencoder.py",
+    "examples/digits.py",
+    "examples/mnist.py",
+    "process/timeout.py",
+    "run/goodput_report.py",
+    "run/lease_storage.py",
+    "training/checkpoint_io.py",
+    "training/checkpoints.py",
+    "training/metric_state.py",
+    "training/save_timer.py",
+    "training/tensorboard.py",
+    "training/trainer.py",
+}
+"""Product modules that are tested through others only. Give one a test module, and take it out here."""
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The dotted names that a module imports, also within its functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module or '.'}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", TEST_MODULES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_a_test_module_imports_of_the_tests_only_what_they_share(path: Path) -> None:
+    ours = {name for name in imported(path) if name.split(".")[0] == "tests"}
+    assert not {name for name in ours if not name.startswith("tests.support.")}
+
+
+@pytest.mark.parametrize("path", sorted((TESTS / "support").glob("*.py")), ids=lambda path: path.stem)
+def test_what_tests_share_imports_no_test_module(path: Path) -> None:
+    ours = {name for name in imported(path) if name.split(".")[0] == "tests"}
+    assert not {name for name in ours if not name.startswith("tests.support.")}
+
+
+def test_each_product_module_has_a_test_module_of_its_name() -> None:
+    untested = set()
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        inside = path.relative_to(ROOT / "pipeline")
+        if path.name in ("__init__.py", "__main__.py"):
+            continue
+        if not (TESTS / inside.parent / f"test_{inside.name}").exists():
+            untested.add(inside.as_posix())
+    assert sorted(untested - WITHOUT_TESTS) == []
