@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -44,42 +43,59 @@ _AHEAD = 6
 _TRIES = 3
 
 
-def newest_good(run: RunDir) -> CommitRecord | None:
-    """`record.newest`, whose bytes match its record; they are on this node when it returns.
+def newest_verified(run: RunDir) -> tuple[CommitRecord, Path] | None:
+    """Find the newest checkpoint whose bytes match its record, as `commit.newest`, and the local path of its bytes.
 
     Raises:
-        UserError: There are commits, but none is good: starting afresh in silence would bury them.
+        UserError: There are commits, but none is good: starting from scratch without a word would bury them.
         Exception: The storage failed, which says nothing about the checkpoint.
     """
-    return newest(run, partial(fetched, run, anew=True))
+    verified = _Verified(run)
+    record = newest(run, verified)
+    return None if record is None else (record, verified.paths[record.step])
 
 
-def select_good(run: RunDir, which: str | None) -> CommitRecord:
-    """`record.select`, whose bytes match its record; they are on this node when it returns.
+def select_verified(run: RunDir, which: str | None) -> tuple[CommitRecord, Path]:
+    """Select a checkpoint as `commit.select` does, one whose bytes match its record, with the local path of its bytes.
 
     Raises:
-        UserError: There is none such, or the step that was asked for is damaged.
+        UserError: There is no such checkpoint, or the step that was asked for is damaged.
         Exception: The storage failed.
     """
-    return select(run, which, partial(fetched, run, anew=True))
+    verified = _Verified(run)
+    record = select(run, which, verified)
+    return record, verified.paths[record.step]
 
 
-def fetched(run: RunDir, record: CommitRecord, anew: bool = False) -> Path:
-    """The local path of a checkpoint's bytes, which match its record; `load` also keeps them from going meanwhile.
+def fetch_verified(run: RunDir, record: CommitRecord, revalidate: bool = False) -> Path:
+    """Return the local path of a checkpoint's bytes, which match its record: the file of a local run, else a copy.
+
+    The copy may be evicted later; `load` keeps it while it maps it.
 
     Args:
         run: The run directory.
         record: Of the checkpoint.
-        anew: Look at the storage, whatever this node found out before: hash a local file again, and download a remote
-            one again if it is another version by now. Else what an earlier call on this node has verified is taken.
+        revalidate: Ask the storage whatever this node has verified before: hash a local file again, and download a
+            remote one again if its version has changed.
 
     Raises:
         Corrupt: They do not match.
         UserError: The cache cannot hold them.
         Exception: The storage failed.
     """
-    with _held(run, record, anew) as path:
+    with _held(run, record, revalidate) as path:
         return path
+
+
+class _Verified:
+    """Verifies the checkpoints that a search asks about, and remembers where their bytes are."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.paths: dict[int, Path] = {}
+
+    def __call__(self, record: CommitRecord) -> None:
+        self.paths[record.step] = fetch_verified(self.run, record, revalidate=True)
 
 
 def load(run: RunDir, record: CommitRecord, map_location: Any = None, weights_only: bool = True) -> dict[str, Any]:
@@ -115,13 +131,13 @@ def check(run: RunDir, record: CommitRecord) -> None:
 
 
 @contextmanager
-def _held(run: RunDir, record: CommitRecord, anew: bool = False) -> Iterator[Path]:
+def _held(run: RunDir, record: CommitRecord, revalidate: bool = False) -> Iterator[Path]:
     """Verified bytes, which stay in the cache until the block ends."""
     url = run.url_of(record.name)
     if run.is_local:
-        yield _noted(run, record, anew)
+        yield _noted(run, record, revalidate)
         return
-    folder, version = CacheFolder(), _version(run, record) if anew else ""
+    folder, version = CacheFolder(), _version(run, record) if revalidate else ""
     key = _digest(f"checkpoint {url}")[:32]
     stem = folder.path / f"{key}-{_digest(record.sha256)[:16]}"
     for _ in range(_TRIES):  # another process may make room between the two locks
@@ -135,7 +151,7 @@ def _held(run: RunDir, record: CommitRecord, anew: bool = False) -> Iterator[Pat
     raise OSError(f"{url} was fetched, but its copy in {folder.path} is gone or damaged: what else writes?")
 
 
-def _noted(run: RunDir, record: CommitRecord, anew: bool) -> Path:
+def _noted(run: RunDir, record: CommitRecord, revalidate: bool) -> Path:
     """A file on a local disk: one process of the node hashes it, the others find its note."""
     path = Path(run.path, record.name).absolute()
     try:
@@ -152,7 +168,7 @@ def _noted(run: RunDir, record: CommitRecord, anew: bool) -> Path:
             note = folder.path / f"{key}-{_digest(repr(seen))[:16]}.bin"
         if note is None:
             _hash_file(path, record)
-        elif anew or not note.exists():
+        elif revalidate or not note.exists():
             for other in note.parent.glob(f"{key}-*.bin"):
                 other.unlink(missing_ok=True)
             _hash_file(path, record)
@@ -266,7 +282,7 @@ def _stream(run: RunDir, record: CommitRecord, place: Callable[[int, memoryview]
 
 
 def _boot() -> str:
-    """What is another one after the machine has been started anew, "" where it does not tell."""
+    """What is another one after the machine has been restarted, "" where it does not tell."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

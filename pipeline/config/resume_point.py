@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 
 from pipeline.checkpoint.commit import newest
-from pipeline.checkpoint.load import newest_good, select_good
+from pipeline.checkpoint.load import newest_verified, select_verified
 from pipeline.config import configuration
 from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
@@ -60,7 +60,11 @@ def of_training(run: RunDir, resolved: dict[str, Any], given: str | None, compar
             where `given` would begin.
     """
     saved = configuration.saved_config(run, "fit")
-    record = newest_good(run) if compare else newest(run)
+    if compare:
+        found = newest_verified(run)
+        record = None if found is None else found[0]
+    else:
+        record = newest(run)
     if record is None:
         return Start(url=given)
     configuration.same_model(run, saved, resolved)
@@ -86,7 +90,7 @@ def of_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> S
         UserError: The run was trained with another model, or has no such checkpoint, or only damaged ones.
     """
     configuration.same_model(run, configuration.saved_config(run, "fit"), resolved, wholly=True)
-    record = select_good(run, which)
+    record, _ = select_verified(run, which)
     return Start(run.url_of(record.name), record.step, record.sha256, own=True)
 
 

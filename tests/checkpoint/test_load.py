@@ -20,7 +20,7 @@ import torch
 
 from pipeline.checkpoint import load as loading
 from pipeline.checkpoint.commit import CommitRecord, Monitor, read_record, write_record
-from pipeline.checkpoint.load import Corrupt, check, fetched, load, newest_good, select_good
+from pipeline.checkpoint.load import Corrupt, check, fetch_verified, load, newest_verified, select_verified
 from pipeline.config.resume_point import of_training
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RECEIPT, RunDir
@@ -196,7 +196,7 @@ def test_what_is_loaded_is_mapped_and_outlasts_its_file(storage: str, cache: Pat
     run = RunDir(storage)
     record = commit(run, 3)
     checkpoint = RunIO(run).load_checkpoint(run.url_of(record.name))
-    path = fetched(run, record)
+    path = fetch_verified(run, record)
     assert run.is_local == (path.parent != cache)
     assert os.stat(path).st_size == record.bytes
     assert str(path) in Path("/proc/self/maps").read_text()
@@ -211,7 +211,7 @@ def test_parameters_are_copied_out_of_the_mapping(storage: str) -> None:
     run = RunDir(storage)
     model = torch.nn.Linear(64, 64)
     record = commit(run, 1, dict(model.state_dict()))
-    path = fetched(run, record)
+    path = fetch_verified(run, record)
     model.load_state_dict(load(run, record)["value"])
     assert str(path) not in Path("/proc/self/maps").read_text()
 
@@ -220,12 +220,12 @@ def test_a_damage_after_this_node_has_verified_it_is_found_by_the_next_start(sto
     run = RunDir(storage)
     commit(run, 1)
     record = commit(run, 2)
-    assert newest_good(run) == record
+    assert newest_verified(run) == (record, fetch_verified(run, record))
     load(run, record)
     damage(run, 2, "tensor")
-    good = newest_good(run)
+    good = newest_verified(run)
     assert good is not None
-    assert good.step == 1
+    assert good[0].step == 1
     with pytest.raises(Corrupt, match="its bytes have"):
         check(run, record)
 
@@ -233,10 +233,10 @@ def test_a_damage_after_this_node_has_verified_it_is_found_by_the_next_start(sto
 def test_a_copy_that_somebody_wrote_to_is_fetched_again(tmp_path: Path) -> None:
     run = RunDir(f"memory://{tmp_path.name}/run")
     record = commit(run, 2)
-    path = fetched(run, record)
+    path = fetch_verified(run, record)
     path.chmod(0o644)
     path.write_bytes(flipped(path.read_bytes(), 500))
-    assert f"sha256:{hashlib.sha256(fetched(run, record).read_bytes()).hexdigest()}" == record.sha256
+    assert f"sha256:{hashlib.sha256(fetch_verified(run, record).read_bytes()).hexdigest()}" == record.sha256
 
 
 def test_a_copy_from_before_the_machine_went_down_is_hashed_first(
@@ -244,13 +244,13 @@ def test_a_copy_from_before_the_machine_went_down_is_hashed_first(
 ) -> None:
     run = RunDir(storage)
     record = commit(run, 2)
-    path = fetched(run, record)
+    path = fetch_verified(run, record)
     monkeypatch.setattr(loading, "_boot", lambda: "another")
     hashed: list[Path] = []
     original = loading._hash_file
     monkeypatch.setattr(loading, "_hash_file", lambda *given: [hashed.append(given[0]), original(*given)][1])
     monkeypatch.setattr(loading, "_stream", None)
-    assert fetched(run, record) == path
+    assert fetch_verified(run, record) == path
     assert hashed == ([] if run.is_local else [path])
 
 
@@ -264,20 +264,20 @@ def test_a_storage_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(loading, "open_ranges", lambda *_: fails)
     with pytest.raises(ConnectionError, match="unplugged"):
-        newest_good(run)
+        newest_verified(run)
 
 
 def test_the_best_good_one_is_chosen_by_value_and_then_by_age(storage: str) -> None:
     run = RunDir(storage)
     for step, value in ((1, 0.3), (2, 0.1), (3, 0.2), (4, 0.2)):
         commit(run, step, monitored=value)
-    assert select_good(run, None).step == 2
+    assert select_verified(run, None)[0].step == 2
     damage(run, 2, "tensor")
-    assert select_good(run, "best").step == 4
+    assert select_verified(run, "best")[0].step == 4
     damage(run, 4, "tensor")
-    assert [select_good(run, which).step for which in ("best", "latest", "1")] == [3, 3, 1]
+    assert [select_verified(run, which)[0].step for which in ("best", "latest", "1")] == [3, 3, 1]
     with pytest.raises(UserError, match=r"checkpoint=4 is damaged"):
-        select_good(run, "4")
+        select_verified(run, "4")
 
 
 def _fetch(url: str, counts: Any, start: Any) -> None:
@@ -336,7 +336,7 @@ def test_killed_in_the_middle_of_a_download_leaves_nothing_that_counts(s3: str, 
             return lambda start, end: read(start, end) if start < (32 << 20) else time.sleep(60)
         load.open_ranges = slow
         run = RunDir({run.url!r})
-        load.fetched(run, read_record(run, 1))
+        load.fetch_verified(run, read_record(run, 1))
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT)
     limit = time.monotonic() + 60
@@ -345,7 +345,7 @@ def test_killed_in_the_middle_of_a_download_leaves_nothing_that_counts(s3: str, 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [path.suffix for path in sorted(cache.iterdir())] == [".part", ".lock"]
-    path = fetched(run, record)
+    path = fetch_verified(run, record)
     assert hashlib.sha256(path.read_bytes()).hexdigest() in record.sha256
     assert not list(cache.glob("*.part"))
 
@@ -371,7 +371,7 @@ def test_a_large_checkpoint_is_verified_in_bounded_memory(tmp_path: Path, remote
         run.is_local = {not remote}
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         load.check(run, record)
-        assert load.fetched(run, record).stat().st_size == record.bytes
+        assert load.fetch_verified(run, record).stat().st_size == record.bytes
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
     """
     done = subprocess.run(
@@ -387,13 +387,13 @@ def test_the_cache_keeps_its_limit_and_says_where_a_checkpoint_does_not_fit(
     run = RunDir(f"memory://{tmp_path.name}/run")
     records = [commit(run, step, torch.arange(100_000) + step) for step in (1, 2, 3)]
     monkeypatch.setenv("PIPELINE_CACHE_BYTES", str(records[0].bytes * 2 + 1000))
-    paths = [fetched(run, record) for record in records]
+    paths = [fetch_verified(run, record) for record in records]
     assert [path.exists() for path in paths] == [False, True, True]
     assert sorted(path.suffix for path in cache.iterdir()) == [".bin", ".bin", ".json", ".json", ".lock", ".lock"]
     assert json.loads(paths[1].with_suffix(".json").read_text())["url"] == run.url_of(records[1].name)
     monkeypatch.setenv("PIPELINE_CACHE_BYTES", "1000")
     with pytest.raises(UserError, match=r"PIPELINE_CACHE_BYTES=1000: memory.*step-00000001.ckpt"):
-        fetched(run, records[0])
+        fetch_verified(run, records[0])
 
 
 def test_a_local_run_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,5 +401,5 @@ def test_a_local_run_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     record = commit(run, 1)
     (tmp_path / "file").touch()
     monkeypatch.setenv("PIPELINE_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert newest_good(run) == record
+    assert newest_verified(run) == (record, fetch_verified(run, record))
     assert load(run, record)["step"] == 1

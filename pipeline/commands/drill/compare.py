@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint.load import load, newest_good
+from pipeline.checkpoint.load import load, newest_verified
 from pipeline.commands.drill.notes import Note, Noted
 from pipeline.commands.verify import verify
 from pipeline.errors import UserError
@@ -160,8 +160,8 @@ def _verified(run: RunDir) -> Comparison:
 
 
 def _checkpoint(run: RunDir) -> dict[str, Any] | None:
-    record = newest_good(run)
-    return None if record is None else load(run, record)
+    found = newest_verified(run)
+    return None if found is None else load(run, found[0])
 
 
 def _optimizing(checkpoint: dict[str, Any]) -> dict[str, Any]:
