@@ -23,7 +23,7 @@ from pipeline.commands.registry import SUBCOMMANDS
 from pipeline.config import compatibility as drift
 from pipeline.config import configuration
 from pipeline.config import resume_point as start
-from pipeline.config.resume_point import Start
+from pipeline.config.resume_point import ResumePoint
 from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import (
@@ -47,11 +47,13 @@ from pipeline.training import console
 from pipeline.training import epoch_loop as loops
 from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.hooks import SessionHooks
 from pipeline.training.receipt import Checkpoint, Evaluation
-from pipeline.training.resume import Resume
-from pipeline.training.stop_vote import Agreement
+from pipeline.training.session import TrainingSession
+from pipeline.training.stop_vote import StopVote
 from pipeline.training.tensorboard import RunLogger
 from pipeline.training.trainer import Trainer, adapt
+from pipeline.training.trainer_state import TrainerState
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
         log.error("error: %s", error)
         return CRASH
     except Preempted as ended:
-        log.info("%s; the same command goes on from there", ended)
+        log.info("%s; rerun the same command to resume", ended)
         return PREEMPTED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -113,7 +115,7 @@ class PipelineCLI(LightningCLI):
         self.writer = writer
         self.preemption = preemption
         self.run_dir: RunDir | None = None
-        self.start = Start()
+        self.resume_point = ResumePoint()
         self.given_checkpoint: str | None = None
         super().__init__(
             args=configuration.with_run_config(arguments),
@@ -204,12 +206,12 @@ class PipelineCLI(LightningCLI):
             if self.subcommand == "fit":
                 self.writer.take(self.run_dir, self.topology)
         if self.subcommand != "fit" or self.run_dir is not None:
-            self.start = Start(**self.topology.agree("start", lambda: asdict(self._choose())))
-        if self.start.finished:
-            log.info("finished: %s is done at step %d; nothing to train", self.run_dir, self.start.step)
+            self.resume_point = ResumePoint(**self.topology.agree("resume point", lambda: asdict(self._choose())))
+        if self.resume_point.finished:
+            log.info("finished: %s is done at step %d; nothing to train", self.run_dir, self.resume_point.step)
             raise NothingToDo
 
-    def _choose(self) -> Start:
+    def _choose(self) -> ResumePoint:
         """On rank 0: where the subcommand goes on; in a fit, what killed saves left is swept once that is known."""
         config, resolved = self.config[self.subcommand], self._resolved()
         if self.subcommand == "fit":
@@ -218,7 +220,7 @@ class PipelineCLI(LightningCLI):
             sweep(self.run_dir, spare=chosen.url)
             return chosen
         if self.given_checkpoint is not None or config.run_dir is None:
-            return Start(url=self.given_checkpoint)
+            return ResumePoint(url=self.given_checkpoint)
         chosen = start.of_evaluation(RunDir(config.run_dir), resolved, config.checkpoint)
         if self.run_dir is not None:
             self.run_dir.write(RunDir.config(str(self.subcommand)), configuration.dump(resolved))
@@ -257,25 +259,26 @@ class PipelineCLI(LightningCLI):
         known = self.topology.world_size, config.seed_everything, config.trainer.accumulate_grad_batches
         self.topology.together("facts", lambda: facts.update(drift.facts(*known, self.datamodule)))
         start.same_data(facts, self.topology)
-        anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.allow_mismatch))
+        restart_epoch = self.topology.agree(
+            "mismatch", lambda: drift.compare(self.resume_point.run_state(), facts, config.allow_mismatch)
+        )
         ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
         loops.install(self.trainer)
-        resume = Resume(ledger, anew, Agreement(self.preemption), self.writer.goodput)
+        state, vote = TrainerState(self.trainer, facts, ledger, restart_epoch), StopVote(self.preemption)
+        session = TrainingSession(state, vote, self.writer.goodput)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, Checkpoints) and self.run_dir is not None:
-                resumed = self.start.step if self.start.own else None
-                callback.attach(self.run_dir, resumed, facts, resume, self.writer.held, self.writer.goodput)
-                resume.save = callback.save_due
-                if self.topology.rank == 0 and (saver := callback.saver) is not None:
-                    self.preemption.durable, self.preemption.saving = lambda: saver.durable, lambda: saver.saving
-        callbacks.insert(0, resume)
+                session = callback.open_session(self.run_dir, state, vote, self.writer, self.resume_point.step)
+        if self.topology.rank == 0 and (saver := session.saver) is not None:
+            self.preemption.durable, self.preemption.saving = lambda: saver.durable, lambda: saver.saving
+        callbacks.insert(0, SessionHooks(session))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with this project's checkpoints, logger and console."""
         config = self._get(self.config_init, "trainer")
         config["callbacks"] = _as_list(config["callbacks"])
-        config["plugins"] = [*_as_list(config["plugins"]), RunIO(self.run_dir)]
+        config["plugins"] = [*_as_list(config["plugins"]), RunIO(self.run_dir, self.resume_point.record)]
         if self.subcommand != "fit":
             config["enable_checkpointing"] = bool(config["callbacks"]) and config["enable_checkpointing"]
             config["logger"] = config["logger"] or False
@@ -314,12 +317,12 @@ class PipelineCLI(LightningCLI):
             "es" * (processes > 1),
             self.run_dir or "fast_dev_run, nothing is written",
         )
-        if self.start.url:
-            at = "" if self.start.step is None else f" at step {self.start.step}"
-            log.info("resumed%s from %s", at, self.start.url)
-        kwargs["ckpt_path"] = self.start.url
+        if self.resume_point.url:
+            at = "" if self.resume_point.step is None else f" at step {self.resume_point.step}"
+            log.info("resumed%s from %s", at, self.resume_point.url)
+        kwargs["ckpt_path"] = self.resume_point.url
         self.preemption.trains()
-        self.writer.begin(self.start.step if self.start.url else 0)
+        self.writer.begin(self.resume_point.step if self.resume_point.url else 0)
         self._run_model(self.trainer.fit, model, **kwargs)
         if self.run_dir is not None:
             known = self.trainer.callback_metrics.items()
@@ -341,8 +344,10 @@ class PipelineCLI(LightningCLI):
         if self.run_dir is None:  # fast_dev_run: a try, which proves nothing
             self._run_model(self.trainer.test, model, **kwargs)
             return
-        url = str(self.start.url)
-        evaluation = Evaluation(self.run_dir, Checkpoint(url, self.start.sha256 or start.sha256(url)))
+        url = str(self.resume_point.url)
+        record = self.resume_point.record
+        digest = start.sha256(url) if record is None else record.sha256
+        evaluation = Evaluation(self.run_dir, Checkpoint(url, digest))
         self.trainer.callbacks.append(evaluation)  # type: ignore[attr-defined]
         evaluation.watch(self.trainer, self.datamodule if self.datamodule is not None else model)
         log.info("evaluating %s on 1 device", url)
@@ -357,7 +362,7 @@ class PipelineCLI(LightningCLI):
         )
 
     def _chosen(self) -> dict[str, Any]:
-        return {"ckpt_path": self.start.url}
+        return {"ckpt_path": self.resume_point.url}
 
     def _run_model(self, run: Any, model: pl.LightningModule, **kwargs: Any) -> None:
         try:

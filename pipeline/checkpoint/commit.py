@@ -65,6 +65,30 @@ class CommitRecord:
         """The name of the checkpoint file in its run directory."""
         return RunDir.checkpoint(self.step)
 
+    @staticmethod
+    def of_dict(value: dict[str, Any]) -> "CommitRecord":
+        """Return what `dataclasses.asdict` made a mapping of.
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: A field is of another type.
+            ValueError: A field is not a number.
+        """
+        monitor, position = value["monitor"], value["position"]
+        return CommitRecord(
+            step=int(value["step"]),
+            epoch=int(value["epoch"]),
+            position=None if position is None else int(position),
+            bytes=int(value["bytes"]),
+            sha256=str(value["sha256"]),
+            monitor=None
+            if monitor is None
+            else Monitor(str(monitor["name"]), float(monitor["value"]), str(monitor.get("mode", "min"))),
+            world_size=int(value["world_size"]),
+            created=str(value["created"]),
+            reason=[str(reason) for reason in value["reason"]],
+        )
+
 
 Check = Callable[[CommitRecord], object]
 
@@ -231,25 +255,7 @@ def _record(step: int, value: dict[str, Any] | None) -> CommitRecord | None:
     if value is None:
         return None
     try:
-        record = _parse(value)
+        record = CommitRecord.of_dict(value)
     except (KeyError, TypeError, ValueError):
         return None
     return record if record.step == step else None
-
-
-def _parse(value: dict[str, Any]) -> CommitRecord:
-    monitor = value["monitor"]
-    position = value["position"]
-    return CommitRecord(
-        step=int(value["step"]),
-        epoch=int(value["epoch"]),
-        position=None if position is None else int(position),
-        bytes=int(value["bytes"]),
-        sha256=str(value["sha256"]),
-        monitor=None
-        if monitor is None
-        else Monitor(str(monitor["name"]), float(monitor["value"]), str(monitor.get("mode", "min"))),
-        world_size=int(value["world_size"]),
-        created=str(value["created"]),
-        reason=[str(reason) for reason in value["reason"]],
-    )

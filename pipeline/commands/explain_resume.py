@@ -5,18 +5,17 @@ from typing import Any
 
 from pipeline.checkpoint.commit import CommitRecord, examined
 from pipeline.config.compatibility import another_order, differences, facts
-from pipeline.config.resume_point import Start
+from pipeline.config.resume_point import ResumePoint
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir
-from pipeline.training.checkpoint_io import read_own
 
 _SHOWN = 8
 """Indices shown of each rank."""
 
 
 def explain(
-    run: RunDir, begin: Start, changed: list[str], data: Any, seed: Any, accumulate: int, world_size: int | None
+    run: RunDir, begin: ResumePoint, changed: list[str], data: Any, seed: Any, accumulate: int, world_size: int | None
 ) -> str:
     """What a fit would go on from, what would be different, and which samples would come next.
 
@@ -42,10 +41,10 @@ def explain(
             lines.append(_line("passed over", f"step {step}: its bytes do not match its record"))
         else:
             break
-    own = None if begin.url is None else read_own(begin.url)
-    saved = {} if own is None else own["facts"]
+    own = begin.run_state()
+    saved = {} if own is None else own.facts
     now = facts(world_size or saved.get("world_size") or 1, seed, accumulate, data)
-    epoch, position = (0, 0) if own is None else (own["epoch"], own["position"])
+    epoch, position = (0, 0) if own is None else (own.epoch, own.position)
     lines.append(_line("checkpoint", _checkpoint(begin)))
     if begin.own:
         lines.append(_line("", "its bytes are compared with its record when a fit starts; `verify` compares all"))
@@ -76,7 +75,7 @@ def _line(name: str, text: Any) -> str:
     return f"{name:15}{text}"
 
 
-def _checkpoint(begin: Start) -> str:
+def _checkpoint(begin: ResumePoint) -> str:
     if begin.url is None:
         return "none: training would begin at step 0"
     return f"step {begin.step}" if begin.own else f"{begin.url}, as ckpt_path says"

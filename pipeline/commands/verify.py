@@ -8,7 +8,7 @@ from pipeline.data.epoch_record import Account
 from pipeline.errors import UserError
 from pipeline.run.goodput_report import History
 from pipeline.run.run_dir import RunDir
-from pipeline.training.checkpoint_io import read_own
+from pipeline.training.run_state import read_run_state
 
 _COLUMNS = ("epoch", "expected", "consumed", "padded", "dropped", "proof", "closed by")
 
@@ -79,14 +79,14 @@ def _judge(run: RunDir, record: CommitRecord) -> Verdict:
     Raises:
         UserError: There is none that could be judged.
     """
-    own = read_own(run.url_of(record.name))
-    if own is None or own.get("ledger") is None:
+    state = read_run_state(run.url_of(record.name))
+    if state is None or state.ledger is None:
         raise UserError(
             f"run_dir={run.label!r}: its newest checkpoint (step {record.step}) holds no ledger. Only what the "
             "train_dataloader of pipeline.data.DataModule yields, without overfit_batches, is accounted for"
         )
     try:
-        accounts = [Account.from_dict(each) for each in own["ledger"]]
+        accounts = [Account.from_dict(each) for each in state.ledger]
     except ValueError as error:
         raise UserError(f"run_dir={run.label!r}: the ledger of step {record.step} is damaged: {error}") from error
     problems = _gaps(accounts, record)

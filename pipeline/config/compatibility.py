@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
-from pipeline.training.checkpoint_io import read_own
+from pipeline.training.run_state import RunState
 
 log = logging.getLogger(__name__)
 
@@ -118,27 +118,26 @@ def refuse(found: Iterable[Difference], accept: set[str]) -> None:
         raise UserError(*problems)
 
 
-def compare(url: str | None, now: dict[str, Any], accept: str | None) -> bool:
-    """Compare with the checkpoint that training is about to go on from, and say what differs.
+def compare(state: RunState | None, now: dict[str, Any], accept: str | None) -> bool:
+    """Compare with the checkpoint that training is about to resume from, and log what differs.
 
     Args:
-        url: The checkpoint, None: there is none.
+        state: Of the checkpoint; None: there is none, or another program wrote it.
         now: The facts of this start.
         accept: What --allow_mismatch names.
 
     Returns:
-        Whether the epoch that it stands in begins anew.
+        Whether the epoch that it stands in starts over.
 
     Raises:
         UserError: A dangerous difference is not accepted.
     """
-    own = None if url is None else read_own(url)
-    if own is None:
+    if state is None:
         return False
-    found = differences(own.get("facts") or {}, now)
+    found = differences(state.facts, now)
     refuse(found, accepted(accept))
     if found:
-        log.info("different from when the checkpoint was saved: %s", "; ".join(map(str, found)))
+        log.info("mismatch with the checkpoint: %s", "; ".join(map(str, found)))
     return another_order(found)
 
 

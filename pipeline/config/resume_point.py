@@ -1,25 +1,28 @@
-"""Where a subcommand goes on: with which checkpoint of its run. Rank 0 decides for all.
+"""The resume point: the checkpoint of its run that a subcommand starts from. Rank 0 decides for all.
 
-A run directory that holds checkpoints is never started afresh in silence, and what it has committed is never written
-again.
+A run directory that holds checkpoints is never started from scratch in silence, and what it has committed is never
+written again.
 """
 
 import hashlib
 import logging
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from pipeline.checkpoint.commit import newest
+from pipeline.checkpoint.commit import CommitRecord, newest
 from pipeline.checkpoint.load import newest_verified, select_verified
 from pipeline.config import configuration
 from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import ended_well_at
 from pipeline.run.run_dir import RunDir, is_away, storage_error
+from pipeline.training.run_state import RunState, read_run_state
 
 log = logging.getLogger(__name__)
 
@@ -28,58 +31,78 @@ _AWAY_LIMIT = 60.0
 
 
 @dataclass(frozen=True)
-class Start:
-    """A decision, in JSON's types.
+class ResumePoint:
+    """A decision, in JSON's types, so that every rank gets it.
 
     Attributes:
-        url: The checkpoint to load; None: there is none to go on from.
-        step: Its optimizer step, None where only the user knows it.
-        sha256: Its digest, `sha256:<hex>`, None where only the user knows it.
-        own: Whether the run itself committed it.
-        finished: Whether training is over and nothing is asked that could go on.
+        url: The checkpoint to load; None: there is none.
+        own: Its commit record, as a mapping, where the run itself committed it.
+        path: On rank 0's node, the local file of its bytes, which match the record; None where they were not compared.
+        finished: Whether training is over and nothing is asked that could continue it.
     """
 
     url: str | None = None
-    step: int | None = None
-    sha256: str | None = None
-    own: bool = False
+    own: dict[str, Any] | None = None
+    path: str | None = None
     finished: bool = False
 
+    @cached_property
+    def record(self) -> CommitRecord | None:
+        """The commit record of a checkpoint of the run's own; None for one that the user named."""
+        return None if self.own is None else CommitRecord.of_dict(self.own)
 
-def of_training(run: RunDir, resolved: dict[str, Any], given: str | None, compare: bool = True) -> Start:
-    """Where a fit goes on: from the newest checkpoint whose bytes match its record.
+    @property
+    def step(self) -> int | None:
+        """Its optimizer step, None where only the user knows it."""
+        return None if self.record is None else self.record.step
+
+    def run_state(self) -> RunState | None:
+        """Read what this project added to it, on rank 0 from the verified bytes; None if another program wrote it.
+
+        Raises:
+            UserError: It cannot be read, or is of another version of this project.
+        """
+        return None if self.url is None else read_run_state(self.path or self.url)
+
+    @staticmethod
+    def at(run: RunDir, record: CommitRecord, path: Path | None = None, finished: bool = False) -> "ResumePoint":
+        """Return the point of a checkpoint that the run committed."""
+        return ResumePoint(run.url_of(record.name), asdict(record), None if path is None else str(path), finished)
+
+
+def of_training(run: RunDir, resolved: dict[str, Any], given: str | None, compare: bool = True) -> ResumePoint:
+    """Return where a fit resumes: at the newest checkpoint whose bytes match its record.
 
     Args:
         run: The run directory.
         resolved: What was asked for.
         given: The `ckpt_path` that the user gave.
-        compare: Whether the bytes are looked at, which downloads them; else only their number is.
+        compare: Whether to compare the bytes, which downloads them; else only their number is compared.
 
     Raises:
-        UserError: There are commits but none is good, or the run was trained with another model, or stands already
-            where `given` would begin.
+        UserError: There are commits but none is good, or the run was trained with another model, or is past the
+            checkpoint that `given` names.
     """
     saved = configuration.saved_config(run, "fit")
+    path: Path | None = None
     if compare:
-        found = newest_verified(run)
-        record = None if found is None else found[0]
+        record, path = newest_verified(run) or (None, None)
     else:
         record = newest(run)
     if record is None:
-        return Start(url=given)
+        return ResumePoint(url=given)
     configuration.same_model(run, saved, resolved)
-    own = run.url_of(record.name)
-    if given not in (None, own, (saved or {}).get("ckpt_path")):
+    if given not in (None, run.url_of(record.name), (saved or {}).get("ckpt_path")):
         raise UserError(
             f"ckpt_path={given!r}: {run} stands at step {record.step} already, and committed steps are never written "
-            "again. To go on from another checkpoint give a new --run_dir; to go on with this run leave --ckpt_path out"
+            "again. To start from another checkpoint give a new --run_dir; to resume this run leave --ckpt_path out"
         )
     finished = saved == resolved and ("end" in record.reason or ended_well_at(run) == record.step)
-    return Start(own, record.step, record.sha256, own=True, finished=finished)
+    return ResumePoint.at(run, record, path, finished)
 
 
-def of_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> Start:
-    """Which checkpoint a subcommand other than fit takes.
+def of_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> ResumePoint:
+    """Return the checkpoint that a subcommand other than fit takes.
 
     Args:
         run: The run directory.
@@ -90,8 +113,7 @@ def of_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> S
         UserError: The run was trained with another model, or has no such checkpoint, or only damaged ones.
     """
     configuration.same_model(run, configuration.saved_config(run, "fit"), resolved, wholly=True)
-    record, _ = select_verified(run, which)
-    return Start(run.url_of(record.name), record.step, record.sha256, own=True)
+    return ResumePoint.at(run, *select_verified(run, which))
 
 
 def meet(run: RunDir, topology: Topology) -> None:

@@ -7,13 +7,14 @@ shown to DDP before the first step of every later attempt.
 """
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from pipeline.training import compat
 
-class GradientOrder:
+
+class BucketOrder:
     """The trained parameters, by index, in the order in which their gradients arrived in the run's first step."""
 
     def __init__(self) -> None:
@@ -33,7 +34,8 @@ class GradientOrder:
         trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
         # Other parameters may be trained than before, after a change of the model: then there is no order to keep.
         if known is not None and sorted(known) == list(range(len(trained))):
-            self._impose(model, trained, known)
+            compat.backward_in_order(model, trained, known)
+            self.indices = known
         else:
             self._record(model, trained)
 
@@ -43,18 +45,6 @@ class GradientOrder:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
-
-    def _impose(self, model: DistributedDataParallel, trained: list[Tensor], order: list[int]) -> None:
-        """Let gradients of zero arrive in that order: the next forward rebuilds the buckets by it.
-
-        No code of the user's runs, no random number is drawn, and no gradient stays.
-        """
-        model.reducer.prepare_for_backward([])
-        for index in order:
-            torch.autograd.backward(trained[index], torch.zeros_like(trained[index]))
-        for parameter in trained:
-            parameter.grad = None
-        self.indices = order
 
     def _record(self, model: DistributedDataParallel, trained: list[Tensor]) -> None:
         arrived: list[int] = []

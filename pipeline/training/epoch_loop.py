@@ -1,4 +1,4 @@
-"""Lightning's loop over the batches of an epoch, which goes on exactly where a checkpoint of ours stands.
+"""Lightning's loop over the batches of an epoch, which resumes exactly where a checkpoint of ours stands.
 
 Lightning saves from hooks in the middle of its own bookkeeping, and guesses on resume how far that had come; in 2.6.6
 it guesses wrong in several places (an epoch resumed at its start is empty, a learning rate schedule steps twice or
@@ -6,42 +6,41 @@ never, a validation is lost). We save only where all bookkeeping of the last bat
 are there (`settle`), and resume without a guess.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from torch import Tensor
 
-from pipeline.data.ledger import Ledger
-from pipeline.run.goodput import Goodput
+from pipeline.training import compat
+
+if TYPE_CHECKING:
+    from pipeline.training.session import TrainingSession
 
 
-class EpochLoop(_TrainingEpochLoop):
+class EpochLoop(compat.TrainingEpochLoop):
     """The batches of one epoch.
 
     Attributes:
-        stands_at: Batches of the epoch that are over, where a settled checkpoint was loaded; else None.
-        owes_validation: Whether the validation after the last of them was left in its middle, and comes first.
-        ledger: Is told of each batch; None for foreign data.
-        goodput: Is told when a batch is over.
-        before_validation: Called right before the validation within or at the end of an epoch begins.
+        session: Is called between two batches; None before training, where a finder runs the loop for its own purposes.
+        resume_batch: Batches of the epoch that are over, where a settled checkpoint was loaded; else None.
+        validation_pending: Whether the validation after the last of them was cut short, and comes first.
     """
 
-    stands_at: int | None = None
-    owes_validation = False
-    ledger: Ledger | None = None
-    goodput: Goodput | None = None
-    before_validation: Callable[[], None] | None = None
+    session: "TrainingSession | None" = None
+    resume_batch: int | None = None
+    validation_pending = False
     _skipped = False
 
+    def resume_at(self, batches: int, validation_pending: bool = False) -> None:
+        """Resume the epoch after so many batches."""
+        self.resume_batch, self.validation_pending = batches, validation_pending
+
     def reset(self) -> None:
-        """Begin the epoch, or go on in it."""
-        batches, self.stands_at = self.stands_at, None
+        """Begin the epoch, or resume it in its middle."""
+        batches, self.resume_batch = self.resume_batch, None
         self._skipped = False
         if batches is not None:
             self.restarting = False
-            self.trainer.fit_loop._restarting = False
+            compat.end_restart(self.trainer)
         if batches:
             current: Any = self.batch_progress.current
             # Batches that were None never started; in another world the same position is another number of batches.
@@ -49,74 +48,70 @@ class EpochLoop(_TrainingEpochLoop):
             current.ready = current.processed = current.completed = batches
         else:
             super().reset()
-        if self.ledger is not None:
-            self.ledger.open(self.trainer, anew=not batches)
+        if self.session is not None:
+            self.session.state.open_epoch(from_start=not batches)
 
     def on_run_start(self, data_fetcher: Any) -> None:
         """Do what is left of the batch that the checkpoint stands after."""
         super().on_run_start(data_fetcher)
-        if self.owes_validation:
+        if self.session is not None:
+            self.session.state.resume_epoch()
+        if self.validation_pending:
             progress = self.batch_progress
             progress.is_last_batch = progress.current.ready >= self.trainer.num_training_batches
             self.on_advance_end(data_fetcher)
 
     def _should_check_val_fx(self, data_fetcher: Any) -> bool:
-        due = self.owes_validation or super()._should_check_val_fx(data_fetcher)
-        if due and self.before_validation is not None:
-            self.before_validation()
-        self.owes_validation = False
+        due = self.validation_pending or super()._should_check_val_fx(data_fetcher)
+        if due and self.session is not None:
+            self.session.before_validation()
+        self.validation_pending = False
         return due
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Nothing: Lightning would have all ranks and their devices wait for each other here, before every batch."""
+        """Do nothing: Lightning would have all ranks and their devices wait for each other here, before every batch."""
 
     def advance(self, data_fetcher: Any) -> None:
-        """Train on one batch, which then is accounted for."""
+        """Let the session do what is due between two batches, and train on the next one."""
         progress: Any = self.batch_progress.current
         ready = progress.ready
-        if self.goodput is not None:
-            self.goodput.waits()
+        if self.session is not None:
+            self.session.at_boundary(self.session.state.boundary("batch"))
+            self.session.goodput.waits()
         try:
             super().advance(data_fetcher)
         except StopIteration:
             self._skipped = progress.ready > ready  # there was a batch, and the model returned -1
             raise
-        if self.ledger is not None:
-            self.ledger.count(self.trainer)
+        if self.session is not None:
+            self.session.on_batch_end()
 
     def run(self, data_fetcher: Any) -> None:
-        """Train on the batches of one epoch, whose account is then closed."""
-        if self.goodput is not None:
-            self.goodput.waits()  # a loader starts its workers before the first batch
+        """Train on the batches of one epoch, whose ledger is then closed."""
+        if self.session is not None:
+            self.session.goodput.waits()  # a loader starts its workers before the first batch
         super().run(data_fetcher)
-        if self.goodput is not None:
-            self.goodput.rests()
-        if self.ledger is not None:
-            self.ledger.close(self.trainer, self._ended_by(), self.batch_progress.current.completed)
+        if self.session is not None:
+            self.session.goodput.rests()
+            self.session.state.close_epoch(self._ended_by(), self.batch_progress.current.completed)
 
     def _ended_by(self) -> str:
-        """What ended the epoch."""
+        """Return what ended the epoch."""
         if self._skipped:
             return "skipped"
-        if self._num_ready_batches_reached():
+        if compat.epoch_is_over(self.trainer):
             return "complete"
         if self.max_steps != -1 and self.trainer.global_step >= self.max_steps:
             return "max_steps"
         return "stopped" if self.trainer.should_stop else "loader"
 
 
-def install(trainer: pl.Trainer) -> None:
+def install(trainer: pl.Trainer) -> EpochLoop:
     """Have a trainer resume exactly."""
     stock = trainer.fit_loop.epoch_loop
-    trainer.fit_loop.epoch_loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
-
-
-def epoch_over(trainer: pl.Trainer) -> bool:
-    """Between two epochs: whether the last one has had its last batch, the data's, a limit's or the model's choice.
-
-    Otherwise training was stopped within it, and can go on within it.
-    """
-    return bool(trainer.fit_loop.epoch_loop._num_ready_batches_reached())
+    loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
+    trainer.fit_loop.epoch_loop = loop
+    return loop
 
 
 def settle(loops: dict[str, Any], epoch: int, batches: int) -> None:
@@ -127,7 +122,7 @@ def settle(loops: dict[str, Any], epoch: int, batches: int) -> None:
         epoch: Epochs that are over.
         batches: Batches of the epoch after those that are over.
     """
-    # An epoch that goes on in its middle counts as not started, so that its on_train_epoch_start is called again: what
+    # An epoch that resumes in its middle counts as not started, so that its on_train_epoch_start is called again: what
     # that sets up in callbacks and models (how many batches to accumulate, a list of outputs) no checkpoint holds.
     begun = epoch + (batches > 0)
     for counters in loops["fit_loop"]["epoch_progress"].values():
@@ -141,19 +136,3 @@ def settle(loops: dict[str, Any], epoch: int, batches: int) -> None:
         for counter, value in more.items():
             progress["total"][counter] -= value
             progress["current"][counter] -= value
-
-
-def exact_reduce(trainer: pl.Trainer) -> None:
-    """Have self.log(sync_dist=True) reduce counts as exactly as values.
-
-    The mean over ranks of whole numbers of samples is cut off to a whole number in Lightning 2.6.6, so that a metric
-    over ranks with unequal numbers of samples comes out wrong.
-    """
-    stock = trainer.strategy.reduce
-
-    def reduce(tensor: Any, *arguments: Any, **named: Any) -> Any:
-        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
-            tensor = tensor.double()
-        return stock(tensor, *arguments, **named)
-
-    trainer.strategy.reduce = reduce  # type: ignore[method-assign]

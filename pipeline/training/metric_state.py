@@ -1,22 +1,23 @@
-"""What self.log(on_epoch=True) and the model's torchmetrics have summed up when an epoch is left in its middle.
+"""The running sums of self.log(on_epoch=True) and of the model's torchmetrics in the middle of an epoch.
 
-Lightning forgets it, so that the mean of a resumed epoch would be that of its rest.
+Lightning forgets them, so that the mean of a resumed epoch would be the mean of its rest.
 """
 
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
+
+from pipeline.training import compat
 
 _HOW = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
 
 
-def collect(trainer: pl.Trainer) -> dict[str, Any]:
-    """This rank's sums of the current epoch, as tensors, numbers and strings."""
-    results = trainer.fit_loop.epoch_loop._results
+def capture(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return this rank's sums of the open epoch, as tensors, numbers and strings."""
+    results = compat.logged_results(trainer)
     return {
         "logged": {
             key: {
@@ -33,17 +34,19 @@ def collect(trainer: pl.Trainer) -> dict[str, Any]:
         },
         "torchmetrics": {
             name: {
-                "count": module._update_count,
-                "states": _cpu({each: getattr(module, each) for each in (*module._defaults, *_plain(module))}),
+                "count": compat.update_count(module),
+                "states": _cpu(
+                    {each: getattr(module, each) for each in (*compat.state_names(module), *_plain(module))}
+                ),
             }
             for name, module in trainer.lightning_module.named_modules()
-            if isinstance(module, Metric) and (module._update_count or isinstance(module, WrapperMetric))
+            if isinstance(module, Metric) and (compat.update_count(module) or isinstance(module, WrapperMetric))
         },
     }
 
 
 def combine(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The logged sums of all ranks as those of one; torchmetrics, which say not how to be combined, begin anew."""
+    """Return the logged sums of all ranks as those of one; torchmetrics, which cannot be combined, restart."""
     logged: dict[str, Any] = {}
     for each in ranks:
         for key, entry in each["logged"].items():
@@ -57,29 +60,28 @@ def combine(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     return {"logged": logged, "torchmetrics": {}}
 
 
-class Sums:
-    """Puts collected sums back.
+class RunningSums:
+    """Puts captured sums back.
 
     Args:
-        collected: Of this rank.
+        captured: Of this rank.
     """
 
-    def __init__(self, collected: dict[str, Any]) -> None:
-        self._pending = dict(collected["logged"])
-        self._torchmetrics = collected["torchmetrics"]
+    def __init__(self, captured: dict[str, Any]) -> None:
+        self._pending = dict(captured["logged"])
+        self._torchmetrics = captured["torchmetrics"]
 
     def before_first_batch(self, trainer: pl.Trainer) -> None:
         """Put the torchmetrics back: what the model logs next is added to them."""
         for name, module in trainer.lightning_module.named_modules():
             if isinstance(module, Metric) and name in self._torchmetrics:
-                module._update_count = self._torchmetrics[name]["count"]
                 for state, value in self._torchmetrics[name]["states"].items():
                     setattr(module, state, _on(module.device, value))
-                module._computed = None
+                compat.set_update_count(module, self._torchmetrics[name]["count"])
 
     def after_batch(self, trainer: pl.Trainer) -> None:
         """Add to what the epoch's later batches log. Before they did, Lightning would have reset it."""
-        results = trainer.fit_loop.epoch_loop._results
+        results = compat.logged_results(trainer)
         for key in [key for key in self._pending if key in results]:
             entry, metric = self._pending.pop(key), results[key]
             if entry["value"] is not None:
@@ -91,24 +93,23 @@ class Sums:
                 )
                 if metric.meta.is_mean_reduction:
                     metric.cumulated_batch_size = metric.cumulated_batch_size + entry["weight"]
-                metric._computed = None
+                compat.set_update_count(metric, compat.update_count(metric))
 
     def at_epoch_end(self, trainer: pl.Trainer) -> None:
         """Log what no later batch of the epoch has logged."""
-        results = trainer.fit_loop.epoch_loop._results
+        results = compat.logged_results(trainer)
         for key, entry in self._pending.items():
-            meta = _Metadata(**entry["how"], reduce_fx=entry["reduce"], metric_attribute=entry["attribute"])
-            meta.sync = _Sync(
-                _should=entry["sync"], fn=trainer.strategy.reduce, rank_zero_only=entry["rank_zero_only"], _group=None
+            how = {**entry["how"], "reduce_fx": entry["reduce"], "metric_attribute": entry["attribute"]}
+            metric = compat.result_metric(
+                trainer, how, entry["sync"], entry["rank_zero_only"], is_tensor=entry["value"] is not None
             )
-            metric = _ResultMetric(meta, is_tensor=entry["value"] is not None).to(trainer.strategy.root_device)
             if entry["value"] is not None:
                 metric.value = entry["value"].to(trainer.strategy.root_device)
-                if meta.is_mean_reduction:
+                if metric.meta.is_mean_reduction:
                     metric.cumulated_batch_size = metric.cumulated_batch_size + entry["weight"]
             else:
                 metric.value = trainer.lightning_module.get_submodule(str(entry["attribute"]))
-            metric._update_count = 1
+            compat.set_update_count(metric, 1)
             results[key] = metric
         self._pending = {}
 

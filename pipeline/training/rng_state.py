@@ -1,4 +1,4 @@
-"""What a bit-equal resume needs beside weights and optimizer: each rank's random numbers and sums, and the metrics.
+"""What a bit-equal resume needs of each rank: random number generators, running sums, monitored metrics.
 
 Everything is tensors, numbers and strings, so that it loads without executing pickled code.
 """
@@ -11,60 +11,64 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.training import metric_state as sums
+from pipeline.training import compat, metric_state
+from pipeline.training.run_state import RunState
 
 
-def own(trainer: pl.Trainer) -> dict[str, Any]:
-    """The state of this rank as it is now: copies, for a save that may come later."""
+def capture(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return the state of this rank as it is now: copies, for a save that may come later."""
     return {
         "random": _random_state(trainer),
-        "sums": sums.collect(trainer),
+        "sums": metric_state.capture(trainer),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
     }
 
 
-def collect(trainer: pl.Trainer, mine: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The state of every rank. All ranks must call it.
+def gather(trainer: pl.Trainer, own: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the state of every rank. All ranks must call it.
 
     Args:
         trainer: Whose ranks are asked.
-        mine: What `own` returned; None: as it is now.
+        own: What `capture` returned on this rank; None: as it is now.
 
     Returns:
         On rank 0 `ranks` (one entry for each) and `metrics`; nothing on the others.
     """
-    mine = dict(own(trainer) if mine is None else mine)
-    metrics = mine.pop("metrics")
-    ranks: list[Any] | None = [mine]
+    own = dict(capture(trainer) if own is None else own)
+    metrics = own.pop("metrics")
+    ranks: list[Any] | None = [own]
     if trainer.world_size > 1:
         ranks = [None] * trainer.world_size if trainer.is_global_zero else None
-        dist.gather_object(mine, ranks)
+        dist.gather_object(own, ranks)
     return {} if ranks is None else {"ranks": ranks, "metrics": metrics}
 
 
-class Restoring:
-    """Puts a collected state back, each part at the moment that corresponds to the one where it was collected.
+class RankState:
+    """Puts the state of this rank back, each part at the moment that corresponds to the one of its capture.
 
     Args:
-        state: What `collect` returned on rank 0.
-        with_sums: Whether the epoch goes on in its middle, so that what it has summed up counts.
+        state: Of the run.
+        with_sums: Whether the epoch resumes in its middle, so that what it has summed up counts.
+
+    Attributes:
+        begun: Whether the first batch may come.
     """
 
-    def __init__(self, state: dict[str, Any], with_sums: bool = True) -> None:
+    def __init__(self, state: RunState, with_sums: bool = True) -> None:
         self.state = state
         self.begun = False
         self._with_sums = with_sums
-        self._sums = sums.Sums({"logged": {}, "torchmetrics": {}})
+        self._sums = metric_state.RunningSums({"logged": {}, "torchmetrics": {}})
 
     def before_training(self, trainer: pl.Trainer) -> None:
-        """Put the metrics back that callbacks and schedules look at: without them a schedule would crash."""
-        known = trainer._logger_connector._callback_metrics
-        known.update({name: torch.tensor(value) for name, value in self.state["metrics"].items()})
+        """Put back the metrics that callbacks and schedules monitor: without them a schedule would crash."""
+        known = compat.monitored_metrics(trainer)
+        known.update({name: torch.tensor(value) for name, value in self.state.metrics.items()})
 
     def before_first_batch(self, trainer: pl.Trainer) -> None:
-        """Put the random numbers back, and what the model has summed up in this epoch."""
+        """Put back the random number generators, and what the model has summed up in this epoch."""
         self.begun = True
-        ranks, rank = self.state["ranks"], trainer.global_rank
+        ranks, rank = self.state.ranks, trainer.global_rank
         if len(ranks) == trainer.world_size:
             _set_random_state(trainer, ranks[rank]["random"])
             found = ranks[rank]["sums"]
@@ -75,17 +79,17 @@ class Restoring:
             torch.manual_seed(entropy[0])
             np.random.seed(entropy[1])
             random.seed(entropy[2])
-            found = sums.combine([each["sums"] for each in ranks]) if rank == 0 else None
+            found = metric_state.combine([each["sums"] for each in ranks]) if rank == 0 else None
         if found is not None and self._with_sums:
-            self._sums = sums.Sums(found)
+            self._sums = metric_state.RunningSums(found)
         self._sums.before_first_batch(trainer)
 
     def after_batch(self, trainer: pl.Trainer) -> None:
-        """Put sums back as their names are logged again."""
+        """Add sums as their names are logged again."""
         self._sums.after_batch(trainer)
 
     def at_epoch_end(self, trainer: pl.Trainer) -> None:
-        """Put the rest of the sums back."""
+        """Put back the sums of names that were not logged again."""
         self._sums.at_epoch_end(trainer)
 
 

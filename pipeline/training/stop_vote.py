@@ -1,15 +1,14 @@
-"""All ranks agree on the step at which they end, whichever of them was asked to.
+"""All ranks stop between the same two batches, whichever of them was asked to.
 
-About once a second each rank says whether it was asked, by one small MAX over a group of its own on the CPU: started
-between two batches and read between the next two, when it has long been there, so that no step and no device waits for
-it. What is read is the same everywhere, so all ranks stop between the same two batches.
+About once a second each rank casts a ballot, by one small MAX over a process group of its own on the CPU: started
+between two batches and read between the next two, when it has long arrived, so that no step and no device waits for it.
+The result is the same everywhere. On the same ballot rank 0 says that a save by time is due.
 """
 
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
@@ -17,12 +16,20 @@ from pipeline.errors import Preempted
 from pipeline.process.preemption import LIMIT, Preemption
 
 _SECONDS = 1.0
+"""Between two ballots."""
 _MOST = 64
-"""Batches after which the ranks speak again, however fast those were: the next ones may be slow."""
+"""Batches after which the ranks vote again, however fast those were: the next ones may be slow."""
 
 
-class Agreement:
-    """Knows whether the ranks end, from `begin` on.
+class Vote(NamedTuple):
+    """What all ranks have agreed on: to stop here, or to save because `every_minutes` have passed."""
+
+    stop: bool
+    minutes: bool = False
+
+
+class StopVote:
+    """Decides for all ranks whether they stop here, from `begin` on.
 
     Args:
         preemption: Of this process.
@@ -33,66 +40,77 @@ class Agreement:
         self._group: Any = None
         self._ranks = 1
         self._work: Any = None
-        self._said = torch.zeros(2, dtype=torch.int64)
+        self._ballot = torch.zeros(3, dtype=torch.int64)
+        """Whether to stop, batches until the next ballot, whether a save by time is due."""
         self._left = self._batches = 1
-        self._anew = False
-        self._began = 0.0
-        self._ending = False
+        self._vote_again = self._saved_since = False
+        self._cast_at = 0.0
+        self._stop = False
 
-    def begin(self, trainer: pl.Trainer) -> None:
-        """Make the ranks' group. All ranks must call it.
+    def begin(self, ranks: int, timeout: timedelta | None) -> None:
+        """Make the process group of the ballots. All ranks must call it.
 
         Args:
-            trainer: With its process group, about to fit.
+            ranks: World size.
+            timeout: Of one ballot: as long as the ranks wait for each other's gradients.
         """
-        self._ranks = trainer.world_size
-        if self._ranks > 1:
-            # The same patience as the ranks have for each other's gradients.
-            timeout = getattr(trainer.strategy, "_timeout", None)
+        self._ranks = ranks
+        if ranks > 1:
             self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def least(self, number: float) -> int:
-        """The least of all ranks' numbers of batches, 0 where one of them knows it not. All ranks must call it."""
+        """Return the least of all ranks' numbers of batches, 0 where a rank cannot tell. All ranks must call it."""
         own = torch.tensor([int(number) if number < 1 << 62 else 0])
         if self._ranks > 1:
             dist.all_reduce(own, op=dist.ReduceOp.MIN, group=self._group)
         return int(own)
 
     def restart(self) -> None:
-        """Batches of another kind begin, which may take longer: speak at once. All ranks must call it."""
-        self._left, self._anew = 1, self._work is not None
-        self._batches, self._began = 1, 0.0
+        """Vote at the next boundary: batches of another kind begin, which may take longer. All ranks must call it."""
+        self._left, self._vote_again = 1, self._work is not None
+        self._batches, self._cast_at = 1, 0.0
 
-    def ending(self) -> bool:
-        """Whether all ranks end here. All ranks must call it, between the same batches.
+    def saved(self) -> None:
+        """Ignore what the ballot under way says of a save by time: one has just been taken. All ranks must call it."""
+        self._saved_since = self._work is not None
+
+    def poll(self, minutes: bool = False) -> Vote:
+        """Return what all ranks have agreed on. All ranks must call it, at the same boundary.
+
+        Args:
+            minutes: On rank 0: whether a save by time is due.
 
         Raises:
-            Preempted: This rank was asked to end, and the others have not answered in time: they are gone.
+            Preempted: This rank was asked to stop, and the others have not answered in time: they are gone.
         """
         self.preemption.moved()
+        due = False
         if self._ranks == 1:
-            self._ending = self.preemption.asked
-        elif self._work is not None and not self._ending:
-            self._ending = self._read()
-        if self._ending:
+            self._stop, due = self.preemption.asked, minutes
+        elif not self._stop:
+            due = self._work is not None and self._read_ballot()
+            if not self._stop:
+                self._cast(minutes)
+        if self._stop:
             self.preemption.agreed()
-        elif self._ranks > 1:
-            self._left -= 1
-            if self._left <= 0:
-                self._speak()
-        return self._ending
+        return Vote(self._stop, due)
 
-    def _speak(self) -> None:
+    def _cast(self, minutes: bool) -> None:
+        """Start the next ballot, if it is time for one."""
+        self._left -= 1
+        if self._left > 0:
+            return
         now = time.monotonic()
-        a_batch = (now - self._began) / self._batches
-        # No more than twice as far as the last time: a first batch says little of the next ones.
+        a_batch = (now - self._cast_at) / self._batches
+        # No more than twice as far as the last time: a first batch says little about the next ones.
         most = min(_MOST, 2 * self._batches)
-        apart = max(1, min(most, int(_SECONDS / max(a_batch, 1e-6)))) if self._began else 1
-        self._began = now
-        self._said[0], self._said[1] = int(self.preemption.asked), apart
-        self._work = dist.all_reduce(self._said, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        apart = max(1, min(most, int(_SECONDS / max(a_batch, 1e-6)))) if self._cast_at else 1
+        self._cast_at = now
+        self._ballot[0], self._ballot[1], self._ballot[2] = int(self.preemption.asked), apart, int(minutes)
+        self._work = dist.all_reduce(self._ballot, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def _read(self) -> bool:
+    def _read_ballot(self) -> bool:
+        """Take the result of the ballot under way; return whether a save by time is due."""
         work, self._work = self._work, None
         try:
             if self.preemption.asked:
@@ -101,9 +119,11 @@ class Agreement:
                 work.wait()
         except RuntimeError as error:
             if self.preemption.asked:
-                raise Preempted("the other ranks do not answer any more, so that nothing could be saved") from error
+                raise Preempted("the other ranks no longer answer: nothing could be saved") from error
             raise
-        asked, self._batches = self._said.tolist()
-        self._left = 1 if self._anew else self._batches
-        self._anew = False
-        return bool(asked)
+        stop, self._batches, minutes = self._ballot.tolist()
+        self._left = 1 if self._vote_again else self._batches
+        due = bool(minutes) and not self._saved_since
+        self._vote_again = self._saved_since = False
+        self._stop = bool(stop)
+        return due

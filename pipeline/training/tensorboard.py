@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pipeline.errors import chain
 from pipeline.run.run_dir import LOGS, RunDir, storage_error
+from pipeline.training import compat
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +90,7 @@ class RunLogger(TensorBoardLogger):
             # Lightning makes a ValueError of it.
             if not any(isinstance(each, OSError) for each in chain(error)):
                 raise
-            # TensorBoard's writer is of no use after its first error: the next value begins a new events file.
-            self._experiment = None
+            compat.drop_writer(self)
             if time.monotonic() - self._warned >= _SECONDS_BETWEEN_WARNINGS:
                 self._warned = time.monotonic()
                 log.warning("logs are not written: %s", storage_error(chain(error)[-1]))

@@ -21,7 +21,13 @@ from torch.utils.data import Dataset
 from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.examples.autoencoder import LitAutoEncoder
+from pipeline.process.preemption import Preemption
+from pipeline.run.goodput import Goodput
 from pipeline.training import epoch_loop as loops
+from pipeline.training.hooks import SessionHooks
+from pipeline.training.session import TrainingSession
+from pipeline.training.stop_vote import StopVote
+from pipeline.training.trainer_state import TrainerState
 from tests.benchmarks.loading import BATCH, BATCHES, ROWS, OneByOne, Rows
 from tests.benchmarks.sampler import interleaved, spread
 
@@ -63,9 +69,8 @@ def train(dataset: Dataset[Any], counted: bool = False) -> tuple[float, float]:
         use_distributed_sampler=False,
     )
     loops.install(trainer)
-    loop = trainer.fit_loop.epoch_loop
-    assert isinstance(loop, loops.EpochLoop)
-    loop.ledger = ledger
+    session = TrainingSession(TrainerState(trainer, ledger=ledger), StopVote(Preemption()), Goodput())
+    trainer.callbacks.insert(0, SessionHooks(session))  # type: ignore[attr-defined]
     trainer.fit(LitAutoEncoder(), datamodule=data)
     return 1e6 * float(np.median(np.diff(steps.ends))), 1e6 * spent[0] / BATCHES
 

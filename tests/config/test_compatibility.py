@@ -70,7 +70,7 @@ def test_another_dataset_or_seed_stops_a_resume_unless_it_is_meant(app: App, run
     assert listing(str(run)) == before, "nothing is lost"
     ended = fit(app, run, 12, change, "--allow_mismatch", name)
     assert ended.status == 0, ended.err
-    assert f"different from when the checkpoint was saved: {name} " in ended.err
+    assert f"mismatch with the checkpoint: {name} " in ended.err
     # From now on it is the run's own.
     assert fit(app, run, 13, change).status == 0
 
@@ -93,7 +93,7 @@ def test_a_name_that_stops_no_resume_is_refused(app: App, run: Path) -> None:
 def test_a_harmless_difference_is_named_and_training_goes_on(app: App, run: Path) -> None:
     ended = fit(app, run, 12, "--data.batch_size=20")
     assert ended.status == 0
-    assert "different from when the checkpoint was saved: batch_size 16 -> 20; global_batch_size 16 -> 20" in ended.err
+    assert "mismatch with the checkpoint: batch_size 16 -> 20; global_batch_size 16 -> 20" in ended.err
 
 
 @pytest.mark.parametrize("change", ["--data.seed=1", "--data.train.init_args.n=30"])

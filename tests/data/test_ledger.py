@@ -13,7 +13,7 @@ import torch
 
 from pipeline.data.epoch_record import Account, Tally
 from pipeline.run.run_dir import RunDir
-from pipeline.training.checkpoint_io import read_own
+from pipeline.training.run_state import read_run_state
 from tests.support.commands import Ended
 from tests.support.runs import verified
 
@@ -175,9 +175,10 @@ def test_verify_reads_little_of_a_large_checkpoint(app: App, tmp_path: Path) -> 
     data = name.read_bytes()
     at = data.index(b"\0" * 100_000)
     name.write_bytes(data[:at] + b"\1" * 100_000 + data[at + 100_000 :])
-    own = read_own(str(name))
-    assert own is not None
-    assert len(own["ledger"]) == 3
+    found = read_run_state(str(name))
+    assert found is not None
+    assert found.ledger is not None
+    assert len(found.ledger) == 3
 
 
 def test_overfit_batches_in_more_than_one_process_is_refused(

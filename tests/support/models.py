@@ -20,8 +20,9 @@ from pipeline.data.datamodule import DataModule
 def die(trainer: pl.Trainer) -> None:
     """Die as by kill -9, but not before the save that is under way is committed: which one that is must be known."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if getattr(callback, "saver", None) is not None:
-            callback.saver.finish()
+        session = getattr(callback, "session", None)
+        if session is not None and session.saver is not None:
+            session.saver.finish()
     os.kill(os.getpid(), 9)
 
 

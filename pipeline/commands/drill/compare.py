@@ -15,7 +15,7 @@ from pipeline.commands.drill.notes import Note, Noted
 from pipeline.commands.verify import verify
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir
-from pipeline.training.checkpoint_io import OWN_KEY
+from pipeline.training.run_state import RunState
 
 _CLOSE = 1e-2
 """Where the world was another one for a while: sums are then made in another order, which training amplifies."""
@@ -169,7 +169,8 @@ def _optimizing(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ledger(checkpoint: dict[str, Any]) -> Any:
-    return (checkpoint.get(OWN_KEY) or {}).get("ledger")
+    state = RunState.of_checkpoint(checkpoint)
+    return None if state is None else state.ledger
 
 
 def _leaves(value: Any, at: str) -> Iterator[tuple[str, Any]]:

@@ -1,10 +1,10 @@
-"""What agreeing about an end costs a step of the example model, on 2 gloo ranks of one thread each.
+"""What the stop vote costs a step of the example model, on 2 gloo ranks of one thread each.
 
-Three kinds of training, one after the other in each round: with the agreement, without any, and with what Lightning
+Three kinds of training, one after the other in each round: with the vote, without any, and with what Lightning
 2.6.6 does in its place (a broadcast over all ranks before every batch, which the device waits for). The time within the
-agreement's own calls is measured in place, for it is far below the noise of a step.
+vote's own calls is measured in place, for it is far below the noise of a step.
 
-torchrun --nproc_per_node 2 -m tests.benchmarks.agreement
+torchrun --nproc_per_node 2 -m tests.benchmarks.stop_vote
 """
 
 import logging
@@ -21,14 +21,17 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from pipeline.data.datamodule import DataModule
 from pipeline.examples.autoencoder import LitAutoEncoder
 from pipeline.process.preemption import Preemption
+from pipeline.run.goodput import Goodput
 from pipeline.training import epoch_loop as loops
 from pipeline.training.epoch_loop import EpochLoop
-from pipeline.training.resume import Resume
-from pipeline.training.stop_vote import Agreement
+from pipeline.training.hooks import SessionHooks
+from pipeline.training.session import TrainingSession
+from pipeline.training.stop_vote import StopVote, Vote
+from pipeline.training.trainer_state import TrainerState
 from tests.benchmarks.ledger import Steps, timed
 from tests.benchmarks.loading import BATCH, ROWS, Rows
 
-KINDS = ("agreement", "nothing", "lightning")
+KINDS = ("vote", "nothing", "lightning")
 ROUNDS = 7
 STEPS = 400
 
@@ -37,11 +40,11 @@ def train(kind: str) -> tuple[float, float]:
     """Train for some hundred steps.
 
     Returns:
-        Microseconds a step, and microseconds a step within the agreement.
+        Microseconds a step, and microseconds a step within the vote.
     """
     spent, steps = [0.0], Steps()
-    agreement = Agreement(Preemption())
-    agreement.ending = timed(agreement.ending, spent)  # type: ignore[method-assign]
+    vote = StopVote(Preemption())
+    vote.poll = timed(vote.poll if kind == "vote" else lambda minutes: Vote(False), spent)  # type: ignore[method-assign]
     torch.manual_seed(0)
     trainer = pl.Trainer(
         max_steps=STEPS,
@@ -49,7 +52,7 @@ def train(kind: str) -> tuple[float, float]:
         accelerator="cpu",
         devices=2,
         strategy="ddp",
-        callbacks=[Resume(None, False, agreement if kind == "agreement" else None), steps],
+        callbacks=[steps],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -57,6 +60,8 @@ def train(kind: str) -> tuple[float, float]:
         use_distributed_sampler=False,
     )
     loops.install(trainer)
+    session = TrainingSession(TrainerState(trainer), vote, Goodput())
+    trainer.callbacks.insert(0, SessionHooks(session))  # type: ignore[attr-defined]
     if kind == "lightning":
         loop: Any = trainer.fit_loop.epoch_loop
         assert isinstance(loop, EpochLoop)
@@ -78,9 +83,9 @@ def main() -> None:
         for kind in KINDS[round_ % 3 :] + KINDS[: round_ % 3]:
             found[kind].append(train(kind))
     if os.environ["RANK"] == "0":
-        within = [own / step for step, own in found["agreement"]]
+        within = [own / step for step, own in found["vote"]]
         print(
-            f"within the agreement: {100 * statistics.median(within):.2f} % of a step "
+            f"within the vote: {100 * statistics.median(within):.2f} % of a step "
             f"({100 * min(within):.2f} .. {100 * max(within):.2f})"
         )
         for kind in KINDS:

@@ -1,0 +1,75 @@
+"""How Lightning reaches the session at the moments that it gives to callbacks only."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from pipeline.training import compat
+from pipeline.training.epoch_loop import EpochLoop
+from pipeline.training.session import TrainingSession
+
+
+class SessionHooks(pl.Callback):
+    """Forwards hooks to the session. It must be the trainer's first callback: a boundary comes before other hooks.
+
+    Args:
+        session: Of this fit.
+    """
+
+    def __init__(self, session: TrainingSession) -> None:
+        self.session = session
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let the ranks vote."""
+        self.session.vote.begin(trainer.world_size, compat.collective_timeout(trainer))
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Stand where the checkpoint stands."""
+        self.session.state.load(checkpoint)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore what comes before the first batch, and have the loop call the session from here on."""
+        self.session.state.begin()
+        self.session.begin(trainer.global_step)
+        loop = trainer.fit_loop.epoch_loop
+        if isinstance(loop, EpochLoop):
+            loop.session = self.session
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stand between two epochs."""
+        if not self.session.state.resumes_in_epoch:
+            self.session.at_boundary(self.session.state.boundary("epoch"))
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the time from here as a step's."""
+        self.session.goodput.steps(trainer.global_step)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a validation."""
+        self.session.on_validation_start(sum(trainer.fit_loop.epoch_loop.val_loop.max_batches))
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leave the validation in its middle, if all ranks do."""
+        self.session.on_validation_batch(self.session.state.in_validation)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Continue with training."""
+        self.session.on_validation_end()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the rest of the sums back, before anybody reads them."""
+        self.session.state.complete_epoch()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop counting steps."""
+        self.session.goodput.ends(trainer.global_step)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Stop counting steps: what comes now is none."""
+        self.session.goodput.ends(trainer.global_step)

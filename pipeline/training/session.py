@@ -1,0 +1,273 @@
+"""The training session: all that happens between two batches, in one plain object that knows no Lightning.
+
+`EpochLoop` calls it before each batch, `SessionHooks` at the moments that Lightning gives to callbacks only. There it
+polls the stop vote, asks the save policy what is due, captures the state, hands it to the saver, and restores once
+after a resume. Saving anywhere else would leave half of a step out: its validation, hooks or learning rate schedules.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.checkpoint.commit import CommitRecord, Monitor, read_record, write_record
+from pipeline.checkpoint.saver import SaveFailed, Saver
+from pipeline.checkpoint.serializable import plain
+from pipeline.errors import LeaseLost, Preempted, UserError
+from pipeline.run.goodput import SAVING, Goodput
+from pipeline.run.run_dir import now
+from pipeline.training.save_policy import Boundary, SavePolicy
+from pipeline.training.stop_vote import StopVote
+
+if TYPE_CHECKING:
+    from pipeline.training.trainer_state import TrainerState
+
+_HEARTBEAT = 2.0
+"""Seconds after which ranks that wait for a save hear of rank 0."""
+
+
+class TrainingSession:
+    """One fit of a run, from its first boundary to its end.
+
+    Args:
+        state: Captures and restores what a trainer holds.
+        vote: Decides for all ranks whether they stop.
+        goodput: Counts where the time goes.
+        policy: When a checkpoint is due.
+        saver: Commits checkpoints; None: this attempt saves nothing.
+        monitor: The logged metric that tells which checkpoint is best, None: the latest is.
+        mode: Whether the least (`min`) or the greatest (`max`) value of it is best.
+        resumed_step: The step that this attempt resumed from, if the run itself committed it.
+    """
+
+    def __init__(
+        self,
+        state: "TrainerState",
+        vote: StopVote,
+        goodput: Goodput,
+        policy: SavePolicy | None = None,
+        saver: Saver | None = None,
+        monitor: str | None = None,
+        mode: str = "min",
+        resumed_step: int | None = None,
+    ) -> None:
+        self.state = state
+        self.vote = vote
+        self.goodput = goodput
+        self.policy = policy or SavePolicy()
+        self.saver = saver
+        self.monitor = monitor
+        self.mode = mode
+        self._committed = resumed_step
+        self._before = 0
+        """Optimizer steps that were done at the last boundary."""
+        self._saved_at = time.monotonic()
+        self._validated = self._validated_once = False
+        self._value_pending = False
+        """Whether the commit record of this step lacks the value of the validation that has ended now."""
+        self._standing: dict[str, Any] | None = None
+        """The state of this rank before the validation that is under way."""
+        self._common_batches = 0
+        """Batches left of this validation that all ranks have: only within those they can stop."""
+
+    def begin(self, step: int) -> None:
+        """Training begins, with so many optimizer steps done.
+
+        Raises:
+            UserError: The model's hyperparameters would not load again; all of them by name.
+        """
+        if self.saver is not None:
+            plain({"hyper_parameters": self.state.hyper_parameters})
+        self._before, self._saved_at = step, time.monotonic()
+
+    def at_boundary(self, at: Boundary) -> None:
+        """Save what is due, stop if all ranks do, else restore what is left to restore.
+
+        Raises:
+            Preempted: All ranks stop here; what it says is durable.
+            SaveFailed: The storage has failed for longer than its budget.
+        """
+        self.goodput.step = at.step
+        vote = self.vote.poll(self._minutes_due(at.step))
+        stop = vote.stop and not at.accumulating
+        if stop and self.state.is_restoring:
+            raise Preempted(f"preempted at step {at.step}, before the first new step: nothing to save")
+        self._save(at, minutes=vote.minutes, stop=stop)
+        if stop:
+            raise Preempted(f"preempted at step {at.step}")
+        self.state.restore()
+
+    def on_batch_end(self) -> None:
+        """A batch has been trained on."""
+        self.state.after_batch()
+
+    def before_validation(self) -> None:
+        """Remember where this rank stands before the validation that follows a batch."""
+        self.state.resume_epoch()
+        self.state.restore()
+        self._standing = self.state.of_rank()
+
+    def on_validation_start(self, batches: float) -> None:
+        """A validation begins; the ranks may have different numbers of batches."""
+        self.goodput.validates(begins=True)
+        self._common_batches = self.vote.least(batches)
+        self.vote.restart()
+
+    def on_validation_batch(self, at: Callable[[], Boundary | None]) -> None:
+        """Stop within a validation if all ranks do: it comes first when training resumes.
+
+        Args:
+            at: Where training stands; None where nothing would resume after this validation, or a step is half done.
+
+        Raises:
+            Preempted: The step that the validation follows is durable.
+        """
+        self._common_batches -= 1
+        if self._common_batches < 0 or not self.vote.poll().stop or (boundary := at()) is None:
+            return
+        self._save(boundary, stop=True)
+        raise Preempted(f"preempted in the validation after step {boundary.step}")
+
+    def on_validation_end(self) -> None:
+        """A validation has ended; training continues."""
+        self._standing = None
+        self.goodput.validates(begins=False)
+        self.vote.restart()
+
+    def on_validation_logged(self, step: int) -> None:
+        """All that a validation logs is known by now."""
+        self._validated = self._validated_once = True
+        # A step that is committed already was saved before its validation, which an earlier attempt had left.
+        self._value_pending = step == self._committed
+
+    def at_end(self, at: Boundary) -> None:
+        """Save the end of training, and wait until it is durable.
+
+        Raises:
+            SaveFailed: The storage has failed for longer than its budget.
+        """
+        self._save(at)
+        self._finish()  # also where the last step was saved before: it may still be under way
+
+    def on_exception(self, error: BaseException) -> None:
+        """Let the save under way come to its end: it is good."""
+        if self.saver is not None and not isinstance(error, SaveFailed):
+            with suppress(SaveFailed, LeaseLost), self.goodput.during(SAVING):
+                self.saver.finish()
+            self.goodput.behind = self.saver.figures.get("checkpoint/behind_seconds")
+
+    def _minutes_due(self, step: int) -> bool:
+        """Return whether a save by time is due, by this rank's clock."""
+        minutes = self.policy.every_minutes
+        return minutes is not None and step != self._committed and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def _save(self, at: Boundary, *, minutes: bool = False, stop: bool = False) -> None:
+        """Save a step if that is due, and wait until it is durable if training stops here."""
+        reasons = self.policy.due(at, self._before, minutes=minutes, validated=self._validated, stop=stop)
+        self._before, self._validated = at.step, False
+        if self.saver is not None and (reasons or self._value_pending):
+            with self.goodput.during(SAVING):
+                if at.step == self._committed:
+                    self._amend(self.saver, at, reasons)
+                else:
+                    self._capture(self.saver, at, reasons, wait=stop or at.kind == "end")
+        if stop:
+            self._finish()
+
+    def _capture(self, saver: Saver, at: Boundary, reasons: list[str], wait: bool) -> None:
+        """Hand a checkpoint of this step to the saver, which makes it durable behind training.
+
+        Args:
+            saver: Commits it.
+            at: Where training stands.
+            reasons: Why it is due.
+            wait: Whether it must not be skipped, however long the storage is away: it is this attempt's last.
+        """
+        self._wait(saver.finished if wait else saver.ready)
+        began = time.perf_counter()
+        checkpoint, run_state = self.state.capture(at, self._standing)
+        taken = False
+        if self.state.is_global_zero:
+            record = CommitRecord(
+                step=at.step,
+                epoch=at.epoch,
+                position=run_state.position,
+                bytes=0,
+                sha256="",
+                # What is known in the middle of a validation is that of another step.
+                monitor=self._monitored() if self._standing is None else None,
+                world_size=self.state.world_size,
+                created=now(),
+                reason=reasons,
+            )
+            taken = saver.save(plain(checkpoint), record)
+            self._report(saver, at.step)
+        # All ranks save together, so all must know of a save that was skipped.
+        if self.state.broadcast(taken):
+            self._committed = at.step
+            self.goodput.saved(time.perf_counter() - began)
+            self._saved_at = time.monotonic()
+            self.vote.saved()
+        self._require_monitor(at.step)
+
+    def _require_monitor(self, step: int) -> None:
+        """Refuse a monitored metric that the model does not log.
+
+        Raises:
+            UserError: On every rank, once the step is durable.
+        """
+        known = self.state.metrics()
+        if self.monitor is None or self.monitor in known:
+            return
+        if self._validated_once or not self.state.validates:
+            self._finish()
+            raise UserError(
+                f"checkpoints.monitor={self.monitor!r} is not logged by the model; logged are: "
+                f"{', '.join(sorted(known)) or 'none'}. Step {step} is saved: fix the name and start again"
+            )
+
+    def _amend(self, saver: Saver, at: Boundary, reasons: list[str]) -> None:
+        """Write into the record of a step what is known only now: the value of its validation, or the end."""
+        ends, self._value_pending, pending = "end" in reasons, False, self._value_pending
+        record = read_record(saver.run, at.step) if self.state.is_global_zero and (pending or ends) else None
+        if record is None:
+            return
+        known = replace(
+            record,
+            monitor=self._monitored() if pending else record.monitor,
+            reason=[*record.reason, *(["end"] if ends and "end" not in record.reason else [])],
+        )
+        if known != record:
+            if saver.before_commit is not None:
+                saver.before_commit()
+            write_record(saver.run, known, over=True)
+
+    def _finish(self) -> None:
+        """Wait, all ranks together, until the save under way is durable."""
+        if self.saver is not None:
+            with self.goodput.during(SAVING):
+                self._wait(self.saver.finished)
+            self._report(self.saver, self._before)
+
+    def _wait(self, is_done: Callable[[float], bool]) -> None:
+        """Wait until something is done on rank 0, which the other ranks hear of meanwhile.
+
+        Args:
+            is_done: Waits for so many seconds at most, and returns whether it is.
+        """
+        while not self.state.broadcast(not self.state.is_global_zero or is_done(_HEARTBEAT)):
+            self.vote.preemption.moved()
+
+    def _report(self, saver: Saver, step: int) -> None:
+        """Log what saving costs, and whether the storage fails."""
+        self.goodput.behind = saver.figures.get("checkpoint/behind_seconds")
+        self.state.log(saver.figures, step)
+
+    def _monitored(self) -> Monitor | None:
+        value: Any = None if self.monitor is None else self.state.metrics().get(self.monitor)
+        # JSON has no NaN, and a NaN is never best.
+        if self.monitor is None or value is None or not math.isfinite(value):
+            return None
+        return Monitor(self.monitor, float(value), self.mode)

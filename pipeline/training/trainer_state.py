@@ -1,0 +1,259 @@
+"""What a Lightning trainer holds, captured between two batches and put back there: the other half of the session."""
+
+import logging
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+
+from pipeline.data.datamodule import DataModule
+from pipeline.data.ledger import Ledger
+from pipeline.errors import Preempted, UserError
+from pipeline.training import compat, rng_state
+from pipeline.training.bucket_order import BucketOrder
+from pipeline.training.epoch_loop import EpochLoop, settle
+from pipeline.training.rng_state import RankState
+from pipeline.training.run_state import KEY, RunState
+from pipeline.training.save_policy import Boundary
+
+log = logging.getLogger(__name__)
+
+
+class TrainerState:
+    """The state of one trainer.
+
+    A resume puts each part back at the moment that corresponds to the one where it was captured: `load` when Lightning
+    loads the checkpoint, `begin` before training, `resume_epoch` and `restore` before the first batch, `after_batch`
+    as names are logged again, `complete_epoch` at the epoch's end.
+
+    Args:
+        trainer: Whose loop over the batches is an `EpochLoop`.
+        facts: What a later resume is compared with, see `pipeline.config.compatibility.facts`.
+        ledger: Counts the samples; None for foreign data.
+        restart_epoch: Whether the epoch of the checkpoint starts over, since its order has changed.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        facts: dict[str, Any] | None = None,
+        ledger: Ledger | None = None,
+        restart_epoch: bool = False,
+    ) -> None:
+        self.trainer = trainer
+        self.facts = facts or {}
+        self.ledger = ledger
+        self.restart_epoch = restart_epoch
+        self.bucket_order = BucketOrder()
+        self._loaded: RunState | None = None
+        self._callbacks: Any = None
+        self._in_epoch = False
+        self._restoring: RankState | None = None
+        self._left: dict[str, Any] | None = None
+        """Of all ranks, where an epoch was left in its middle: Lightning forgets its sums."""
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is rank 0."""
+        return self.trainer.is_global_zero
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train."""
+        return self.trainer.world_size
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """The model's, as a checkpoint holds them."""
+        return dict(self.trainer.lightning_module.hparams)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is anything to validate on."""
+        return bool(sum(self.trainer.num_val_batches))
+
+    def broadcast(self, value: bool) -> bool:
+        """Return rank 0's value. All ranks must call it."""
+        return bool(self.trainer.strategy.broadcast(value))
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what callbacks may monitor, by name."""
+        return self.trainer.callback_metrics
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        """Send figures to every logger."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(figures, step=step)
+
+    def boundary(self, kind: Literal["batch", "epoch", "end"]) -> Boundary:
+        """Return where training stands."""
+        trainer = self.trainer
+        epoch, batches = trainer.current_epoch, 0
+        left = kind == "end" and not compat.epoch_is_over(trainer)
+        if kind == "batch" or left:
+            batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        pending = batches % trainer.accumulate_grad_batches
+        if left:  # the epoch can resume some day; what was accumulated of a step is thrown away
+            epoch, batches, pending = epoch - 1, batches - pending, 0
+        return Boundary(trainer.global_step, epoch, batches, kind, accumulating=pending > 0)
+
+    def in_validation(self) -> Boundary | None:
+        """Return where training stands within a validation; None where it must not be left.
+
+        That is where training ends with this validation, for then nothing would resume, and among accumulated batches.
+
+        Raises:
+            Preempted: It is the sanity check, before training.
+        """
+        trainer = self.trainer
+        loop, step = trainer.fit_loop.epoch_loop, trainer.global_step
+        if trainer.sanity_checking:
+            raise Preempted("preempted before training began: nothing to save")
+        if trainer.should_stop or (loop.max_steps != -1 and step >= loop.max_steps) or compat.is_accumulating(trainer):
+            return None
+        return Boundary(step, trainer.current_epoch, loop.batch_progress.current.completed, "validation")
+
+    def of_rank(self) -> dict[str, Any]:
+        """Return the state of this rank as it is now."""
+        return rng_state.capture(self.trainer)
+
+    def leave_epoch(self) -> None:
+        """Keep the state of an epoch that training leaves in its middle. All ranks must call it."""
+        self.complete_epoch()
+        self._left = None if compat.epoch_is_over(self.trainer) else rng_state.gather(self.trainer)
+
+    def capture(self, at: Boundary, standing: dict[str, Any] | None = None) -> tuple[dict[str, Any], RunState]:
+        """Return a whole checkpoint, complete on rank 0. All ranks must call it.
+
+        Args:
+            at: Where training stands.
+            standing: The state of this rank before the validation that is left in its middle, if one is.
+
+        Raises:
+            ProofFailed: The open epoch has used another number of samples than its position says.
+        """
+        trainer = self.trainer
+        data = data_of(trainer)
+        batches = None if data is None else data.batches
+        ranks = rng_state.gather(trainer, standing) if self._left is None else self._left
+        state = RunState(
+            facts=self.facts,
+            epoch=at.epoch,
+            batches=at.batches,
+            position=None if batches is None else batches.position(at.batches) if at.batches else 0,
+            ledger=None if self.ledger is None else self.ledger.state(trainer, at.epoch, at.batches),
+            ranks=ranks.get("ranks", []),
+            metrics=ranks.get("metrics", {}),
+            validation_pending=at.kind == "validation",
+            bucket_order=self.bucket_order.indices,
+        )
+        checkpoint = compat.dump_checkpoint(trainer)
+        checkpoint["epoch"] = at.epoch
+        settle(checkpoint["loops"], at.epoch, at.batches)
+        checkpoint[KEY] = state.to_dict()
+        return checkpoint, state
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Stand where a checkpoint stands, as far as that can be before training begins.
+
+        Raises:
+            UserError: Its state is damaged or of another version, or does not fit the data.
+        """
+        state, loop, data = RunState.of_checkpoint(checkpoint), self.trainer.fit_loop.epoch_loop, data_of(self.trainer)
+        if state is None:
+            if isinstance(loop, EpochLoop) and data is not None and _is_mid_epoch(checkpoint):
+                log.warning("checkpoint has no sample position: restarting its epoch from the beginning")
+                loop.resume_at(0)
+            return
+        # Without a position (under overfit_batches) our data begin at their start.
+        restarts = self.restart_epoch or (data is not None and state.position is None)
+        if data is not None and state.position is not None:
+            data.resume(state.epoch, 0 if restarts else state.position)
+        if isinstance(loop, EpochLoop):
+            loop.resume_at(0 if restarts else state.batches, state.validation_pending and not restarts)
+        if self.ledger is not None and state.ledger is not None:
+            try:
+                self.ledger.load(state.ledger, state.epoch, self.restart_epoch)
+            except ValueError as error:
+                raise UserError(
+                    f"the checkpoint's ledger is damaged ({error}): remove it and resume from the one before"
+                ) from error
+        self._loaded = state
+        self._in_epoch = not restarts and state.batches > 0
+        self._callbacks = checkpoint.get("callbacks")
+        self._restoring = RankState(state, with_sums=not restarts)
+
+    def begin(self) -> None:
+        """Put back what callbacks and schedules look at, and find the batch to resume at."""
+        if self._restoring is not None:
+            self._restoring.before_training(self.trainer)
+        self.bucket_order.begin(self.trainer, None if self._loaded is None else self._loaded.bucket_order)
+        loop, data = self.trainer.fit_loop.epoch_loop, data_of(self.trainer)
+        if isinstance(loop, EpochLoop) and loop.resume_batch and data is not None and data.batches is not None:
+            # In another world, or under another limit, the same position is another number of batches, or all of them.
+            loop.resume_at(min(data.batches.done, int(self.trainer.num_training_batches)), loop.validation_pending)
+
+    @property
+    def resumes_in_epoch(self) -> bool:
+        """Whether the epoch that begins now is resumed in its middle."""
+        return self._in_epoch
+
+    def resume_epoch(self) -> None:
+        """Forget what the start of an epoch that is resumed in its middle has logged and counted once more."""
+        if self._in_epoch:
+            self._in_epoch = False
+            compat.load_callbacks(self.trainer, self._callbacks)
+            compat.logged_results(self.trainer).clear()
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether a resumed state is not in place yet."""
+        return self._restoring is not None and not self._restoring.begun
+
+    def restore(self) -> None:
+        """Put random number generators and running sums back, once."""
+        if self._restoring is not None and not self._restoring.begun:
+            self._restoring.before_first_batch(self.trainer)
+
+    def after_batch(self) -> None:
+        """Add restored sums to names that were logged again; count the samples of the batch."""
+        self.bucket_order.after_batch()
+        if self._restoring is not None:
+            self._restoring.after_batch(self.trainer)
+        if self.ledger is not None:
+            self.ledger.count(self.trainer)
+
+    def complete_epoch(self) -> None:
+        """Put back what no later batch of the epoch has logged, once."""
+        if self._restoring is not None:
+            self._restoring.at_epoch_end(self.trainer)
+            self._restoring = None
+
+    def open_epoch(self, from_start: bool) -> None:
+        """Open the ledger of an epoch, or resume the one that was loaded."""
+        if self.ledger is not None:
+            self.ledger.open(self.trainer, from_start)
+
+    def close_epoch(self, reason: str, completed: int) -> None:
+        """Close the ledger of an epoch.
+
+        Args:
+            reason: What ended it.
+            completed: Its batches that are over.
+
+        Raises:
+            ProofFailed: Other samples were used than the epoch's order says.
+        """
+        if self.ledger is not None:
+            self.ledger.close(self.trainer, reason, completed)
+
+
+def _is_mid_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Return whether a checkpoint of another program was saved in the middle of an epoch."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    return bool(progress.get("current", {}).get("ready")) and not progress.get("is_last_batch", False)
+
+
+def data_of(trainer: pl.Trainer) -> DataModule | None:
+    """Return the data, if they are ours: foreign data have no position."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, DataModule) else None
