@@ -13,13 +13,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed
 import yaml
-from jsonargparse import dict_to_namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.checkpoint.cleanup import sweep
-from pipeline.commands.explain_resume import explain
-from pipeline.commands.registry import SUBCOMMANDS
 from pipeline.config import compatibility as drift
 from pipeline.config import configuration
 from pipeline.config import resume_point as start
@@ -58,7 +56,6 @@ log = logging.getLogger(__name__)
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 _USERS = ("`val_check_interval`", "Early stopping conditioned on metric")
 """What Lightning raises as anything else, though only the user can mend it."""
-_EXPLAIN = "Say what the next fit would go on from, what would be different, and which samples come next."
 
 
 def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
@@ -89,8 +86,8 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
         return PREEMPTED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except NothingToDo as ended:
-        return ended.status
+    except NothingToDo:
+        return DONE
     # Not after a crash: the other ranks may be gone, and the process is about to end.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -134,38 +131,12 @@ class PipelineCLI(LightningCLI):
         """Lightning's own, and `summary`."""
         return {**LightningCLI.subcommands(), "summary": {"model"}}
 
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Lightning's, which its Trainer carries out, and those that only look at a run."""
-        super()._add_subcommands(parser, **kwargs)
-        parsers = {"explain_resume": (self._explain_parser(), _EXPLAIN)}
-        for name, each in SUBCOMMANDS.items():
-            own = LightningArgumentParser(**_PARSING, prog=f"python -m pipeline {name}", description=each.help)
-            each.arguments(own)
-            parsers[name] = own, each.help
-        for name, (added, text) in parsers.items():
-            self._subcommand_parsers[name] = added
-            subcommands: Any = parser._subcommands_action
-            subcommands.add_subcommand(name, added, help=text)
-
-    def _explain_parser(self) -> LightningArgumentParser:
-        explaining = self._prepare_subcommand_parser(
-            Trainer, "fit", **_PARSING, prog="python -m pipeline explain_resume", description=_EXPLAIN
-        )
-        explaining.add_argument(
-            "--world_size", type=int | None, default=None, help="Processes that would train. Default: as the run had."
-        )
-        return explaining
-
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         configuration.add_flags(parser, subcommand)
         # Only fit saves, but the same YAML file serves all of them.
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         return parser
-
-    def _set_seed(self) -> None:
-        if self.subcommand not in SUBCOMMANDS:
-            super()._set_seed()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; turn the parser's complaints into ours."""
@@ -182,8 +153,6 @@ class PipelineCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check what was asked for, and decide where the run lies and where it goes on."""
         config = self.config[self.subcommand]
-        if self.subcommand in SUBCOMMANDS:
-            raise NothingToDo(SUBCOMMANDS[self.subcommand].run(config))
         if self.subcommand == "summary":
             config.data = None
             for key, value in {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "logger": False}.items():
@@ -195,8 +164,6 @@ class PipelineCLI(LightningCLI):
         self.preemption.check()
         if self.subcommand == "fit":
             self.preemption.grace = config.grace
-        if self.subcommand == "explain_resume":
-            self._explain()
         if not config.trainer.fast_dev_run and (self.subcommand == "fit" or config.run_dir is not None):
             url = self.topology.agree("run_dir", lambda: config.run_dir or next_run_dir(configuration.run_name(config)))
             self.run_dir = RunDir(url)
@@ -223,18 +190,6 @@ class PipelineCLI(LightningCLI):
         if self.run_dir is not None:
             self.run_dir.write(RunDir.config(str(self.subcommand)), configuration.dump(resolved))
         return chosen
-
-    def _explain(self) -> None:
-        """Say what a fit would do; only the data are built."""
-        config = self.config[self.subcommand]
-        run, resolved = RunDir(config.run_dir), self._resolved()
-        begin = start.of_training(run, resolved, self.given_checkpoint, compare=run.is_local)
-        changed = configuration.changes(configuration.saved_config(run, "fit"), resolved)
-        only_data = dict_to_namespace({"data": config.data})
-        data = self._build(lambda: self._parser(self.subcommand).instantiate_classes(only_data).data)
-        known = config.seed_everything, config.trainer.accumulate_grad_batches
-        print(explain(run, begin, changed, data, *known, config.world_size))  # noqa: T201 - was asked for
-        raise NothingToDo
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what their constructors refuse is the user's to mend."""

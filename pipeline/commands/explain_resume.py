@@ -1,18 +1,114 @@
 """`python -m pipeline explain_resume`: what the next start would do, without doing it."""
 
+import argparse
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import yaml
+from jsonargparse import dict_to_namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
 from pipeline.checkpoint.commit import CommitRecord, examined
+from pipeline.config import configuration, resume_point
 from pipeline.config.compatibility import another_order, differences, facts
 from pipeline.config.resume_point import Start
 from pipeline.data.datamodule import DataModule
-from pipeline.errors import UserError
+from pipeline.errors import DONE, UserError
+from pipeline.process.topology import Topology
 from pipeline.run.run_dir import RunDir
 from pipeline.training.checkpoint_io import read_own
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.trainer import Trainer
 
 _SHOWN = 8
 """Indices shown of each rank."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Explain the resume that the flags of a fit, after the command's name, would lead to.
+
+    Raises:
+        UserError: Everything for which the fit itself would refuse to start, or its data cannot be built.
+    """
+    asked = _Asked(configuration.with_run_config(["explain_resume", *arguments])[1:])
+    problems = configuration.problems("explain_resume", asked.config, asked.given_checkpoint, asked.topology)
+    if problems:
+        raise UserError(*problems)
+    config = asked.config
+    run, resolved = RunDir(config.run_dir), asked.resolved()
+    begin = resume_point.of_training(run, resolved, asked.given_checkpoint, compare=run.is_local)
+    changed = configuration.changes(configuration.saved_config(run, "fit"), resolved)
+    known = config.seed_everything, config.trainer.accumulate_grad_batches
+    print(explain(run, begin, changed, asked.data(), *known, config.world_size))  # noqa: T201
+    return DONE
+
+
+class _Asked(LightningCLI):
+    """The configuration of a fit, parsed; of what it describes only the data are built.
+
+    Args:
+        arguments: The flags of a fit, and `--world_size`.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        set_parsing_settings(config_read_mode_fsspec_enabled=True)
+        self.topology = Topology.from_environment()
+        self.given_checkpoint: str | None = None
+        super().__init__(
+            args=list(arguments),
+            run=False,
+            trainer_class=Trainer,
+            trainer_defaults={"devices": self.topology.processes, "num_nodes": self.topology.nodes},
+            seed_everything_default=42,
+            save_config_callback=None,
+            parser_kwargs={
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "prog": "python -m pipeline explain_resume",
+                "description": "Show what the next fit would resume from, what would be different, and which samples "
+                "come next.",
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what fit has beside the Trainer, model and data."""
+        configuration.add_flags(parser, "fit")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_method_arguments(Trainer, "fit", skip=set(LightningCLI.subcommands()["fit"]))
+        parser.add_argument(
+            "--world_size", type=int | None, default=None, help="Processes that would train. Default: as the run had."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and report mistakes as this project does."""
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            raise UserError(configuration.explain(error, {"explain_resume": parser}, ["explain_resume"])) from error
+        self.given_checkpoint = self.config.ckpt_path
+        self.config.ckpt_path = None
+
+    def instantiate_classes(self) -> None:
+        """Build nothing: no model or device is needed."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what a fit would write to fit.yaml."""
+        return configuration.resolved(
+            yaml.safe_load(self.parser.dump(self.config, skip_none=False)), self.given_checkpoint
+        )
+
+    def data(self) -> Any:
+        """Build the data, None where there are none.
+
+        Raises:
+            UserError: A constructor refused its arguments.
+        """
+        try:
+            return self.parser.instantiate_classes(dict_to_namespace({"data": self.config.data})).data
+        except (ValueError, OSError, MisconfigurationException) as error:
+            raise configuration.cause(error) from error
 
 
 def explain(

@@ -1,13 +1,15 @@
 """What looks after runs and their storage says what it found, and ends with a status to act on."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.commands import dispatch
 from pipeline.run.run_dir import RunDir
 from tests.support.checkpoints import commit, steps
-from tests.support.commands import Ended
+from tests.support.commands import Ended, command
 from tests.support.runs import fit
 
 App = Callable[..., Ended]
@@ -78,3 +80,39 @@ def test_a_probe_says_whether_a_storage_can_carry_a_run(app: App, storage: str) 
     bad = app("probe", "/sys/pipeline-probe", "--megabytes=1")
     assert bad.status == 2
     assert "mend what FAILED" in bad.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (("--help",), "torch lightning jsonargparse"),
+        (("verify", "--help"), "torch lightning jsonargparse"),
+        (("explain", "--help"), "torch lightning jsonargparse"),
+        (("drill", "--help"), "torch lightning jsonargparse"),
+        (("prune", "--help"), "torch lightning jsonargparse"),
+        (("probe", "{folder}", "--megabytes=1"), "torch lightning jsonargparse"),
+        (("verify", "--run_dir=runs/none"), "lightning jsonargparse"),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(tmp_path: Path, arguments: tuple[str, ...], unwanted: str) -> None:
+    program = (
+        "import sys; from pipeline.__main__ import run\n"
+        "try: run()\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in '{unwanted}'.split() if name in sys.modules])"
+    )
+    ended = command(sys.executable, "-c", program, *(each.format(folder=tmp_path / "x") for each in arguments))
+    assert ended.out.splitlines()[-1] == "[]", ended.text
+
+
+def test_the_help_lists_every_subcommand_of_lightning() -> None:
+    from pipeline.cli import PipelineCLI
+
+    assert set(dispatch.TRAINING) == set(PipelineCLI.subcommands())
+
+
+def test_a_misspelt_flag_is_named_before_one_that_is_missing(app: App) -> None:
+    ended = app("prune", "--run_dirr=x")
+    assert ended.status == 2
+    assert "unrecognized argument --run_dirr; did you mean '--run_dir'?" in ended.err
+    assert "'maybe' must be true or false" in app("prune", "--run_dir=x", "--keep_last=1", "--dry_run=maybe").err
