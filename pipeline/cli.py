@@ -12,16 +12,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed
-import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.checkpoint.cleanup import sweep
-from pipeline.config import compatibility as drift
-from pipeline.config import configuration
-from pipeline.config import resume_point as start
-from pipeline.config.resume_point import Start
+from pipeline.config import compatibility, messages, resume_point, saved_config
+from pipeline.config.flags import add_flags
+from pipeline.config.resume_point import ResumePoint
+from pipeline.config.validate import find_problems
 from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import (
@@ -110,10 +109,10 @@ class PipelineCLI(LightningCLI):
         self.writer = writer
         self.preemption = preemption
         self.run_dir: RunDir | None = None
-        self.start = Start()
+        self.start = ResumePoint()
         self.given_checkpoint: str | None = None
         super().__init__(
-            args=configuration.with_run_config(arguments),
+            args=[*arguments[:1], *saved_config.with_run_config("".join(arguments[:1]), arguments[1:])],
             trainer_class=Trainer,
             trainer_defaults={"devices": topology.processes, "num_nodes": topology.nodes},
             seed_everything_default=42,
@@ -133,7 +132,7 @@ class PipelineCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        configuration.add_flags(parser, subcommand)
+        add_flags(parser, subcommand)
         # Only fit saves, but the same YAML file serves all of them.
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         return parser
@@ -143,7 +142,9 @@ class PipelineCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            raise UserError(configuration.explain(error, self._subcommand_parsers, args)) from error
+            subcommand = args[0] if args and args[0] in self._subcommand_parsers else ""
+            known = self._subcommand_parsers.get(subcommand)
+            raise UserError(messages.parse_problem(error, known, subcommand)) from error
         config = self.config[self.config.subcommand]
         # Lightning would merge the hyperparameters of a local checkpoint over the flags, and not those of a remote one.
         self.given_checkpoint = config.get("ckpt_path")
@@ -158,37 +159,37 @@ class PipelineCLI(LightningCLI):
             for key, value in {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "logger": False}.items():
                 config.trainer[key] = value
             return
-        problems = configuration.problems(str(self.subcommand), config, self.given_checkpoint, self.topology)
+        problems = find_problems(str(self.subcommand), config, self.given_checkpoint, self.topology)
         if problems:
             raise UserError(*problems)
         self.preemption.check()
         if self.subcommand == "fit":
             self.preemption.grace = config.grace
         if not config.trainer.fast_dev_run and (self.subcommand == "fit" or config.run_dir is not None):
-            url = self.topology.agree("run_dir", lambda: config.run_dir or next_run_dir(configuration.run_name(config)))
+            url = self.topology.agree("run_dir", lambda: config.run_dir or next_run_dir(saved_config.run_name(config)))
             self.run_dir = RunDir(url)
-            start.meet(self.run_dir, self.topology)
+            resume_point.require_shared_run_dir(self.run_dir, self.topology)
             if self.subcommand == "fit":
                 self.writer.take(self.run_dir, self.topology)
         if self.subcommand != "fit" or self.run_dir is not None:
-            self.start = Start(**self.topology.agree("start", lambda: asdict(self._choose())))
+            self.start = ResumePoint(**self.topology.agree("start", lambda: asdict(self._choose())))
         if self.start.finished:
             log.info("finished: %s is done at step %d; nothing to train", self.run_dir, self.start.step)
             raise NothingToDo
 
-    def _choose(self) -> Start:
+    def _choose(self) -> ResumePoint:
         """On rank 0: where the subcommand goes on; in a fit, what killed saves left is swept once that is known."""
         config, resolved = self.config[self.subcommand], self._resolved()
         if self.subcommand == "fit":
             assert self.run_dir is not None
-            chosen = start.of_training(self.run_dir, resolved, self.given_checkpoint)
+            chosen = resume_point.for_training(self.run_dir, resolved, self.given_checkpoint)
             sweep(self.run_dir, spare=chosen.url)
             return chosen
         if self.given_checkpoint is not None or config.run_dir is None:
-            return Start(url=self.given_checkpoint)
-        chosen = start.of_evaluation(RunDir(config.run_dir), resolved, config.checkpoint)
+            return ResumePoint(url=self.given_checkpoint)
+        chosen = resume_point.for_evaluation(RunDir(config.run_dir), resolved, config.checkpoint)
         if self.run_dir is not None:
-            self.run_dir.write(RunDir.config(str(self.subcommand)), configuration.dump(resolved))
+            self.run_dir.write(RunDir.config(str(self.subcommand)), saved_config.dump(resolved))
         return chosen
 
     def instantiate_classes(self) -> None:
@@ -203,16 +204,18 @@ class PipelineCLI(LightningCLI):
         try:
             return build()
         except (ValueError, OSError, MisconfigurationException) as error:
-            raise configuration.cause(error) from error
+            raise messages.constructor_problem(error) from error
 
     def _prepare_training(self) -> None:
         """Compare with what the run goes on from, and have the samples counted and the checkpoints saved."""
         config = self.config[self.subcommand]
         facts: dict[str, Any] = {}
         known = self.topology.world_size, config.seed_everything, config.trainer.accumulate_grad_batches
-        self.topology.together("facts", lambda: facts.update(drift.facts(*known, self.datamodule)))
-        start.same_data(facts, self.topology)
-        anew = self.topology.agree("drift", lambda: drift.compare(self.start.url, facts, config.allow_mismatch))
+        self.topology.together("facts", lambda: facts.update(compatibility.facts(*known, self.datamodule)))
+        resume_point.require_same_data(facts, self.topology)
+        anew = self.topology.agree(
+            "compatibility", lambda: compatibility.check_resume(self.start.url, facts, config.allow_mismatch)
+        )
         ledger = Ledger(self.datamodule) if isinstance(self.datamodule, DataModule) else None
         loops.install(self.trainer)
         resume = Resume(ledger, anew, Agreement(self.preemption), self.writer.goodput)
@@ -250,7 +253,7 @@ class PipelineCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         adapt(trainer, self.config[self.subcommand].collective_timeout if self.subcommand == "fit" else None)
         if self.subcommand == "fit" and self.run_dir is not None:
-            trainer.callbacks.insert(0, configuration.Save(self.run_dir, self._resolved()))  # type: ignore[attr-defined]
+            trainer.callbacks.insert(0, saved_config.SaveConfiguration(self.run_dir, self._resolved()))  # type: ignore[attr-defined]
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -297,7 +300,7 @@ class PipelineCLI(LightningCLI):
             self._run_model(self.trainer.test, model, **kwargs)
             return
         url = str(self.start.url)
-        evaluation = Evaluation(self.run_dir, Checkpoint(url, self.start.sha256 or start.sha256(url)))
+        evaluation = Evaluation(self.run_dir, Checkpoint(url, self.start.sha256 or resume_point.digest(url)))
         self.trainer.callbacks.append(evaluation)  # type: ignore[attr-defined]
         evaluation.watch(self.trainer, self.datamodule if self.datamodule is not None else model)
         log.info("evaluating %s on 1 device", url)
@@ -336,8 +339,8 @@ class PipelineCLI(LightningCLI):
 
     def _resolved(self) -> dict[str, Any]:
         """The resolved configuration, without what belongs to the launcher and the place."""
-        parsed = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
-        return configuration.resolved(parsed, self.given_checkpoint)
+        dumped = self.parser.dump(self.config, skip_none=False)
+        return saved_config.resolve(dumped, self.given_checkpoint, self.subcommand)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -26,9 +26,10 @@ class CommandParser(argparse.ArgumentParser):
             UserError: One is unknown, missing or not of its type.
         """
         flags = [flag for action in self._actions for flag in action.option_strings]
-        for flag in (argument.split("=")[0] for argument in arguments if argument.startswith("--")):
+        for argument in arguments:
+            flag = argument.split("=")[0]
             # Before argparse says that another flag is missing. A value of several words may begin with dashes.
-            if flag not in flags and " " not in flag:
+            if flag.startswith("--") and flag not in flags and " " not in argument:
                 self.error(f"unrecognized argument {flag}{did_you_mean(flag, flags)}")
         return self.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""What looks after runs and their storage says what it found, and ends with a status to act on."""
+"""The commands that need no model start without what they do not need, and end with a status to act on."""
 
 import sys
 from collections.abc import Callable
@@ -8,35 +8,9 @@ import pytest
 
 from pipeline.commands import dispatch
 from pipeline.run.run_dir import RunDir
-from tests.support.checkpoints import commit, steps
 from tests.support.commands import Ended, command
-from tests.support.runs import fit
 
 App = Callable[..., Ended]
-
-
-def test_pruning_by_hand_lists_first_and_deletes_then(app: App, storage: str) -> None:
-    run = RunDir(storage)
-    for step in (1, 2, 3):
-        commit(run, step)
-    listed = app("prune", "--run_dir", storage, "--keep_last=1", "--dry_run=true")
-    assert (listed.status, listed.out.splitlines()[-2:]) == (
-        0,
-        ["would go: 2 of 3 checkpoints, 3 bytes", "kept: 1 checkpoint, the newest at step 3"],
-    )
-    assert steps(run) == [1, 2, 3]
-    assert app("prune", "--run_dir", storage, "--keep_last=1", "--keep_every_n_steps=2").status == 0
-    assert steps(run) == [2, 3]
-    assert app("prune", "--run_dir", storage, "--keep_last=1").status == 0
-    assert steps(run) == [3]
-
-
-def test_a_pruned_run_goes_on(app: App, storage: str) -> None:
-    assert fit(app, storage, 2, "--checkpoints.every_n_steps=2").status == 0
-    assert app("prune", "--run_dir", storage, "--keep_last=1").status == 0
-    assert steps(RunDir(storage)) == [14]
-    assert "resumed at step 14" in fit(app, storage, 3).err
-    assert app("verify", "--run_dir", storage).status == 0
 
 
 @pytest.mark.parametrize(
@@ -109,10 +83,3 @@ def test_the_help_lists_every_subcommand_of_lightning() -> None:
     from pipeline.cli import PipelineCLI
 
     assert set(dispatch.TRAINING) == set(PipelineCLI.subcommands())
-
-
-def test_a_misspelt_flag_is_named_before_one_that_is_missing(app: App) -> None:
-    ended = app("prune", "--run_dirr=x")
-    assert ended.status == 2
-    assert "unrecognized argument --run_dirr; did you mean '--run_dir'?" in ended.err
-    assert "'maybe' must be true or false" in app("prune", "--run_dir=x", "--keep_last=1", "--dry_run=maybe").err
