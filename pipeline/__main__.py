@@ -11,17 +11,36 @@ python -m pipeline probe s3://bucket/folder
 """
 
 import sys
+from collections.abc import Sequence
 
 from pipeline.process.error_file import guarded
 from pipeline.process.preemption import Preemption
 
 
 def run() -> int:
-    """The command line of this process, which listens to signals from before torch is imported."""
+    """Run this process's command line, and listen to signals from before torch is imported."""
     with Preemption() as preemption:
-        from pipeline.cli import main  # noqa: PLC0415 - takes seconds, in which a signal must be heard
-
         return main(sys.argv[1:], preemption)
+
+
+def main(arguments: Sequence[str], preemption: Preemption) -> int:
+    """Run one command line: a command that needs no model at once, any other through Lightning's CLI.
+
+    Args:
+        arguments: Without the program's name.
+        preemption: Whether this process is asked to end.
+
+    Returns:
+        The exit status.
+    """
+    # Imported here, for it takes time (Lightning seconds), in which a signal must be heard.
+    from pipeline.commands import dispatch  # noqa: PLC0415
+
+    if dispatch.handles(arguments):
+        return dispatch.main(arguments)
+    from pipeline import cli  # noqa: PLC0415
+
+    return cli.main(arguments, preemption)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """The app in this process: `python -m pipeline <arguments>`."""
-    from pipeline.cli import main
+    from pipeline.__main__ import main
     from pipeline.process.preemption import Preemption
 
     monkeypatch.chdir(ROOT)

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from pipeline.commands.drill.proxy import Proxy
-from pipeline.config import resume_point as start
+from pipeline.config import resume_point
 from pipeline.errors import chain
 from pipeline.process.error_file import is_lost_peer
 from pipeline.run.run_dir import RunDir, is_away
@@ -45,10 +45,10 @@ def test_a_start_waits_for_a_storage_that_is_away_and_then_is_a_crash_not_a_user
     app: App, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nobody(monkeypatch)
-    monkeypatch.setattr(start, "_AWAY_LIMIT", 4.0)
+    monkeypatch.setattr(resume_point, "_AWAY_LIMIT", 4.0)
     ended = app(*FIT, "--run_dir", "s3://away/run")
     assert ended.status == 1, ended.err
-    assert "does not answer, trying again: EndpointConnectionError" in ended.err
+    assert "does not answer, retrying in 1 s: EndpointConnectionError" in ended.err
     assert "error: run_dir='s3://away/run': its storage has not answered for 4 s" in ended.err
     assert "Traceback" not in ended.err
 
@@ -81,7 +81,7 @@ def test_the_server_is_asked_again_until_it_is_back(s3: str, fresh: None, monkey
             run.steps()
         assert is_away(caught.value)
         proxy.restore()
-        start._until_it_answers(run)
+        resume_point._wait_for_storage(run)
 
 
 def test_a_chain_of_exceptions_that_ends_in_itself_is_walked_once() -> None:

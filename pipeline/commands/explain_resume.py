@@ -1,88 +1,187 @@
 """`python -m pipeline explain_resume`: what the next start would do, without doing it."""
 
+import argparse
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from jsonargparse import dict_to_namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
 from pipeline.checkpoint.commit import CommitRecord, examined
-from pipeline.config.compatibility import another_order, differences, facts
+from pipeline.config import messages, resume_point, saved_config
+from pipeline.config.compatibility import facts, find_mismatches, order_changed
+from pipeline.config.flags import add_flags
 from pipeline.config.resume_point import ResumePoint
+from pipeline.config.validate import find_problems
 from pipeline.data.datamodule import DataModule
-from pipeline.errors import UserError
+from pipeline.errors import DONE, UserError
+from pipeline.process.topology import Topology
 from pipeline.run.run_dir import RunDir
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.trainer import Trainer
 
 _SHOWN = 8
 """Indices shown of each rank."""
 
 
+def run(arguments: Sequence[str]) -> int:
+    """Explain the resume that the flags of a fit, after the command's name, would lead to.
+
+    Raises:
+        UserError: Everything for which the fit itself would refuse to start, or its data cannot be built.
+    """
+    asked = _Asked(saved_config.with_run_config("explain_resume", list(arguments)))
+    problems = find_problems("fit", asked.config, asked.given_checkpoint, asked.topology)
+    if asked.config.run_dir is None:
+        problems.append("run_dir is missing: name the run whose resume to explain, --run_dir <url>")
+    if problems:
+        raise UserError(*problems)
+    config = asked.config
+    run, resolved = RunDir(config.run_dir), asked.resolved()
+    begin = resume_point.for_training(run, resolved, asked.given_checkpoint, verify=run.is_local)
+    changed = saved_config.changes(saved_config.load(run, "fit"), resolved)
+    known = config.seed_everything, config.trainer.accumulate_grad_batches
+    print(explain(run, begin, changed, asked.data(), *known, config.world_size))  # noqa: T201
+    return DONE
+
+
+class _Asked(LightningCLI):
+    """The configuration of a fit, parsed; of what it describes only the data are built.
+
+    Args:
+        arguments: The flags of a fit, and `--world_size`.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        set_parsing_settings(config_read_mode_fsspec_enabled=True)
+        self.topology = Topology.from_environment()
+        self.given_checkpoint: str | None = None
+        super().__init__(
+            args=list(arguments),
+            run=False,
+            trainer_class=Trainer,
+            trainer_defaults={"devices": self.topology.processes, "num_nodes": self.topology.nodes},
+            seed_everything_default=42,
+            save_config_callback=None,
+            parser_kwargs={
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "prog": "python -m pipeline explain_resume",
+                "description": "Show what the next fit would resume from, what would be different, and which samples "
+                "come next.",
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what fit has beside the Trainer, model and data."""
+        add_flags(parser, "fit")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_method_arguments(Trainer, "fit", skip=set(LightningCLI.subcommands()["fit"]))
+        parser.add_argument(
+            "--world_size", type=int | None, default=None, help="Processes that would train. Default: as the run had."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and report mistakes as this project does."""
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            raise UserError(messages.parse_problem(error, parser, "explain_resume")) from error
+        self.given_checkpoint = self.config.ckpt_path
+        self.config.ckpt_path = None
+
+    def instantiate_classes(self) -> None:
+        """Build nothing: no model or device is needed."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what a fit would write to fit.yaml."""
+        return saved_config.resolve(self.parser.dump(self.config, skip_none=False), self.given_checkpoint)
+
+    def data(self) -> Any:
+        """Build the data, None where there are none.
+
+        Raises:
+            UserError: A constructor refused its arguments.
+        """
+        try:
+            return self.parser.instantiate_classes(dict_to_namespace({"data": self.config.data})).data
+        except (ValueError, OSError, MisconfigurationException) as error:
+            raise messages.constructor_problem(error) from error
+
+
 def explain(
     run: RunDir, begin: ResumePoint, changed: list[str], data: Any, seed: Any, accumulate: int, world_size: int | None
 ) -> str:
-    """What a fit would go on from, what would be different, and which samples would come next.
+    """Return what a fit would resume from, what would be different, and which samples would come next.
 
     Args:
         run: The run directory.
-        begin: Where the fit would go on.
-        changed: What its configuration changes of the one that was saved.
+        begin: Where the fit would resume.
+        changed: What its configuration changes of the saved one.
         data: The data that it would train on.
         seed: The resolved `seed_everything`.
         accumulate: Batches per optimizer step.
         world_size: Processes that would train; None: as many as the checkpoint says.
 
     Raises:
-        UserError: A damaged checkpoint, or data that do not go with that world.
+        UserError: The checkpoint is damaged, or the data do not fit that world size.
     """
     if world_size is not None and world_size < 1:
-        raise UserError(f"world_size={world_size}: allowed are 1 and more processes")
-    lines = [_line("run directory", run)]
-    for step, found in examined(run):
-        if not isinstance(found, CommitRecord):
-            lines.append(_line("passed over", f"step {step}: {found}"))
-        elif begin.own and step != begin.step:
-            lines.append(_line("passed over", f"step {step}: its bytes do not match its record"))
-        else:
-            break
-    own = begin.run_state()
-    saved = {} if own is None else own.facts
-    now = facts(world_size or saved.get("world_size") or 1, seed, accumulate, data)
-    epoch, position = (0, 0) if own is None else (own.epoch, own.position)
-    lines.append(_line("checkpoint", _checkpoint(begin)))
-    if begin.own:
-        lines.append(_line("", "its bytes are compared with its record when a fit starts; `verify` compares all"))
-    lines += [_line("configuration", change) for change in changed]
+        raise UserError(f"world_size={world_size}: must be >= 1")
+    lines = _checkpoint_lines(run, begin) + [_line("configuration", change) for change in changed]
     if begin.finished:
         lines.append(_line("", "training is over: a fit with this configuration would do nothing"))
+    own = begin.run_state()
     if begin.url is not None and own is None:
-        return "\n".join([*lines, _line("differences", "not known: another program wrote the checkpoint")])
-    found_differences = differences(saved, now) if own is not None else []
-    if own is not None:
-        lines += [
-            _line("difference", f"{each}{f'  REFUSED unless --allow_mismatch={each.name}' if each.dangerous else ''}")
-            for each in found_differences
-        ] or [_line("differences", "none in data, seeds, batches, processes and versions")]
+        return "\n".join([*lines, _line("mismatches", "not known: another program wrote the checkpoint")])
+    saved = {} if own is None else own.facts
+    now = facts(world_size or saved.get("world_size") or 1, seed, accumulate, data)
+    found = [] if own is None else find_mismatches(saved, now)
+    lines += [
+        _line("mismatch", f"{each}{f'  REFUSED unless --allow_mismatch={each.name}' if each.stops_resume else ''}")
+        for each in found
+    ]
+    if own is not None and not found:
+        lines.append(_line("mismatches", "none in data, seeds, batches, processes and versions"))
+    epoch, position = (0, 0) if own is None else (own.epoch, own.position)
     if not isinstance(data, DataModule) or position is None:
-        return "\n".join([*lines, _line("position", f"epoch {epoch}; where in its data is not known")])
+        return "\n".join([*lines, _line("position", f"epoch {epoch}; its position in the data is not known")])
     size = len(data.datasets["train"])  # type: ignore[arg-type]
     lines.append(_line("position", f"epoch {epoch}, {position} of its samples are used"))
-    if another_order(found_differences) and position:
-        lines.append(_line("", f"begins epoch {epoch} anew, for its order is another one ({size} samples)"))
+    if order_changed(found) and position:
+        lines.append(_line("", f"restarts epoch {epoch} from its beginning: its order has changed ({size} samples)"))
         position = 0
     elif position > size:
         return "\n".join([*lines, _line("", f"IMPOSSIBLE: the training set has only {size}")])
-    return "\n".join([*lines, *_next(data, now, epoch, position)])
+    return "\n".join([*lines, *_next_samples(data, now, epoch, position)])
 
 
 def _line(name: str, text: Any) -> str:
     return f"{name:15}{text}"
 
 
-def _checkpoint(begin: ResumePoint) -> str:
+def _checkpoint_lines(run: RunDir, begin: ResumePoint) -> list[str]:
+    """Return which checkpoint would be loaded, and why newer ones would not be."""
+    lines = [_line("run directory", run)]
+    for step, found in examined(run):
+        if not isinstance(found, CommitRecord):
+            lines.append(_line("skipped", f"step {step}: {found}"))
+        elif begin.own and step != begin.step:
+            lines.append(_line("skipped", f"step {step}: its bytes do not match its record"))
+        else:
+            break
     if begin.url is None:
-        return "none: training would begin at step 0"
-    return f"step {begin.step}" if begin.own else f"{begin.url}, as ckpt_path says"
+        return [*lines, _line("checkpoint", "none: training would begin at step 0")]
+    if not begin.own:
+        return [*lines, _line("checkpoint", f"{begin.url}, as ckpt_path says")]
+    hint = "a fit compares its bytes with its record when it starts; `verify` compares all"
+    return [*lines, _line("checkpoint", f"step {begin.step}"), _line("", hint)]
 
 
-def _next(data: DataModule, now: dict[str, Any], epoch: int, position: int) -> list[str]:
-    """The first indices of each rank's next batches."""
+def _next_samples(data: DataModule, now: dict[str, Any], epoch: int, position: int) -> list[str]:
+    """Return the first indices of each rank's next batches."""
     world_size, accumulate = now["world_size"], now["accumulate_grad_batches"]
     lines: list[str] = []
     for rank in range(world_size):

@@ -4,6 +4,7 @@ Each check is a line: `ok`; `MISSING`, for what the store does not have and the 
 what it cannot do without. What was written is removed again, also when a check fails.
 """
 
+import argparse
 import errno
 import logging
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.cleanup import abort, open_uploads
 from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
-from pipeline.errors import UserError, chain
+from pipeline.errors import DONE, USER_MUST_CHANGE, UserError, chain
 from pipeline.process.timeout import within
 from pipeline.run.run_dir import RunDir, storage_error
 
@@ -374,3 +375,18 @@ def _clean_up(run: RunDir, made: list[Path]) -> str:
         with suppress(OSError):  # somebody else has put something there meanwhile
             folder.rmdir()
     return "; ".join(dict.fromkeys(problems))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `probe`."""
+    parser.add_argument("url", help="Where runs are to be stored: a path or any fsspec URL. Nothing is left there.")
+    parser.add_argument(
+        "--megabytes", type=int, default=64, help="Size of the file whose transfer is timed. Default: 64."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Probe, print what was found, and return the exit status."""
+    text, good = probe(arguments.url, arguments.megabytes)
+    print(text)  # noqa: T201 - the output of the command
+    return DONE if good else USER_MUST_CHANGE

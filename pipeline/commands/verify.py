@@ -1,14 +1,19 @@
 """`python -m pipeline verify`: whether every checkpoint's bytes are what was saved, and what the ledger proves."""
 
+import argparse
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipeline.checkpoint.commit import UNCOMMITTED, CommitRecord, examined
-from pipeline.checkpoint.load import Corrupt, check
-from pipeline.data.epoch_record import Account
-from pipeline.errors import UserError
+from pipeline.checkpoint.commit import UNCOMMITTED, CommitRecord, Corrupt, examined
+from pipeline.commands.command_parser import add_run_dir, readable_run
+from pipeline.errors import CRASH, DONE, UserError
 from pipeline.run.goodput_report import History
 from pipeline.run.run_dir import RunDir
 from pipeline.training.run_state import read_run_state
+
+if TYPE_CHECKING:
+    from pipeline.data.epoch_record import Account
 
 _COLUMNS = ("epoch", "expected", "consumed", "padded", "dropped", "proof", "closed by")
 
@@ -19,6 +24,29 @@ class Verdict:
 
     text: str
     holds: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `verify`."""
+    add_run_dir(parser)
+    parser.add_argument(
+        "--mtbf",
+        type=float,
+        help="Mean hours between two failures, to suggest how often to save. Default: as in the run's attempts.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify, print what was found, and return the exit status.
+
+    Raises:
+        UserError: The run cannot be read, or has nothing to verify.
+    """
+    if arguments.mtbf is not None and not 0 < arguments.mtbf < math.inf:
+        raise UserError(f"mtbf={arguments.mtbf:g}: must be a number of hours > 0")
+    verdict = verify(readable_run(arguments.run_dir), arguments.mtbf)
+    print(verdict.text)  # noqa: T201 - the output of the command
+    return DONE if verdict.holds else CRASH
 
 
 def verify(run: RunDir, mtbf_hours: float | None = None) -> Verdict:
@@ -53,6 +81,8 @@ def verify(run: RunDir, mtbf_hours: float | None = None) -> Verdict:
 
 def _rehash(run: RunDir) -> tuple[CommitRecord | None, list[int]]:
     """Say of every checkpoint whether its bytes match its record; the newest good one, and the steps that fail."""
+    from pipeline.checkpoint.load import check  # noqa: PLC0415 - imports torch
+
     newest: CommitRecord | None = None
     failed: list[int] = []
     for step, found in examined(run):
@@ -79,6 +109,8 @@ def _judge(run: RunDir, record: CommitRecord) -> Verdict:
     Raises:
         UserError: There is none that could be judged.
     """
+    from pipeline.data.epoch_record import Account  # noqa: PLC0415 - imports torch
+
     state = read_run_state(run.url_of(record.name))
     if state is None or state.ledger is None:
         raise UserError(
@@ -123,7 +155,7 @@ def _judge(run: RunDir, record: CommitRecord) -> Verdict:
     return Verdict("\n".join(lines), not problems)
 
 
-def _gaps(accounts: list[Account], record: CommitRecord) -> list[str]:
+def _gaps(accounts: "list[Account]", record: CommitRecord) -> list[str]:
     """Epochs without an account, from the first one that has one: what lies before it was another program's."""
     known = {account.epoch for account in accounts}
     begun = record.epoch + bool(record.position)

@@ -1,4 +1,6 @@
 """What was asked for, validated; the resume point; compatibility with the run that is resumed.
 
-May import: training and all below it.
+flags.py adds this project's flags, messages.py rewords the parser's errors, validate.py checks what was parsed,
+saved_config.py reads and writes a run's fit.yaml, resume_point.py chooses the checkpoint, compatibility.py compares
+this start with it. May import: training and all below it.
 """

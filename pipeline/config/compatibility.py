@@ -1,7 +1,7 @@
-"""What a resumed run should have in common with what it goes on from, and what may change in between.
+"""What a resumed run must have in common with its checkpoint, and what may change in between.
 
-Another world, batch or version is named in the log. Another dataset or another seed makes another experiment out of the
-run, so it stops the start unless the user says that it is meant.
+A new world size, batch size or version is logged. Another dataset or seed makes the run another experiment, so it stops
+the start unless the user says that it is intended.
 """
 
 import logging
@@ -17,48 +17,48 @@ from pipeline.training.run_state import RunState
 
 log = logging.getLogger(__name__)
 
-DANGEROUS = {
-    "train_data": "another training set: the epoch that it stands in would go on in an order that is not its own",
-    "val_data": "another validation set: its metrics cannot be compared with those before",
-    "seed": "another seed_everything: new random numbers where the saved ones do not count, as in another world",
-    "data_seed": "another data.seed: the epoch that it stands in would go on in another order",
+STOPS_RESUME = {
+    "train_data": "another training set: the current epoch would continue in an order that is not its own",
+    "val_data": "another validation set: its metrics cannot be compared with the earlier ones",
+    "seed": "another seed_everything: new random numbers where the saved ones do not apply, as at another world size",
+    "data_seed": "another data.seed: the current epoch would continue in another order",
 }
-"""The differences that stop a resume, each with what it does; the names are what --allow_mismatch takes."""
+"""The mismatches that stop a resume, each with its consequence; the names are what --allow_mismatch takes."""
 
-_ORDER = ("train_data", "data_seed")
-"""With these, what is left of the open epoch cannot be told any more."""
+_CHANGES_ORDER = ("train_data", "data_seed")
+"""With these, the samples that are left of the current epoch are not known any more."""
 
 _PACKAGES = ("torch", "lightning", "numpy", "torchx-lightning-pipeline")
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One fact that is another one than when the checkpoint was saved."""
+class Mismatch:
+    """One fact that has changed since the checkpoint was saved."""
 
     name: str
     saved: Any
     now: Any
 
     @property
-    def dangerous(self) -> bool:
-        """Whether it stops a resume."""
-        return self.name in DANGEROUS
+    def stops_resume(self) -> bool:
+        """Whether the user must allow it."""
+        return self.name in STOPS_RESUME
 
     def __str__(self) -> str:
         return f"{self.name} {_short(self.saved)} -> {_short(self.now)}"
 
 
 def facts(world_size: int, seed: Any, accumulate: int, data: Any) -> dict[str, Any]:
-    """What a later start is compared with, as numbers and strings.
+    """Return what later starts are compared with, as numbers and strings.
 
     Args:
         world_size: Processes that train.
         seed: The resolved `seed_everything`.
         accumulate: Batches per optimizer step.
-        data: What is trained on. Of foreign data nothing is known.
+        data: The data module. Of one that is not ours nothing is known.
 
     Raises:
-        UserError: The data do not go with that world.
+        UserError: The data do not fit that world size.
     """
     known: dict[str, Any] = {"world_size": world_size, "seed": seed, "accumulate_grad_batches": accumulate}
     if isinstance(data, DataModule):
@@ -75,75 +75,71 @@ def facts(world_size: int, seed: Any, accumulate: int, data: Any) -> dict[str, A
     return known
 
 
-def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
-    """What differs, in the order of the facts; packages one by one."""
-    left, right = _flat(saved), _flat(now)
-    return [
-        Difference(name, left.get(name), right.get(name))
-        for name in dict.fromkeys((*left, *right))
-        if left.get(name) != right.get(name)
-    ]
+def find_mismatches(saved: dict[str, Any], now: dict[str, Any]) -> list[Mismatch]:
+    """Return what differs, in the order of the facts; packages one by one."""
+    old, new = _flat(saved), _flat(now)
+    return [Mismatch(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
-def accepted(names: str | None) -> set[str]:
-    """The names in --allow_mismatch, separated by commas.
+def parse_allowed(names: str | None) -> set[str]:
+    """Return the names in --allow_mismatch, which commas separate.
 
     Raises:
-        UserError: One is none that can be accepted.
+        UserError: One stops no resume.
     """
     given = {name.strip() for name in (names or "").split(",") if name.strip()}
-    unknown = sorted(given - set(DANGEROUS))
+    unknown = sorted(given - set(STOPS_RESUME))
     if unknown:
         raise UserError(
-            f"allow_mismatch={names!r}: {', '.join(unknown)} is nothing that stops a resume; allowed are "
-            f"{', '.join(DANGEROUS)}, separated by commas"
+            f"allow_mismatch={names!r}: {', '.join(unknown)} does not stop a resume; must be one or more of "
+            f"{', '.join(STOPS_RESUME)}, separated by commas"
         )
     return given
 
 
-def refuse(found: Iterable[Difference], accept: set[str]) -> None:
-    """Stop where a dangerous difference was not accepted.
+def require_allowed(found: Iterable[Mismatch], allowed: set[str]) -> None:
+    """Refuse to resume with a mismatch that stops it and was not allowed.
 
     Raises:
         UserError: With all of them.
     """
     problems = [
-        f"{difference.name} is {_short(difference.now)}, the checkpoint's {_short(difference.saved)}: "
-        f"{DANGEROUS[difference.name]}. Give what the run was trained with; if the change is meant, "
-        f"--allow_mismatch={difference.name}; or start a new run with another --run_dir"
-        for difference in found
-        if difference.dangerous and difference.name not in accept
+        f"{mismatch.name} is {_short(mismatch.now)}, the checkpoint's {_short(mismatch.saved)}: "
+        f"{STOPS_RESUME[mismatch.name]}. Give what the run was trained with; if the change is intended, "
+        f"--allow_mismatch={mismatch.name}; or start a new run with another --run_dir"
+        for mismatch in found
+        if mismatch.stops_resume and mismatch.name not in allowed
     ]
     if problems:
         raise UserError(*problems)
 
 
-def compare(state: RunState | None, now: dict[str, Any], accept: str | None) -> bool:
-    """Compare with the checkpoint that training is about to resume from, and log what differs.
+def check_resume(state: RunState | None, now: dict[str, Any], allow_mismatch: str | None) -> bool:
+    """Compare this start with the checkpoint that training is about to resume from, and log what differs.
 
     Args:
         state: Of the checkpoint; None: there is none, or another program wrote it.
         now: The facts of this start.
-        accept: What --allow_mismatch names.
+        allow_mismatch: The names that the user gave.
 
     Returns:
-        Whether the epoch that it stands in starts over.
+        Whether the checkpoint's epoch must restart from its beginning, since its order has changed.
 
     Raises:
-        UserError: A dangerous difference is not accepted.
+        UserError: A mismatch stops the resume.
     """
     if state is None:
         return False
-    found = differences(state.facts, now)
-    refuse(found, accepted(accept))
+    found = find_mismatches(state.facts, now)
+    require_allowed(found, parse_allowed(allow_mismatch))
     if found:
-        log.info("mismatch with the checkpoint: %s", "; ".join(map(str, found)))
-    return another_order(found)
+        log.info("mismatches with the resumed checkpoint: %s", "; ".join(map(str, found)))
+    return order_changed(found)
 
 
-def another_order(found: Iterable[Difference]) -> bool:
-    """Whether the epoch that the checkpoint stands in has to begin anew."""
-    return any(difference.name in _ORDER for difference in found)
+def order_changed(found: Iterable[Mismatch]) -> bool:
+    """Return whether the samples that are left of the checkpoint's epoch are not known any more."""
+    return any(mismatch.name in _CHANGES_ORDER for mismatch in found)
 
 
 def _flat(known: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +148,7 @@ def _flat(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A value as a person tells it from another: digests by their first digits."""
+    """Return a value as a person tells it from another: digests by their first digits."""
     text = "none" if value is None else str(value)
     kind, found, digest = text.partition("sha256:")
     return f"{kind}{found}{digest[:12]}"

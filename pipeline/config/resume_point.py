@@ -1,6 +1,6 @@
-"""The resume point: the checkpoint of its run that a subcommand starts from. Rank 0 decides for all.
+"""Which checkpoint of its run a subcommand loads; rank 0 decides for all.
 
-A run directory that holds checkpoints is never started from scratch in silence, and what it has committed is never
+A run directory that holds checkpoints is never started from scratch without a word, and a committed step is never
 written again.
 """
 
@@ -17,7 +17,7 @@ import fsspec
 
 from pipeline.checkpoint.commit import CommitRecord, newest
 from pipeline.checkpoint.load import newest_verified, select_verified
-from pipeline.config import configuration
+from pipeline.config import saved_config
 from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import ended_well_at
@@ -70,60 +70,60 @@ class ResumePoint:
         return ResumePoint(run.url_of(record.name), asdict(record), None if path is None else str(path), finished)
 
 
-def of_training(run: RunDir, resolved: dict[str, Any], given: str | None, compare: bool = True) -> ResumePoint:
+def for_training(run: RunDir, resolved: dict[str, Any], given: str | None, verify: bool = True) -> ResumePoint:
     """Return where a fit resumes: at the newest checkpoint whose bytes match its record.
 
     Args:
         run: The run directory.
-        resolved: What was asked for.
+        resolved: The configuration that was asked for.
         given: The `ckpt_path` that the user gave.
-        compare: Whether to compare the bytes, which downloads them; else only their number is compared.
+        verify: Whether the bytes are verified, which downloads them; else only their number is.
 
     Raises:
-        UserError: There are commits but none is good, or the run was trained with another model, or is past the
-            checkpoint that `given` names.
+        UserError: There are commits but none is good, or the run was trained with another model, or has already passed
+            the point where `given` would begin.
     """
-    saved = configuration.saved_config(run, "fit")
+    saved = saved_config.load(run, "fit")
     path: Path | None = None
-    if compare:
+    if verify:
         record, path = newest_verified(run) or (None, None)
     else:
         record = newest(run)
     if record is None:
         return ResumePoint(url=given)
-    configuration.same_model(run, saved, resolved)
+    saved_config.require_same_model(run, saved, resolved)
     if given not in (None, run.url_of(record.name), (saved or {}).get("ckpt_path")):
         raise UserError(
-            f"ckpt_path={given!r}: {run} stands at step {record.step} already, and committed steps are never written "
+            f"ckpt_path={given!r}: {run} is at step {record.step} already, and committed steps are never written "
             "again. To start from another checkpoint give a new --run_dir; to resume this run leave --ckpt_path out"
         )
     finished = saved == resolved and ("end" in record.reason or ended_well_at(run) == record.step)
     return ResumePoint.at(run, record, path, finished)
 
 
-def of_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> ResumePoint:
-    """Return the checkpoint that a subcommand other than fit takes.
+def for_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> ResumePoint:
+    """Return which checkpoint a subcommand other than fit loads.
 
     Args:
         run: The run directory.
-        resolved: What was asked for.
+        resolved: The configuration that was asked for.
         which: `best`, `latest`, a step, or None, as in `pipeline.checkpoint.commit.select`.
 
     Raises:
         UserError: The run was trained with another model, or has no such checkpoint, or only damaged ones.
     """
-    configuration.same_model(run, configuration.saved_config(run, "fit"), resolved, wholly=True)
+    saved_config.require_same_model(run, saved_config.load(run, "fit"), resolved, arguments_too=True)
     return ResumePoint.at(run, *select_verified(run, which))
 
 
-def meet(run: RunDir, topology: Topology) -> None:
-    """Every node proves that it sees the same run directory.
+def require_shared_run_dir(run: RunDir, topology: Topology) -> None:
+    """Have every node prove that it sees the same run directory.
 
     Raises:
-        UserError: It cannot be written, or some nodes look at another place.
+        UserError: It cannot be written, or some nodes see another directory.
         StorageAway: It does not answer for a minute.
     """
-    topology.agree("storage", lambda: _until_it_answers(run))
+    topology.agree("storage", lambda: _wait_for_storage(run))
     nonce = topology.agree("nonce", run.write_nonce)
     seen = topology.gather("sees", [topology.node, socket.gethostname(), run.sees(nonce)])
     topology.agree("nonce removed", lambda: run.remove(nonce))
@@ -136,8 +136,8 @@ def meet(run: RunDir, topology: Topology) -> None:
         )
 
 
-def _until_it_answers(run: RunDir) -> None:
-    """Wait while the storage is away: a start in the middle of an outage must not be the end of a run."""
+def _wait_for_storage(run: RunDir) -> None:
+    """Wait while the storage is away: a start in the middle of an outage must not end a run."""
     began, pause = time.monotonic(), 1.0
     while True:
         try:
@@ -145,26 +145,26 @@ def _until_it_answers(run: RunDir) -> None:
             return
         except Exception as error:
             if not is_away(error):
-                return  # whoever needs what is missing says it better
+                return  # whatever needs what is missing has the better message
             if time.monotonic() - began + pause > _AWAY_LIMIT:
                 raise StorageAway(
                     f"run_dir={run.label!r}: its storage has not answered for {_AWAY_LIMIT:.0f} s: "
                     f"{storage_error(error)}. Is its address right, and is it up?"
                 ) from error
-            log.warning("%s does not answer, trying again: %s", run, storage_error(error))
+            log.warning("%s does not answer, retrying in %.0f s: %s", run, pause, storage_error(error))
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
 
 
-def same_data(facts: dict[str, Any], topology: Topology) -> None:
-    """Every process proves that it trains on the same data.
+def require_same_data(facts: dict[str, Any], topology: Topology) -> None:
+    """Have every process prove that it trains on the same data.
 
     Args:
         facts: This process's, see `pipeline.config.compatibility.facts`.
         topology: Which process this is.
 
     Raises:
-        UserError: Some have others than rank 0.
+        UserError: Some have other data than rank 0.
     """
     names = [name for name in facts if name.endswith("_data")]
     seen = topology.gather("data", [topology.node, socket.gethostname(), [facts[name] for name in names]])
@@ -172,26 +172,25 @@ def same_data(facts: dict[str, Any], topology: Topology) -> None:
     for at, name in enumerate(names):
         others = sorted({f"node {node} ({host})" for node, host, values in seen if values[at] != seen[0][2][at]})
         if others:
-            split = name.removesuffix("_data")
             problems.append(
-                f"data.{split} is not the same on all nodes: {', '.join(others)} read other samples than rank 0. Give "
-                "every node the same files, or put them on storage that all share"
+                f"data.{name.removesuffix('_data')} is not the same on all nodes: {', '.join(others)} read other "
+                "samples than rank 0. Give every node the same files, or put them on storage that all share"
             )
     if problems:
         raise UserError(*problems)
 
 
-def sha256(url: str) -> str:
-    """The digest of a checkpoint that no commit record describes, `sha256:<hex>`.
+def digest(url: str) -> str:
+    """Return the digest of a checkpoint that has no commit record, `sha256:<hex>`.
 
     Raises:
         UserError: It cannot be read.
     """
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     try:
         with fsspec.open(url, "rb") as file:
             while part := file.read(1 << 22):
-                digest.update(part)
+                found.update(part)
     except Exception as error:
         raise UserError(f"ckpt_path={url!r} cannot be read: {storage_error(error)}") from error
-    return f"sha256:{digest.hexdigest()}"
+    return f"sha256:{found.hexdigest()}"

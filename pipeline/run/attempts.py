@@ -10,17 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import (
-    CRASH,
-    DONE,
-    INTERRUPTED,
-    USER_MUST_CHANGE,
-    LeaseLost,
-    NothingToDo,
-    Preempted,
-    ProofFailed,
-    UserError,
-)
+from pipeline.errors import LeaseLost, outcome
 from pipeline.process.topology import Topology
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import History
@@ -29,7 +19,7 @@ from pipeline.run.run_dir import RunDir, now, storage_error
 
 log = logging.getLogger(__name__)
 
-_WELL = "done"
+_WELL = outcome(None).reason
 """The reason of an attempt that trained to its end."""
 
 
@@ -47,6 +37,7 @@ class Writer:
         self._lease: Lease | None = None
         self._run: RunDir | None = None
         self._attempt: dict[str, Any] = {}
+        self._trains = False
 
     def take(self, run: RunDir, topology: Topology) -> None:
         """Become the writer, for all ranks.
@@ -75,7 +66,7 @@ class Writer:
 
     def begin(self, step: int | None) -> None:
         """Write down that the attempt trains, from a step that may be unknown."""
-        self._attempt["first_step"] = step
+        self._attempt["first_step"], self._trains = step, True
         self._write()
 
     def held(self) -> None:
@@ -106,14 +97,15 @@ class Writer:
     def _end(self, error: BaseException | None) -> None:
         assert self._lease is not None
         assert self._run is not None
-        status, reason = _ending(error)
+        result = outcome(error)
         last = None
         try:
             self._lease.held()
             last = max(self._run.steps()["json"], default=None)
         except LeaseLost:
             pass  # the newest step is another writer's
-        ended = {"ended": now(), "status": status, "reason": reason, "last_step": last}
+        reason = "nothing to do" if error is None and not self._trains else result.reason
+        ended = {"ended": now(), "status": result.status, "reason": reason, "last_step": last}
         self._attempt |= ended | self._progress()
         self._write()
         if self._attempt["first_step"] is not None:
@@ -138,27 +130,6 @@ def ended_well_at(run: RunDir) -> int | None:
         if well or attempt.get("first_step") is not None:
             return step if well and isinstance(step, int) else None
     return None
-
-
-def _ending(error: BaseException | None) -> tuple[int, str]:
-    """The exit status that follows from an error, and the reason in words."""
-    if error is None:
-        return DONE, _WELL
-    if isinstance(error, NothingToDo):
-        return error.status, "nothing to do"
-    if isinstance(error, UserError):
-        return USER_MUST_CHANGE, f"user must change: {error}"
-    if isinstance(error, ProofFailed):
-        return CRASH, f"proof failed: {error}"
-    if isinstance(error, LeaseLost):
-        return CRASH, f"lease lost: {error}"
-    if isinstance(error, Preempted):
-        return error.status, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted by a person"
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else CRASH, "interrupted"
-    return CRASH, f"crash: {storage_error(error)}"
 
 
 def _reached(run: RunDir, attempt: int) -> int:

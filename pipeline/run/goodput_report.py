@@ -6,7 +6,7 @@ from datetime import datetime
 from statistics import median
 from typing import Any
 
-from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE
+from pipeline.errors import NO_FAILURE
 from pipeline.run.checkpoint_interval import Costs, advice, duration
 from pipeline.run.goodput import OTHER, PURPOSES, REPEATED, SAVING, STARTING, USEFUL, VALIDATING, WAITING
 from pipeline.run.run_dir import RunDir
@@ -22,7 +22,6 @@ _WORDS = {
 }
 _MANY = 1e10
 """More seconds than any attempt has."""
-_NO_FAILURE = (DONE, PREEMPTED, USER_MUST_CHANGE, INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Attempt:
                 number,
                 seconds,
                 ended,
-                record["status"] not in _NO_FAILURE,
+                record["status"] not in NO_FAILURE,
                 int(_number(found["saves"])),
                 _number(found["stop_seconds"]),
                 None if behind is None else _number(behind),

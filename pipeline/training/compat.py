@@ -98,8 +98,9 @@ MEMBERS = (
     # The command line.
     Member(LightningCLI, "_prepare_subcommand_parser", ("klass", "subcommand", "kwargs"), "adds this project's flags"),
     Member(LightningCLI, "_instantiate_trainer", ("config", "callbacks"), "leaves a callback out outside of fit"),
+    Member(LightningCLI, "_run_subcommand", ("subcommand",), "is turned off: running comes after building"),
+    Member(LightningCLI, "_prepare_subcommand_kwargs", ("subcommand",), "gathers the arguments of trainer.fit"),
     Member(LightningCLI, "_get", ("config", "key", "default"), "reads the configuration of the subcommand"),
-    Member(LightningCLI, "_parser", ("subcommand",), "builds the data alone, to explain a resume"),
     Member(LightningCLI, "_subcommand_parsers", None, "explains what a subcommand's parser has refused"),
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from pipeline.errors import UserError
+from pipeline.errors import Preempted, UserError
 from pipeline.process.topology import Topology
 
 log = logging.getLogger("pipeline")
@@ -50,7 +50,22 @@ def set_up(rank: int) -> None:
         warnings.simplefilter("ignore")
 
 
-def say_problems(error: UserError, topology: Topology | None = None) -> None:
+def report(error: BaseException, topology: Topology | None = None) -> None:
+    """Log why a process ends, where that is no crash.
+
+    Args:
+        error: What ended it.
+        topology: Which process this is, None where that is not known.
+    """
+    if isinstance(error, UserError):
+        _report_problems(error, topology)
+    elif isinstance(error, Preempted):
+        log.info("%s; rerun the same command to resume", error)
+    elif not isinstance(error, KeyboardInterrupt):
+        log.error("error: %s", error)
+
+
+def _report_problems(error: UserError, topology: Topology | None) -> None:
     """Print a user's mistake once, though every rank finds it, and before any of them ends.
 
     The agent kills a node's other processes as soon as the first one ends, so the ranks wait until rank 0 has spoken;
@@ -58,13 +73,13 @@ def say_problems(error: UserError, topology: Topology | None = None) -> None:
     """
     where = ""
     if topology is not None and topology.rank != 0:
-        if topology.wait("said", seconds=10):
+        if topology.wait("reported", seconds=10):
             return
         where = f" (rank {topology.rank} on {socket.gethostname()})"
     for problem in error.problems:
         print(f"error{where}: {problem}", file=sys.stderr, flush=True)  # noqa: T201
     if topology is not None and topology.rank == 0:
-        topology.signal("said")
+        topology.signal("reported")
 
 
 def on_terminal() -> bool:

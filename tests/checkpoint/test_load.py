@@ -21,7 +21,7 @@ import torch
 from pipeline.checkpoint import load as loading
 from pipeline.checkpoint.commit import CommitRecord, Monitor, read_record, write_record
 from pipeline.checkpoint.load import Corrupt, check, fetch_verified, load, newest_verified, select_verified
-from pipeline.config.resume_point import of_training
+from pipeline.config.resume_point import for_training
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.training.checkpoint_io import RunIO
@@ -189,7 +189,7 @@ def test_a_decision_without_comparing_reads_no_checkpoint(storage: str, monkeypa
     run = RunDir(storage)
     commit(run, 1)
     monkeypatch.setattr(loading, "_held", None)
-    assert of_training(run, {"model": None}, None, compare=False).step == 1
+    assert for_training(run, {"model": None}, None, verify=False).step == 1
 
 
 def test_what_is_loaded_is_mapped_and_outlasts_its_file(storage: str, cache: Path) -> None:

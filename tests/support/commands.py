@@ -27,6 +27,14 @@ class Ended:
         return self.out + self.err
 
 
+def assert_one_message(ended: Ended, words: str) -> None:
+    """It ended with status 2, and with one line for each problem."""
+    assert ended.status == 2, ended.text
+    assert words in ended.err
+    assert "Traceback" not in ended.text
+    assert len(ended.err.strip().splitlines()) <= 2, "one line for each problem"
+
+
 @contextmanager
 def heeding_ctrl_c() -> Iterator[None]:
     """Start processes that heed SIGINT, which a shell's background jobs, and all that they start, ignore."""

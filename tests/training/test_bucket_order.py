@@ -140,7 +140,7 @@ def test_killed_and_resized_from_2_to_1_to_3_ranks_the_global_batches_are_the_sa
         found |= steps_of(notes, ranks)
         if number:
             assert f"resumed at step {(4, 13)[number - 1]} from" in ended.err
-            assert "mismatch with the checkpoint: world_size" in ended.err
+            assert "mismatches with the resumed checkpoint: world_size" in ended.err
     # 101 = 8 x 12 + 5: nine steps an epoch, whose last one may hold a few samples twice.
     assert len(found) == 17
     straight = tmp_path / "straight"

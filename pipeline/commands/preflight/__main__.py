@@ -1,10 +1,8 @@
 """What the agents start on all nodes: `python -m pipeline preflight`, without what only a training needs."""
 
-import argparse
 import sys
 
-from jsonargparse import ArgumentParser
-
+from pipeline.commands.command_parser import CommandParser
 from pipeline.commands.preflight import command
 from pipeline.errors import USER_MUST_CHANGE, UserError
 from pipeline.process.error_file import guarded
@@ -14,17 +12,12 @@ from pipeline.process.topology import Topology
 
 def main() -> int:
     """Look at this node and, with the others, at the job."""
-    parser = ArgumentParser(prog="python -m pipeline preflight", exit_on_error=False, allow_abbrev=False)
-    command.arguments(parser)
+    parser = CommandParser("preflight", "Check the nodes of a job.")
+    command.add_arguments(parser)
     try:
         # Who is asked to end meanwhile looks to the end: it takes some seconds, and the others wait for it.
         with Preemption():
-            try:
-                config = parser.parse_args(sys.argv[1:])
-            except argparse.ArgumentError as error:
-                said = " ".join(str(error).split())
-                raise UserError(f"{said} ({parser.prog} --help shows what is allowed)") from error
-            return command.run(config)
+            return command.run(parser.parse(sys.argv[1:]))
     except UserError as error:
         if Topology.from_environment().rank == 0:
             for problem in error.problems:

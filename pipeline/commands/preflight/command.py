@@ -1,21 +1,18 @@
 """The command line of a preflight: a subcommand of `python -m pipeline`, and the program that the agents start."""
 
+import argparse
 import math
 from typing import Any
-
-from jsonargparse import ArgumentParser
 
 from pipeline.commands.preflight import Needs, preflight
 from pipeline.errors import UserError
 from pipeline.process.topology import Topology
 
 
-def arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add its arguments to a parser."""
     parser.add_argument("--run_dir", type=str, required=True, help="The run directory, a path or any fsspec URL.")
-    parser.add_argument(
-        "--gpus", type=int | None, default=None, help="GPUs of each node. Default: one for each process, where any is."
-    )
+    parser.add_argument("--gpus", type=int, help="GPUs of each node. Default: one for each process, where any is.")
     parser.add_argument("--memory", type=int, default=0, help="MB of memory that a node must have free.")
     parser.add_argument("--shm", type=int, default=0, help="MB of /dev/shm that a node must have free.")
     parser.add_argument(

@@ -1,40 +1,16 @@
-"""What looks after runs and their storage says what it found, and ends with a status to act on."""
+"""The commands that need no model start without what they do not need, and end with a status to act on."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.commands import dispatch
 from pipeline.run.run_dir import RunDir
-from tests.support.checkpoints import commit, steps
-from tests.support.commands import Ended
-from tests.support.runs import fit
+from tests.support.commands import Ended, command
 
 App = Callable[..., Ended]
-
-
-def test_pruning_by_hand_lists_first_and_deletes_then(app: App, storage: str) -> None:
-    run = RunDir(storage)
-    for step in (1, 2, 3):
-        commit(run, step)
-    listed = app("prune", "--run_dir", storage, "--keep_last=1", "--dry_run=true")
-    assert (listed.status, listed.out.splitlines()[-2:]) == (
-        0,
-        ["would go: 2 of 3 checkpoints, 3 bytes", "kept: 1 checkpoint, the newest at step 3"],
-    )
-    assert steps(run) == [1, 2, 3]
-    assert app("prune", "--run_dir", storage, "--keep_last=1", "--keep_every_n_steps=2").status == 0
-    assert steps(run) == [2, 3]
-    assert app("prune", "--run_dir", storage, "--keep_last=1").status == 0
-    assert steps(run) == [3]
-
-
-def test_a_pruned_run_goes_on(app: App, storage: str) -> None:
-    assert fit(app, storage, 2, "--checkpoints.every_n_steps=2").status == 0
-    assert app("prune", "--run_dir", storage, "--keep_last=1").status == 0
-    assert steps(RunDir(storage)) == [14]
-    assert "resumed at step 14" in fit(app, storage, 3).err
-    assert app("verify", "--run_dir", storage).status == 0
 
 
 @pytest.mark.parametrize(
@@ -78,3 +54,32 @@ def test_a_probe_says_whether_a_storage_can_carry_a_run(app: App, storage: str) 
     bad = app("probe", "/sys/pipeline-probe", "--megabytes=1")
     assert bad.status == 2
     assert "mend what FAILED" in bad.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (("--help",), "torch lightning jsonargparse"),
+        (("verify", "--help"), "torch lightning jsonargparse"),
+        (("explain", "--help"), "torch lightning jsonargparse"),
+        (("drill", "--help"), "torch lightning jsonargparse"),
+        (("prune", "--help"), "torch lightning jsonargparse"),
+        (("probe", "{folder}", "--megabytes=1"), "torch lightning jsonargparse"),
+        (("verify", "--run_dir=runs/none"), "lightning jsonargparse"),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(tmp_path: Path, arguments: tuple[str, ...], unwanted: str) -> None:
+    program = (
+        "import sys; from pipeline.__main__ import run\n"
+        "try: run()\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in '{unwanted}'.split() if name in sys.modules])"
+    )
+    ended = command(sys.executable, "-c", program, *(each.format(folder=tmp_path / "x") for each in arguments))
+    assert ended.out.splitlines()[-1] == "[]", ended.text
+
+
+def test_the_help_lists_every_subcommand_of_lightning() -> None:
+    from pipeline.config.parser import CommandLine
+
+    assert set(dispatch.TRAINING) == set(CommandLine.subcommands())

@@ -1,0 +1,135 @@
+"""Which subcommands there are, and how those run that need no model: without Lightning, and torch only when needed.
+
+A command is a module with `add_arguments(parser)` and `run(arguments) -> exit status`; a line in COMMANDS names it.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.commands.command_parser import CommandParser
+from pipeline.errors import DONE, UserError, did_you_mean, outcome
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command is implemented, and what its help says."""
+
+    module: str
+    help: str
+
+
+TRAINING = {
+    "fit": "Train a model: a new run, or the run directory named, from where it stopped.",
+    "validate": "Score a checkpoint of a run on the validation set.",
+    "test": "Score a checkpoint of a run on the test set, each sample exactly once.",
+    "predict": "Predict with a checkpoint of a run.",
+    "summary": "Show the layers and the number of parameters of a model.",
+}
+"""The subcommands that Lightning's Trainer runs."""
+
+COMMANDS = {
+    "explain_resume": Command(
+        "pipeline.commands.explain_resume",
+        "Show what the next fit would resume from, what would be different, and which samples come next.",
+    ),
+    "verify": Command(
+        "pipeline.commands.verify",
+        "Hash every checkpoint of a run again, and judge from the ledger whether each training sample was used as "
+        "often as it should have been, epoch by epoch; show where the time of all attempts went, and suggest how often "
+        "to save.",
+    ),
+    "prune": Command(
+        "pipeline.commands.prune",
+        "Delete the checkpoints of a run that need not be kept, by the rules that a fit follows after each commit.",
+    ),
+    "probe": Command(
+        "pipeline.commands.probe",
+        "Try everything that a run needs of its storage, before a node is paid for; show what is missing and how fast "
+        "the storage is.",
+    ),
+    "preflight": Command(
+        "pipeline.commands.preflight.command",
+        "Check the nodes of a job: devices, memory, disk, clocks, the storage, the network between them. Alone it "
+        "checks this machine; with --preflight the agent runs it on all nodes before it starts the workers.",
+    ),
+    "drill": Command(
+        "pipeline.commands.drill.command",
+        "Train a configuration straight, and once more under a plan of faults (signals, kills, storage outages, a "
+        "damaged checkpoint); compare weights, losses and the ledger.",
+    ),
+}
+"""The commands that need no model."""
+
+
+def handles(arguments: Sequence[str]) -> bool:
+    """Whether a command line is this module's: a command, a request for help, or a name that is no subcommand."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return True
+    return arguments[0] not in TRAINING and not arguments[0].startswith("-")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command line that `handles` accepts.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit status, see `pipeline.errors.outcome`.
+
+    Raises:
+        Exception: A crash.
+    """
+    _log_to_stderr()
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            return _run(arguments[0], arguments[1:])
+        _top_level(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        ended = outcome(error)
+        if not ended.expected:
+            raise
+        if isinstance(error, Exception) and os.environ.get("RANK", "0") == "0":
+            for problem in str(error).splitlines():
+                print(f"error: {problem}", file=sys.stderr, flush=True)  # noqa: T201
+        return ended.status
+    return DONE
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    if not hasattr(module, "add_arguments"):  # its flags are those of fit, which only Lightning's parser knows
+        return int(module.run(arguments))
+    parser = CommandParser(name, command.help)
+    module.add_arguments(parser)
+    status: int = module.run(parser.parse(arguments))
+    return status
+
+
+def _top_level(arguments: Sequence[str]) -> None:
+    """Print the help over all subcommands, or raise what is wrong with the name of one."""
+    helps = {**TRAINING, **{name: command.help for name, command in COMMANDS.items()}}
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Train, evaluate and look after runs.")
+    subparsers = parser.add_subparsers(title="subcommands", description="<subcommand> --help explains each")
+    for name, text in helps.items():
+        subparsers.add_parser(name, help=text)
+    if arguments and arguments[0] in ("-h", "--help"):
+        parser.print_help()
+        return
+    found = f"{arguments[0]!r} is no subcommand{did_you_mean(arguments[0], helps)}" if arguments else "no subcommand"
+    raise UserError(f"{found} (must be one of {','.join(helps)}; python -m pipeline --help explains them)")
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("pipeline")
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False

@@ -1,0 +1,34 @@
+"""The command line of a drill: `python -m pipeline drill`."""
+
+import argparse
+
+from pipeline.commands.command_parser import add_run_dir, boolean
+from pipeline.errors import CRASH, DONE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `drill`."""
+    parser.add_argument("--config", required=True, help="YAML file of the training, as for fit.")
+    add_run_dir(parser, "Where both runs and drill.json go: a new path or fsspec URL.")
+    parser.add_argument(
+        "--faults",
+        type=int,
+        default=12,
+        help="Faults; from 9 on every kind comes at least once. Default: 12.",
+    )
+    parser.add_argument("--seed", type=int, default=7, help="Determines the plan of the faults. Default: 7.")
+    parser.add_argument("--nodes", type=int, default=2, help="Nodes of the job, all on this machine. Default: 2.")
+    parser.add_argument("--processes", type=int, default=1, help="Processes of each node. Default: 1.")
+    parser.add_argument(
+        "--resize", type=boolean, default=False, metavar="true|false", help="Also train with one node less for a while."
+    )
+    parser.add_argument("--args", default="", help="More flags of fit, in one string.")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Drill, print the report, and return the exit status."""
+    from pipeline.commands.drill.runner import Options, drill  # noqa: PLC0415 - imports torch
+
+    text, holds = drill(Options(**vars(arguments)))
+    print(text)  # noqa: T201 - the output of the command
+    return DONE if holds else CRASH

@@ -1,0 +1,54 @@
+"""The flags that this project adds to those of Lightning's subcommands."""
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from pipeline.config.compatibility import STOPS_RESUME
+from pipeline.process.preemption import GRACE, default_grace
+
+FROM_RUN = ("validate", "test", "predict")
+"""Subcommands that take model and data from the run's own fit.yaml."""
+
+NOT_SAVED = ("config", "run_dir", "allow_mismatch", "world_size", "grace", "collective_timeout")
+"""Flags of one start or one place, which a saved configuration leaves out."""
+
+
+def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
+    """Add the flags of one of Lightning's subcommands."""
+    if subcommand != "summary":
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="The run directory: a local path or any fsspec URL (s3://bucket/run). The same one resumes where it "
+            "stopped. Default for fit: the next free runs/<name>-<n>.",
+        )
+    if subcommand == "fit":
+        parser.add_argument(
+            "--grace",
+            type=float,
+            default=default_grace(),
+            help="Seconds between SIGTERM and the end, within which the last step is saved. Default: "
+            f"{GRACE}, which torch's agent sets, else 30.",
+        )
+        parser.add_argument(
+            "--collective_timeout",
+            type=float,
+            default=120.0,
+            help="Seconds that a rank waits for the others in one collective operation before it fails, so that all "
+            "are restarted: more than the longest that one rank works while the others wait.",
+        )
+        parser.add_argument(
+            "--allow_mismatch",
+            type=str | None,
+            default=None,
+            help="Mismatches with the resumed run that are intended and must not stop it, separated by commas: "
+            f"{', '.join(STOPS_RESUME)}.",
+        )
+    if subcommand in FROM_RUN:
+        parser.add_argument(
+            "--checkpoint",
+            type=str | None,
+            default=None,
+            help="Which checkpoint of the run: best, latest or a step. Default: the best if a metric was monitored, "
+            "else the latest.",
+        )

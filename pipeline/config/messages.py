@@ -1,0 +1,70 @@
+"""The errors of jsonargparse and of constructors, as one line each: the name, the value found, and the reason.
+
+jsonargparse's errors have no structure but their text, so this module parses it; tests/test_cli.py holds an example of
+each form, and fails when a release changes one.
+"""
+
+import argparse
+import inspect
+import re
+import sys
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from pipeline.errors import UserError, chain, did_you_mean
+
+_NOISE = r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|.*'NoneType'"
+"""Lines that repeat what is said elsewhere: a type that may be one of several is refused once for each of them."""
+
+
+def parse_problem(error: argparse.ArgumentError, parser: LightningArgumentParser | None, subcommand: str) -> str:
+    """Return the parser's error in one line, with the nearest allowed name for a misspelt one.
+
+    Args:
+        error: As the parser raised it.
+        parser: Of the subcommand, None where the error is about the subcommand itself.
+        subcommand: Its name, or "".
+    """
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    text = _type_problem(lines) if "Parser key" in str(error) else " ".join(lines)
+    misspelt = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", text)
+    if misspelt:
+        text += did_you_mean(misspelt[1], _allowed_names(parser, text))
+    command = f"python -m pipeline {subcommand} --help" if subcommand else "python -m pipeline --help"
+    return f"{text} ({command} shows what is allowed)"
+
+
+def _type_problem(lines: list[str]) -> str:
+    """Return `key=value for class: reasons` for a value that does not fit its key's type."""
+    text = "\n".join(lines)
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    reasons = [re.sub(r"<class '([\w.]+)'>", r"\1", line) for line in lines if line and not re.match(_NOISE, line)]
+    # The last key's line may itself hold the reason.
+    reasons += re.findall(r'Parser key "[^"]+": (?!Does not|Problem)(\S.*)', text)
+    # The value that did not fit is the innermost, which comes first.
+    values = [line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")]
+    value = f"={values[0]!r}" if values and len(values[0]) < 100 and "NestedArg" not in values[0] else ""
+    classes = re.findall(r"Problem with given class_path '([^']+)'", text)
+    where = f" for {classes[-1]}" if classes else ""
+    return f"{'.'.join(keys)}{value}{where}: {', '.join(dict.fromkeys(reasons)) or 'not accepted'}"
+
+
+def _allowed_names(parser: LightningArgumentParser | None, text: str) -> set[str]:
+    """Return the names that would be allowed in the place of a misspelt one."""
+    owner = re.search(r" for ([\w.]+): Option", text)
+    if owner:
+        module, _, name = owner[1].rpartition(".")
+        return set(inspect.signature(getattr(sys.modules[module], name)).parameters)
+    actions = parser._actions if parser is not None else []
+    return {option.lstrip("-") for action in actions for option in (action.dest, *action.option_strings)}
+
+
+def constructor_problem(error: BaseException) -> UserError:
+    """Return what a constructor refused, from under the parser's own words about the types that it tried."""
+    causes = chain(error)
+    for each in reversed(causes):
+        if isinstance(each, UserError):
+            return each
+    # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
+    named = [each for each in causes if isinstance(each, ValueError)]
+    return UserError(" ".join(str(named[-1] if named else error).split()))

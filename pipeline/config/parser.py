@@ -1,0 +1,156 @@
+"""Lightning's command line, of which this project lets it parse and build; running comes after, in `pipeline.cli`."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pipeline.config import messages, saved_config
+from pipeline.config.flags import add_flags
+from pipeline.data.datamodule import DataModule
+from pipeline.errors import UserError
+from pipeline.process.topology import Topology
+from pipeline.training import console
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.trainer import Trainer, adapt
+
+log = logging.getLogger(__name__)
+
+_PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+
+
+class CommandLine(LightningCLI):
+    """The configuration of one subcommand, parsed; `build` builds data, model and trainer.
+
+    Args:
+        arguments: The subcommand and its flags.
+        topology: Where the launcher put this process.
+
+    Attributes:
+        asked: The parsed configuration of the subcommand.
+        given_checkpoint: The `ckpt_path` that the user gave.
+
+    Raises:
+        UserError: A flag is unknown, missing or not of its type.
+    """
+
+    def __init__(self, arguments: list[str], topology: Topology) -> None:
+        set_parsing_settings(config_read_mode_fsspec_enabled=True)
+        self.given_checkpoint: str | None = None
+        super().__init__(
+            args=[*arguments[:1], *saved_config.with_run_config("".join(arguments[:1]), arguments[1:])],
+            trainer_class=Trainer,
+            trainer_defaults={"devices": topology.processes, "num_nodes": topology.nodes},
+            seed_everything_default=42,
+            save_config_callback=None,
+            parser_kwargs={
+                **_PARSING,
+                "prog": "python -m pipeline",
+                **{name: {**_PARSING, "prog": f"python -m pipeline {name}"} for name in self.subcommands()},
+            },
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's own, and `summary`."""
+        return {**LightningCLI.subcommands(), "summary": {"model"}}
+
+    @property
+    def asked(self) -> Namespace:
+        """The parsed configuration of the subcommand."""
+        config: Namespace = self.config[self.subcommand]
+        return config
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        add_flags(parser, subcommand)
+        # Only fit saves, but the same YAML file serves all of them.
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and report mistakes as this project does."""
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            subcommand = args[0] if args and args[0] in self._subcommand_parsers else ""
+            raise UserError(
+                messages.parse_problem(error, self._subcommand_parsers.get(subcommand), subcommand)
+            ) from error
+        config = self.config[self.config.subcommand]
+        # Lightning would merge the hyperparameters of a local checkpoint over the flags, and not those of a remote one.
+        self.given_checkpoint = config.get("ckpt_path")
+        if self.given_checkpoint is not None:
+            config.ckpt_path = None
+
+    def instantiate_classes(self) -> None:
+        """Build nothing yet: neither a model nor a device is needed to find what the user must change."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing yet."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the configuration with every default, without what belongs to the launcher and the place."""
+        dumped = self.parser.dump(self.config, skip_none=False)
+        return saved_config.resolve(dumped, self.given_checkpoint, str(self.subcommand))
+
+    def build(self, plugins: list[Any], logger: Callable[[], Any]) -> None:
+        """Build data, model and trainer.
+
+        Args:
+            plugins: For the trainer, beside those that the user configured.
+            logger: Makes the logger of a fit for which none was configured.
+
+        Raises:
+            UserError: A constructor refused its arguments.
+        """
+        self._plugins, self._logger = plugins, logger
+        try:
+            super().instantiate_classes()
+        except (ValueError, OSError, MisconfigurationException) as error:
+            raise messages.constructor_problem(error) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build Lightning's Trainer with this project's checkpoint IO, logger and console."""
+        config = self._get(self.config_init, "trainer")
+        config["callbacks"] = _as_list(config["callbacks"])
+        config["plugins"] = [*_as_list(config["plugins"]), *self._plugins]
+        if self.subcommand != "fit":
+            config["enable_checkpointing"] = bool(config["callbacks"]) and config["enable_checkpointing"]
+            config["logger"] = config["logger"] or False
+        elif config["logger"] in (None, True):
+            config["logger"] = self._logger()
+        if config["enable_progress_bar"] is None and not console.on_terminal():
+            config["enable_progress_bar"] = False
+            config["callbacks"].append(console.Lines())
+        if isinstance(self.datamodule, DataModule):
+            config["use_distributed_sampler"] = False  # it has samplers of its own, which Lightning would shuffle again
+        elif self.datamodule is not None and self.subcommand == "fit":
+            log.info(
+                "%s is a data module of its own kind: samples are not accounted for, and a resume in the middle of an "
+                "epoch repeats some and leaves others out (pipeline.data.DataModule does neither)",
+                type(self.datamodule).__name__,
+            )
+        trainer = super().instantiate_trainer(**kwargs)
+        adapt(trainer, self.asked.collective_timeout if self.subcommand == "fit" else None)
+        return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        if self.subcommand != "fit" or config["enable_checkpointing"] is False or config["barebones"]:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Return what the trainer's method for the subcommand takes: model, data and its own flags."""
+        return self._prepare_subcommand_kwargs(str(self.subcommand))
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

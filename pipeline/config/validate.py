@@ -1,0 +1,90 @@
+"""What the user must change, as far as the parsed configuration shows it by itself."""
+
+import re
+
+from jsonargparse import Namespace
+
+from pipeline.config.compatibility import parse_allowed
+from pipeline.errors import UserError
+from pipeline.process.topology import Topology
+
+_STRATEGIES = r"auto|ddp(_find_unused_parameters_(true|false))?|(.*\.)?(DDP|SingleDevice)Strategy"
+
+
+def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology: Topology) -> list[str]:
+    """Return everything that the user must change, and set the Trainer's topology to the launcher's.
+
+    Args:
+        subcommand: One of Lightning's.
+        config: Its parsed configuration.
+        ckpt_path: What the user gave for it.
+        topology: How many processes the launcher started.
+    """
+    found = _topology_problems(subcommand, config, topology)
+    strategy = config.trainer.strategy
+    strategy = strategy if isinstance(strategy, str) else strategy.get("class_path", "")
+    if not re.fullmatch(_STRATEGIES, strategy):
+        found.append(
+            f"trainer.strategy={strategy!r}: must be 'auto', or 'ddp' or one of its variants, whose checkpoint is one "
+            "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
+        )
+    found += _training_problems(config, topology)
+    if ckpt_path in ("best", "last", "hpc", "registry"):
+        hint = "Leave it out: fit resumes by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
+        found.append(f"ckpt_path={ckpt_path!r}: must be the URL of a checkpoint file. {hint}")
+    if ckpt_path is not None and config.get("checkpoint") is not None:
+        found.append(f"ckpt_path={ckpt_path!r} and checkpoint={config.checkpoint!r} both name a checkpoint: give one")
+    if config.run_dir is not None and topology.world_size > 1 and str(config.run_dir).startswith("memory:"):
+        found.append(
+            f"run_dir={config.run_dir!r} lives within one process, and there are {topology.world_size}: use storage "
+            "that all of them see, such as a folder or s3://"
+        )
+    if subcommand == "test" and config.run_dir is None and not config.trainer.fast_dev_run:
+        found.append("run_dir is missing: name the run to evaluate, --run_dir <url>; its receipt goes there")
+    return found
+
+
+def _topology_problems(subcommand: str, config: Namespace, topology: Topology) -> list[str]:
+    found = []
+    if subcommand == "test" and topology.world_size > 1:
+        found.append(
+            f"WORLD_SIZE={topology.world_size}: test scores each sample once only in one process on one device, since "
+            "DDP pads uneven shards with duplicates. Start one process: torchx component components/evaluate.py, or "
+            "python -m pipeline test without torchrun"
+        )
+    for name, launched in (("devices", topology.processes), ("num_nodes", topology.nodes)):
+        value = config.trainer[name]
+        count = len(value) if isinstance(value, list) else value
+        if str(count) not in (str(launched), "auto", "-1"):
+            found.append(
+                f"trainer.{name}={value!r}, but the launcher started {launched}: topology belongs to the launcher. "
+                "Leave it out, and set --nodes and --processes of the component, or torchrun's --nnodes and "
+                "--nproc_per_node"
+            )
+        config.trainer[name] = launched
+    return found
+
+
+def _training_problems(config: Namespace, topology: Topology) -> list[str]:
+    trainer, found = config.trainer, []
+    if trainer.overfit_batches and topology.world_size > 1:
+        found.append(
+            f"trainer.overfit_batches={trainer.overfit_batches}: Lightning would give each of the "
+            f"{topology.world_size} processes the same samples without a warning. Use it with one process"
+        )
+    if trainer.accumulate_grad_batches < 1:
+        found.append(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: must be >= 1")
+    per_step = ((config.get("data") or {}).get("init_args") or {}).get("global_batch_size")
+    if per_step is not None and "GradientAccumulationScheduler" in str(trainer.callbacks):
+        found.append(
+            f"data.global_batch_size={per_step}: GradientAccumulationScheduler changes the batches per step, so that "
+            "it could not be kept. Use data.batch_size, or leave the callback out"
+        )
+    for name in ("grace", "collective_timeout"):
+        if (seconds := config.get(name)) is not None and seconds <= 0:
+            found.append(f"{name}={seconds:g}: must be a number of seconds > 0")
+    try:
+        parse_allowed(config.get("allow_mismatch"))
+    except UserError as error:
+        found += error.problems
+    return found
