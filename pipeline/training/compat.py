@@ -2,7 +2,7 @@
 
 Look here first when one of them is upgraded: each member is checked at import, and a missing one names itself, the
 version that is installed and what it is for. Code elsewhere calls the functions of this module. The methods of
-Lightning's that `EpochLoop` and `PipelineCLI` override are checked here as well, for an override of a method that no
+Lightning's that `EpochLoop` and `CommandLine` override are checked here as well, for an override of a method that no
 longer exists is silently dead. (`pipeline.agent.compat` does the same for torch's elastic agent.)
 """
 

@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_a_fit_resumes_from_the_newest_step_and_a_new_one_from_what_is_given(run: RunDir, tmp_path: Path) -> None:
     found = for_training(run, ASKED, None)
-    assert (found.step, found.own, found.url) == (2, True, run.url_of(RunDir.checkpoint(2)))
+    assert (found.step, found.own is not None, found.url) == (2, True, run.url_of(RunDir.checkpoint(2)))
     assert for_training(RunDir(str(tmp_path / "new")), ASKED, None) == ResumePoint()
     assert for_training(RunDir(str(tmp_path / "new")), ASKED, "x.ckpt") == ResumePoint(url="x.ckpt")
 
