@@ -48,8 +48,8 @@ def test_help_lists_every_parameter_of_the_components() -> None:
             "scheduler_args=usr: local_docker has",
         ),
         (["--run_dir", "s3://b/r", "-s", "local_docker", "--workspace", "no/such"], "workspace='no/such' is no folder"),
-        (["--run_dir", "r", "--env", "A=1", "--secrets", "A"], "secrets=A is in env, too"),
-        (["--run_dir", "r", "-s", "nowhere"], "scheduler='nowhere': allowed are"),
+        (["--run_dir", "r", "--env", "A=1", "--secrets", "A"], "secrets=A is also in env"),
+        (["--run_dir", "r", "-s", "nowhere"], "scheduler='nowhere': must be one of"),
         (["--run_dir", "r", "--trainer.max_epochs=3"], "the app's own flags go after --"),
     ],
 )
@@ -121,7 +121,7 @@ def test_preempted_the_driver_ends_with_75_and_the_same_command_goes_on(tmp_path
     finally:
         process.kill()
     assert process.returncode == 75, out
-    assert "train: preempted; the same command goes on from its newest checkpoint" in out
+    assert "train: preempted; rerun the same command to resume from its newest checkpoint" in out
     assert "Traceback" not in out
     assert not (run / "evaluation").exists()
     again = command(*LAUNCH, *more)

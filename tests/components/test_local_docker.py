@@ -10,7 +10,7 @@ from torchx.schedulers.docker_scheduler import DockerContainer
 from components.evaluate import evaluate
 from components.launch import main
 from components.local_docker import LocalDocker, assigned, create_scheduler
-from components.role import Needs
+from components.role import LaunchRequirements
 from components.train import train
 from pipeline.errors import UserError
 
@@ -101,8 +101,8 @@ def test_what_cannot_work_is_said_by_each_component(component: Any, parameters: 
 @pytest.mark.parametrize("component", [train, evaluate])
 def test_what_a_role_needs_travels_with_it(component: Any) -> None:
     (role,) = component(run_dir="runs/one", secrets=["A", "B"], shm=64, retries=1).roles
-    needs = Needs.of(role)
-    assert (needs.secrets, needs.shm, role.max_retries) == (("A", "B"), 64, 1)
+    required = LaunchRequirements.of(role)
+    assert (required.secrets, required.shm, role.max_retries) == (("A", "B"), 64, 1)
     assert json.loads(json.dumps(role.metadata)) == role.metadata, "any scheduler may write it down"
 
 

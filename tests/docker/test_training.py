@@ -115,7 +115,7 @@ def test_docker_stop_leaves_75_and_a_durable_checkpoint(
         assert node.attrs["State"]["ExitCode"] == 75
         assert launched.status() == 75, launched.said
         assert launched.node(0).attrs["State"]["ExitCode"] == 75 if launched.process.poll() is None else True
-    assert "preempted; the same command goes on from its newest checkpoint" in launched.said
+    assert "preempted; rerun the same command to resume from its newest checkpoint" in launched.said
     attempt = run.read_json(RunDir.attempt(1))
     record = newest(run)
     assert attempt is not None

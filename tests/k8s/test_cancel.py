@@ -6,7 +6,7 @@ import time
 import pytest
 from torchx.specs import AppState
 
-from k8s.cancelling import LAST_LINES
+from k8s.cancel import LAST_LINES
 from k8s.cluster_api import ClusterAway
 from k8s.scheduler import KubernetesJob
 from k8s.status import CANCELLED
@@ -70,7 +70,7 @@ def test_a_cancel_that_is_killed_has_cancelled(api: ApiServer, scheduler: Kubern
     described = scheduler.describe(run)
     assert described is not None
     assert described.state == AppState.RUNNING
-    assert "its processes save, and end" in described.msg
+    assert "its processes save a checkpoint and end" in described.msg
 
 
 def test_who_may_not_patch_pods_can_still_cancel(

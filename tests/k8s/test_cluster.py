@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.manifests import objects
 from tests.support.commands import ROOT
-from tests.support.manifests import GOLDEN, jobs_of, validate
+from tests.support.manifests import GOLDEN, jobs_of, objects, validate
 
 CLUSTER = ROOT / "k8s/cluster"
 KUSTOMIZATIONS = sorted(path.parent for path in CLUSTER.rglob("kustomization.yaml"))

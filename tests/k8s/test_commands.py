@@ -100,7 +100,7 @@ def test_run_can_wait_for_the_end(api: ApiServer, torchx: Command) -> None:
     ended = torchx("run", *TRAIN, "app_id=one", "--wait", "--log", *COMPONENT)
     assert ended.status == 1
     assert "hello from 1" in ended.text
-    assert "train 1 ended with status 7; all its retries are spent" in ended.text
+    assert "train 1 ended with status 7; all its retries are used up" in ended.text
 
 
 def test_status_tells_how_a_run_is(api: ApiServer, torchx: Command, run: str) -> None:
@@ -271,7 +271,7 @@ def test_a_driver_that_is_started_again_finds_its_stages_and_runs_none_twice(
     # The first one dies while training runs: it asks for nothing to be cancelled.
     api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
     assert launch.main(inner) == 75
-    assert "train: goes on without this driver" in capsys.readouterr().err
+    assert "train: keeps running without this driver" in capsys.readouterr().err
     assert not [one for one in api.seen if one.startswith(("delete", "patch"))]
     # The second one loses the cluster.
     api.faults.append(Fault("list jobs", 503, times=99))
@@ -317,4 +317,4 @@ def test_only_a_scheduler_that_knows_names_finds_a_run_again(
     capsys: pytest.CaptureFixture[str], flag: list[str]
 ) -> None:
     assert launch.main(["--run_dir", "runs/x", *flag]) == 2
-    assert "allowed is kubernetes_job" in capsys.readouterr().err
+    assert "use kubernetes_job" in capsys.readouterr().err

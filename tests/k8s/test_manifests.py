@@ -6,7 +6,7 @@ WRITE_GOLDEN=1 python -m pytest -n 0 tests/k8s/test_manifests.py      writes tes
 import copy
 import os
 import re
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import yaml
@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchx.specs import AppDef, Resource, Role, VolumeMount, macros
 
-from components.role import Needs
+from components.role import LaunchRequirements
 from k8s import manifests
-from k8s.manifests import OPTIONS, Opts, label_value, objects, owned, problems_of, to_yaml
-from k8s.options import resolved
-from k8s.pods import MARGIN
+from k8s.manifests import owned, to_yaml
+from k8s.options import OPTIONS, RunOptions, default_of
+from k8s.pods import MARGIN, label_value
+from k8s.validation import problems_of as problems_of_options
 from pipeline.errors import UserError
 from tests.support.commands import ROOT
-from tests.support.manifests import GOLDEN, Object, both, foreign, jobs_of, training, validate
+from tests.support.manifests import GOLDEN, Object, both, foreign, jobs_of, objects, training, validate
 
 SECRET = "tell-nobody"
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -35,7 +36,11 @@ def _version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(app: AppDef, **opts: Any) -> list[Object]:
-    return objects(app, "app-1", cast("Opts", opts), user="me")
+    return objects(app, "app-1", opts, user="me")
+
+
+def problems_of(app: AppDef, opts: dict[str, Any], app_id: str | None = None) -> list[str]:
+    return problems_of_options(app, RunOptions.of(opts), app_id)
 
 
 def pod_of(app: AppDef, **opts: Any) -> Any:
@@ -162,7 +167,7 @@ def test_a_role_that_comes_after_another_needs_a_jobset() -> None:
     app = both()
     app.roles.reverse()
     (problem,) = problems_of(app, {"kind": "jobset"})
-    assert "after='train': allowed are the roles before it: there are none" in problem
+    assert "after='train': must be one of the roles before it: there are none" in problem
 
 
 def bad_role(**fields: Any) -> AppDef:
@@ -173,20 +178,20 @@ def bad_role(**fields: Any) -> AppDef:
 @pytest.mark.parametrize(
     ("app", "opts", "words"),
     [
-        (training(), {"kind": "jobste"}, "kind='jobste': allowed are job, jobset; did you mean 'jobset'?"),
-        (training(), {"placement": "far"}, "placement='far': allowed are spread, pack"),
+        (training(), {"kind": "jobste"}, "kind='jobste': must be one of job, jobset; did you mean 'jobset'?"),
+        (training(), {"placement": "far"}, "placement='far': must be one of spread, pack"),
         (training(), {"image_pull_policy": "always"}, "did you mean 'Always'?"),
         (training(), {"user": 0}, "user=0 is root"),
-        (training(), {"ttl": -1}, "ttl=-1: allowed are 0 and more"),
-        (training(), {"namespace": "My_team"}, "namespace='My_team': allowed are lower-case letters"),
-        (training(), {"env_secrets": ["S3"]}, "env_secrets='S3': no object is called so"),
+        (training(), {"ttl": -1}, "ttl=-1: must be >= 0"),
+        (training(), {"namespace": "My_team"}, "namespace='My_team': must be lower-case letters"),
+        (training(), {"env_secrets": ["S3"]}, "env_secrets='S3' is no name of an object: must be lower-case letters"),
         (training(), {"config_maps": {"a": "config"}}, "config_maps=a:config: expected a path"),
         (training(), {"labels": {"a b": "c"}}, "labels=a b:c: write key:value"),
         (training(), {"node_selector": {"pool": "a/b"}}, "node_selector=pool:a/b"),
         (training(), {"tolerations": ["a b"]}, "tolerations='a b': write key, key:effect"),
         (training(), {"queue_priority": "high"}, "only Kueue reads it; name its LocalQueue by queue"),
         (training(), {"queue": "q", "required_topology": "a", "preferred_topology": "b"}, "takes one of them"),
-        (training(), {"placement_strict": True}, "says nothing without placement"),
+        (training(), {"placement_strict": True}, "has no effect without placement"),
         (
             training(secrets=["KEY"]),
             {},
@@ -194,25 +199,25 @@ def bad_role(**fields: Any) -> AppDef:
         ),
         (training(mounts=["type=bind", "src=/a", "dst=/b"]), {}, "write type=volume,src=CLAIM"),
         (training(mounts=["type=device", "src=/dev/a"]), {"host_paths": True}, "would need a privileged pod"),
-        (training(mounts=["type=volume", "src=A", "dst=/b"]), {}, "src='A': no object is called so"),
+        (training(mounts=["type=volume", "src=A", "dst=/b"]), {}, "src='A' is no name of an object"),
         (training(mounts=["type=volume", "src=a", "dst=b"]), {}, "dst='b': expected a path that begins with '/'"),
         (training(mounts=["type=volume", "src=a", "dst=/c"]), {"config_maps": {"a": "/c"}}, "'/c' 2 times"),
-        (training(memory=100, shm=200), {}, "shm=200: allowed are 0 to memory=100"),
+        (training(memory=100, shm=200), {}, "shm=200: must be 0 to memory=100"),
         (training(env={"A B": "1"}), {}, "env='A B'"),
         (training(env={"JOB_COMPLETION_INDEX": "1"}), {}, "but not JOB_COMPLETION_INDEX"),
-        (bad_role(name="My_role"), {}, "role='My_role': allowed are lower-case letters"),
-        (bad_role(num_replicas=0), {}, "num_replicas=0: allowed are 1 and more"),
-        (bad_role(num_replicas=2, min_replicas=3), {}, "min_replicas=3: allowed are 1 to num_replicas=2"),
+        (bad_role(name="My_role"), {}, "role='My_role': must be lower-case letters"),
+        (bad_role(num_replicas=0), {}, "num_replicas=0: must be >= 1"),
+        (bad_role(num_replicas=2, min_replicas=3), {}, "min_replicas=3: must be 1 to num_replicas=2"),
         (bad_role(max_retries=-1), {}, "max_retries=-1"),
-        (bad_role(resource=Resource(cpu=1, gpu=-1, memMB=5)), {}, "gpu=-1: allowed are 0 and more"),
-        (bad_role(resource=Resource(cpu=0, gpu=0, memMB=5)), {}, "cpu=0: allowed is more than 0"),
-        (bad_role(resource=Resource(cpu=1, gpu=0, memMB=-1)), {}, "memory=-1: allowed is more than 0"),
+        (bad_role(resource=Resource(cpu=1, gpu=-1, memMB=5)), {}, "gpu=-1: must be >= 0"),
+        (bad_role(resource=Resource(cpu=0, gpu=0, memMB=5)), {}, "cpu=0: must be > 0"),
+        (bad_role(resource=Resource(cpu=1, gpu=0, memMB=-1)), {}, "memory=-1: must be > 0"),
         (bad_role(name="r" * 60), {}, "of app_id='app-1': pods would be called"),
         (AppDef("app", []), {}, "has no roles"),
         (AppDef("app", training().roles * 2), {}, "role='train' is there 2 times"),
     ],
 )
-def test_a_mistake_is_said_with_what_is_allowed(app: AppDef, opts: Opts, words: str) -> None:
+def test_a_mistake_is_said_with_what_is_allowed(app: AppDef, opts: dict[str, Any], words: str) -> None:
     (problem,) = problems_of(app, opts, "app-1")
     assert words in problem
     with pytest.raises(UserError, match=re.escape(problem)):
@@ -226,7 +231,7 @@ def test_names_may_be_as_long_as_a_label_of_dns(kind: str) -> None:
         app, longest = training(nodes=str(nodes)), "a" * (63 - len(pod))
         assert objects(app, longest, {"kind": kind})
         (problem,) = problems_of(app, {"kind": kind}, f"{longest}bc")
-        assert f"'{longest}bc{pod}', allowed are 63 letters; shorten the names by 2" in problem
+        assert f"'{longest}bc{pod}', the limit is 63 characters; shorten the names by 2" in problem
 
 
 def test_all_mistakes_are_said_at_once() -> None:
@@ -241,15 +246,17 @@ def test_yaml_is_read_alike_by_every_parser() -> None:
     assert all(line[2] in "'\"" for line in text.splitlines()[2:]), "none of them stands bare"
 
 
-def test_each_option_has_a_type_and_is_explained_to_the_user() -> None:
-    assert set(OPTIONS) == set(Opts.__annotations__)
+def test_the_options_table_of_the_documentation_equals_the_options() -> None:
+    defaults = {name: default_of(name) for name in OPTIONS}
+    shown = {name: "" if value in ("", [], {}) else f"`{value}`" for name, value in defaults.items()}
+    rows = [f"| `{name}` | {shown[name]} | {option.metadata['help']} |" for name, option in OPTIONS.items()]
     page = (ROOT / "docs/kubernetes.md").read_text()
-    assert [
-        name
-        for name, option in OPTIONS.items()
-        if not re.search(rf"\| `{name}` \| .*\| {re.escape(option.help)} \|", page)
-    ] == []
-    assert resolved({"ttl": 5, "deadline": cast("int", None)}).get("deadline") == OPTIONS["deadline"].default
+    assert page.split("| Option | Default | |\n| --- | --- | --- |\n")[1].split("\n\n")[0].splitlines() == rows
+
+
+def test_an_option_without_a_value_has_its_default() -> None:
+    assert RunOptions.of({"ttl": 5, "deadline": None}).deadline == default_of("deadline")
+    assert RunOptions.of({"ttl": 5, "image_repo": "no option of ours"}).ttl == 5
 
 
 # Random AppDefs.
@@ -306,7 +313,9 @@ def expand(text: str, known: dict[str, str]) -> str:
 
 @settings(max_examples=150, deadline=None)
 @given(apps, options, app_ids, st.text(max_size=70))
-def test_random_apps_become_objects_that_fit_together(app: AppDef, opts: Opts, app_id: str, user: str) -> None:
+def test_random_apps_become_objects_that_fit_together(
+    app: AppDef, opts: dict[str, Any], app_id: str, user: str
+) -> None:
     before = copy.deepcopy((app, opts))
     problems = problems_of(app, opts, app_id)
     if problems:
@@ -361,7 +370,7 @@ def test_random_apps_become_objects_that_fit_together(app: AppDef, opts: Opts, a
 
 @settings(max_examples=30, deadline=None)
 @given(apps, options)
-def test_random_apps_pass_an_api_server(app: AppDef, opts: Opts) -> None:
+def test_random_apps_pass_an_api_server(app: AppDef, opts: dict[str, Any]) -> None:
     if not problems_of(app, opts, "a-1"):
         for one in objects(app, "a-1", opts):
             validate(one)
@@ -369,10 +378,10 @@ def test_random_apps_pass_an_api_server(app: AppDef, opts: Opts) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(apps, options)
-def test_no_secrets_value_is_anywhere(app: AppDef, opts: Opts) -> None:
+def test_no_secrets_value_is_anywhere(app: AppDef, opts: dict[str, Any]) -> None:
     if problems_of(app, opts, "a-1"):
         return
-    secrets = {name for role in app.roles for name in Needs.of(role).secrets}
+    secrets = {name for role in app.roles for name in LaunchRequirements.of(role).secrets}
     with pytest.MonkeyPatch.context() as patch:
         for name in secrets:
             patch.setenv(name, SECRET)
@@ -381,5 +390,5 @@ def test_no_secrets_value_is_anywhere(app: AppDef, opts: Opts) -> None:
     jobs = [job for one in found for job in jobs_of(one)]
     for role, job in zip(app.roles, jobs, strict=True):
         environment = {one["name"]: one for one in job["spec"]["template"]["spec"]["containers"][0]["env"]}
-        for name in set(Needs.of(role).secrets) - set(role.env):
+        for name in set(LaunchRequirements.of(role).secrets) - set(role.env):
             assert environment[name]["valueFrom"] == {"secretKeyRef": {"name": opts["secret"], "key": name}}

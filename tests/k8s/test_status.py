@@ -13,8 +13,9 @@ from torchx.specs import NONE, AppDef, AppState, Role
 from components.evaluate import evaluate
 from components.train import train
 from k8s.manifests import objects
+from k8s.options import RunOptions
 from k8s.scheduler import KubernetesJob
-from k8s.status import CANCELLED, Sight, described
+from k8s.status import CANCELLED, RunSnapshot, described
 from pipeline.process.error_file import parse
 from tests.support.api_server import ApiServer
 from tests.support.k8s_parts import Object, status_of
@@ -31,7 +32,7 @@ def training(nodes: str = "2", **parameters: Any) -> AppDef:
 
 
 def job_of(app: AppDef, **changes: Any) -> Object:
-    job = copy.deepcopy(objects(app, "one", {})[0])
+    job = copy.deepcopy(objects(app, "one", RunOptions())[0])
     job["metadata"]["uid"] = "1"
     return {**job, **changes}
 
@@ -53,7 +54,7 @@ def ended(kind: str, reason: str = "", message: str = "") -> Object:
 
 
 def look(job: Object, *pods: Object, notes: Mapping[str, str] | None = None) -> DescribeAppResponse:
-    return described("default:one", Sight([job], list(pods), notes=notes or {}))
+    return described("default:one", RunSnapshot([job], list(pods), notes=notes or {}))
 
 
 def test_a_run_lives_from_the_queue_to_its_end() -> None:
@@ -61,7 +62,7 @@ def test_a_run_lives_from_the_queue_to_its_end() -> None:
     found = look(job)
     assert (found.state, found.msg, found.structured_error_msg) == (AppState.PENDING, NONE, NONE)
     found = look(job, pod_of(job, 0, "Pending", reason="ContainerCreating"), pod_of(job, 1, "Pending"))
-    assert (found.state, found.msg) == (AppState.PENDING, "train 0: pulling its image, mounting its volumes")
+    assert (found.state, found.msg) == (AppState.PENDING, "train 0: pulling the image, mounting volumes")
     found = look(job, pod_of(job, 0, "Running"), pod_of(job, 1, "Running"))
     assert (found.state, found.msg, found.num_restarts) == (AppState.RUNNING, NONE, 0)
     (role,) = found.roles_statuses
@@ -89,9 +90,9 @@ def test_the_roles_are_told_as_far_as_they_are_known() -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"reason": "ErrImagePull", "message": "pull access denied"}, "its image cannot be pulled: pull access denied"),
-        ({"reason": "ImagePullBackOff", "message": "not found"}, "its image cannot be pulled: not found"),
-        ({"reason": "InvalidImageName"}, "its image cannot be pulled: InvalidImageName"),
+        ({"reason": "ErrImagePull", "message": "pull access denied"}, "image cannot be pulled: pull access denied"),
+        ({"reason": "ImagePullBackOff", "message": "not found"}, "image cannot be pulled: not found"),
+        ({"reason": "InvalidImageName"}, "image cannot be pulled: InvalidImageName"),
         (
             {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'},
             'CreateContainerConfigError: secret "s3" not found',
@@ -111,7 +112,7 @@ def test_a_pod_without_a_node_says_why() -> None:
     message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     found = look(job, pod_of(job, 0, "Pending", conditions=[condition]))
-    assert (found.state, found.msg) == (AppState.PENDING, f"train 0: no node for it: {message}")
+    assert (found.state, found.msg) == (AppState.PENDING, f"train 0: no node fits: {message}")
 
 
 def test_a_run_that_restarts_says_how_many_and_why() -> None:
@@ -122,7 +123,7 @@ def test_a_run_that_restarts_says_how_many_and_why() -> None:
     assert (found.state, found.msg, found.num_restarts) == (AppState.RUNNING, f"restarting 2 of 3: {words}", 0)
     found = look(job, first, pod_of(job, 1, "Pending", at=10, reason="ContainerCreating"))
     assert found.state == AppState.PENDING
-    assert found.msg.startswith("restarting 1 of 3: train 1 ended with status 1; train 1: pulling its image")
+    assert found.msg.startswith("restarting 1 of 3: train 1 ended with status 1; train 1: pulling the image")
     found = look(job, first, pod_of(job, 1, "Running", at=10))
     assert (found.state, found.msg, found.num_restarts) == (AppState.RUNNING, NONE, 1)
 
@@ -140,7 +141,7 @@ def test_a_failed_run_tells_the_pod_that_failed_first() -> None:
     job = job_of(training())
     pods = [pod_of(job, 0, "Failed", at=20, code=1), pod_of(job, 1, "Failed", at=10, code=7, message="Traceback\nboom")]
     spent = failed(job, "BackoffLimitExceeded", "Job has reached the specified backoff limit", *pods)
-    assert spent == (7, "train 1 ended with status 7; all its retries are spent")
+    assert spent == (7, "train 1 ended with status 7; all its retries are used up")
     # Of those that were preempted, or taken away, nothing came.
     early = pod_of(job, 0, "Failed", at=1, code=75)
     taken = pod_of(job, 0, "Failed", at=2, code=137, conditions=[TAKEN])
@@ -187,7 +188,7 @@ def test_a_pod_tells_how_it_has_ended_without_a_container() -> None:
     assert failed(job, "BackoffLimitExceeded", "", evicted)[1].startswith("train 0 was evicted: The node was low")
     refused = pod_of(job, 0, "Failed")
     refused["status"] = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no such device"}
-    spent = "; all its retries are spent"
+    spent = "; all its retries are used up"
     said = f"train 0 never ran (UnexpectedAdmissionError: no such device){spent}"
     assert failed(job, "BackoffLimitExceeded", "", refused) == (1, said)
 
@@ -195,7 +196,7 @@ def test_a_pod_tells_how_it_has_ended_without_a_container() -> None:
 def test_a_deadline_and_whatever_else_may_end_a_job_are_told() -> None:
     job = job_of(training())
     status, words = failed(job, "DeadlineExceeded", "Job was active longer than specified deadline")
-    assert (status, words[:33]) == (1, "ran into its deadline of 604800 s")
+    assert (status, words[:33]) == (1, "exceeded its deadline of 604800 s")
     assert failed(job, "Whatever", "the words") == (1, "Whatever: the words")
 
 
@@ -224,33 +225,35 @@ def test_a_cancelled_run_is_not_a_failed_one() -> None:
 def test_a_run_of_several_jobs_ends_with_the_last_one() -> None:
     resource = training().roles[0].resource
     app = AppDef("one", [Role(name, "image", entrypoint="sh", resource=resource) for name in ("server", "reader")])
-    server, reader = (one for one in objects(app, "one", {}) if one["kind"] == "Job")
+    server, reader = (one for one in objects(app, "one", RunOptions()) if one["kind"] == "Job")
     pod = pod_of(reader, 0, "Running")
     done = {**server, "status": ended("Complete")}
-    assert described("one", Sight([done, reader], [pod])).state == AppState.RUNNING
+    assert described("one", RunSnapshot([done, reader], [pod])).state == AppState.RUNNING
     lost = {**reader, "status": ended("Failed", "Whatever", "words")}
-    found = described("one", Sight([lost, done], [pod]))
+    found = described("one", RunSnapshot([lost, done], [pod]))
     assert (found.state, [role.name for role in found.roles]) == (AppState.FAILED, ["server", "reader"])
 
 
 def test_a_job_set_is_judged_by_itself() -> None:
     (first,), (then,) = training().roles, evaluate(run_dir="s3://bucket/one").roles
     then.metadata["pipeline"]["after"] = "train"
-    (job_set,) = objects(AppDef("one", [first, then]), "one", {"kind": "jobset"})
-    found = described("one", Sight([], [], job_set))
+    (job_set,) = objects(AppDef("one", [first, then]), "one", RunOptions(kind="jobset"))
+    found = described("one", RunSnapshot([], [], job_set))
     assert (found.state, [role.name for role in found.roles]) == (AppState.PENDING, ["train", "evaluate"])
     child = job_of(training())
     pods = [pod_of(child, 0, "Running")]
-    found = described("one", Sight([child], pods, {**job_set, "status": {"restarts": 2}}))
+    found = described("one", RunSnapshot([child], pods, {**job_set, "status": {"restarts": 2}}))
     assert (found.state, found.num_restarts) == (AppState.RUNNING, 2)
     status = {**ended("Completed"), "restarts": 2}
-    assert described("one", Sight([child], [], {**job_set, "status": status})).state == AppState.SUCCEEDED
+    assert described("one", RunSnapshot([child], [], {**job_set, "status": status})).state == AppState.SUCCEEDED
     message = "Container train for pod default/gone failed with exit code 2 matching FailJob rule at index 0"
     child = {**child, "status": ended("Failed", "PodFailurePolicy", message)}
-    found = described("one", Sight([child], [], {**job_set, "status": ended("Failed", "FailedJobs", "one of them")}))
+    found = described(
+        "one", RunSnapshot([child], [], {**job_set, "status": ended("Failed", "FailedJobs", "one of them")})
+    )
     assert (found.state, found.msg) == (AppState.FAILED, "ended with status 2")
     job_set["spec"]["suspend"] = True
-    assert described("one", Sight([], [], job_set)).msg.startswith("suspended: `kubectl patch jobset one`")
+    assert described("one", RunSnapshot([], [], job_set)).msg.startswith("suspended: `kubectl patch jobset one`")
 
 
 # What is asked besides.
