@@ -26,6 +26,7 @@ from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, is_t
 from torchx.workspace.docker_workspace import DockerWorkspaceMixin
 
 from components.compat import docker_scheduler
+from components.log_lines import whole_lines
 from components.role import LaunchRequirements, missing_secrets
 from pipeline.errors import DONE, USER_MUST_CHANGE, UserError
 from pipeline.process import error_file
@@ -300,17 +301,13 @@ def _lines(container: "Container", since: datetime, follow: bool, wanted: Mappin
     """Yield whole lines of a log with their line ends, each once, until the container has ended for good."""
     last = b""
     while True:
-        rest = b""
-        for piece in container.logs(stream=True, follow=follow, timestamps=True, since=since, **wanted):
-            *whole, rest = (rest + piece).split(b"\n")
-            for line in whole:
-                stamp, _, text = line.partition(b" ")
-                # `since` has a resolution of a second, so lines of that second come again.
-                if stamp > last:
-                    last = stamp
-                    yield text.decode(errors="replace").rstrip("\r") + "\n"
-        if rest:
-            yield rest.partition(b" ")[2].decode(errors="replace") + "\n"
+        pieces = container.logs(stream=True, follow=follow, timestamps=True, since=since, **wanted)
+        for line in whole_lines(pieces):
+            stamp, _, text = line.partition(b" ")
+            # `since` has a resolution of a second, so lines of that second come again.
+            if stamp > last:
+                last = stamp
+                yield text.decode(errors="replace").rstrip("\r") + "\n"
         container.reload()
         if not follow or is_terminal(_state(container)):
             return

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from k8s.api_errors import ApiError
+from k8s.fields import Object, annotation, label, name_of, phase_of
 from k8s.logs import RunLogs
-from k8s.pods import LABEL_QUEUE, Object
+from k8s.pods import LABEL_QUEUE
 from k8s.run_ref import RunRef
 from k8s.status import CANCELLED, RunSnapshot, end_of, index_of, role_of
 
@@ -43,7 +44,7 @@ def cancel(run: RunRef, snapshot: RunSnapshot, logs: RunLogs) -> None:
         return
     running = list[str]()
     for job in snapshot.jobs:
-        name = job["metadata"]["name"]
+        name = name_of(job)
         if end_of(job):
             continue
         if job["spec"].get("suspend") and not active:
@@ -70,7 +71,7 @@ def _end_pods(run: RunRef, pods: Iterable[Object]) -> None:
 
     def end(pod: Object) -> None:
         try:
-            run.cluster.patch("Pod", run.namespace, pod["metadata"]["name"], {"spec": {"activeDeadlineSeconds": 1}})
+            run.cluster.patch("Pod", run.namespace, name_of(pod), {"spec": {"activeDeadlineSeconds": 1}})
         except ApiError as error:
             if error.status != 404:
                 _log.warning("%s; the pod ends with its Job and loses its log", error)
@@ -82,7 +83,7 @@ def _end_pods(run: RunRef, pods: Iterable[Object]) -> None:
 def _cancel_job_set(
     run: RunRef, job_set: Object, active: list[Object], seconds: float, mark: Object, logs: RunLogs
 ) -> None:
-    if job_set["metadata"].get("labels", {}).get(LABEL_QUEUE):
+    if label(job_set, LABEL_QUEUE):
         # Kueue would resume a suspended one.
         run.cluster.delete("JobSet", run.namespace, run.name)
         return
@@ -102,11 +103,10 @@ def _cancel_job_set(
 
 def kept_lines(snapshot: RunSnapshot, role: str, index: int) -> list[str]:
     """Return the last lines of a replica whose pod went with a cancelled JobSet."""
-    annotations = (snapshot.job_set or {}).get("metadata", {}).get("annotations", {})
-    kept: dict[str, str] = json.loads(annotations.get(LAST_LINES, "{}"))
+    kept: dict[str, str] = json.loads((snapshot.job_set and annotation(snapshot.job_set, LAST_LINES)) or "{}")
     return kept.get(f"{role}/{index}", "").splitlines()
 
 
 def _is_active(pod: Object) -> bool:
     """Return whether processes of a pod may still run; one without a node goes with its Job."""
-    return bool(pod["spec"].get("nodeName")) and pod["status"].get("phase") not in ("Succeeded", "Failed")
+    return bool(pod["spec"].get("nodeName")) and phase_of(pod) not in ("Succeeded", "Failed")

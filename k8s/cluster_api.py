@@ -24,8 +24,9 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from components.log_lines import whole_lines
 from k8s.api_errors import ApiError, ApiRequest, api_error
-from k8s.pods import Object
+from k8s.fields import Object, annotation, name_of
 from pipeline.errors import UserError
 
 KINDS = {
@@ -142,7 +143,7 @@ class Cluster:
             ApiError: The server rejects it.
             ClusterAway: The server does not answer.
         """
-        token, kind, name = uuid.uuid4().hex, body["kind"], body["metadata"]["name"]
+        token, kind, name = uuid.uuid4().hex, body["kind"], name_of(body)
         annotations = {**body["metadata"].get("annotations", {}), REQUEST: token}
         marked = {**body, "metadata": {**body["metadata"], "annotations": annotations}}
         query = {"dryRun": "All"} if dry_run else {}
@@ -156,7 +157,7 @@ class Cluster:
                 # What belongs to a Job of ours has a name that no other run uses.
                 return body
             found = self.read(kind, namespace, name)
-            if found is None or found["metadata"].get("annotations", {}).get(REQUEST) != token:
+            if found is None or annotation(found, REQUEST) != token:
                 raise
             return found
 
@@ -237,18 +238,16 @@ class Cluster:
     def _events(self, namespace: str, query: Mapping[str, str], seconds: float) -> Iterator[Object]:
         """Yield the events of a watch until its time is over or its connection is lost."""
         limits = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(math.ceil(seconds))}
-        rest = b""
         try:
             # The server ends the watch in time; if it does not, the connection is lost.
             request, timeout = ApiRequest("watch", "Pod", namespace), seconds + _READ_TIMEOUT
-            for piece in _pieces(self._call("GET", request, {**query, **limits}, timeout=timeout)):
-                *whole, rest = (rest + piece).split(b"\n")
-                yield from (json.loads(line) for line in whole if line.strip())
+            pieces = _pieces(self._call("GET", request, {**query, **limits}, timeout=timeout))
+            yield from (json.loads(line) for line in whole_lines(pieces) if line.strip())
         except ApiError as error:
             if error.status != 410:
                 raise
             yield {"type": "ERROR", "object": {"code": 410}}
-        except HTTPError:
+        except (HTTPError, ValueError):
             # The caller resumes from the last version; the pause avoids a busy loop while a server shuts down.
             time.sleep(min(seconds, self._patience.first))
 

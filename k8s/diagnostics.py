@@ -6,8 +6,9 @@ The state of a run does not depend on it: what may not be read is left out.
 from contextlib import suppress
 
 from k8s.api_errors import ApiError
+from k8s.fields import Object, condition, label, name_of
 from k8s.logs import RunLogs
-from k8s.pods import LABEL_QUEUE, Object
+from k8s.pods import LABEL_QUEUE
 from k8s.run_ref import RunRef
 from k8s.status import RunSnapshot, end_of, first_failure, owners_of
 
@@ -18,17 +19,16 @@ def diagnostics_of(run: RunRef, snapshot: RunSnapshot, logs: RunLogs) -> dict[st
     """Return the diagnostics by the name of an object."""
     found: dict[str, str] = {}
     for owner in owners_of(snapshot):
-        metadata = owner["metadata"]
-        if owner["spec"].get("suspend") and metadata.get("labels", {}).get(LABEL_QUEUE):
-            found[metadata["name"]] = _of_queue(run, owner)
+        if owner["spec"].get("suspend") and label(owner, LABEL_QUEUE):
+            found[name_of(owner)] = _of_queue(run, owner)
     if not snapshot.pods:
         for job in snapshot.jobs:
             if not job["spec"].get("suspend") and not end_of(job):
-                found[job["metadata"]["name"]] = _of_events(run, job)
-    if any((end_of(owner) or {}).get("type") == "Failed" for owner in owners_of(snapshot)):
+                found[name_of(job)] = _of_events(run, job)
+    if any(end_of(owner).get("type") == "Failed" for owner in owners_of(snapshot)):
         pod, end = first_failure(snapshot)
         if pod and end and not end.lines:
-            found[pod["metadata"]["name"]] = "\n".join(logs.tail(pod, _LINES))
+            found[name_of(pod)] = "\n".join(logs.tail(pod, _LINES))
     return {name: text for name, text in found.items() if text}
 
 
@@ -38,9 +38,8 @@ def _of_queue(run: RunRef, owner: Object) -> str:
     with suppress(ApiError):
         workloads = run.cluster.items("Workload", run.namespace, selector)
         for workload in workloads or run.cluster.items("EarlierWorkload", run.namespace, selector):
-            for condition in workload.get("status", {}).get("conditions", ()):
-                if condition["type"] == "QuotaReserved" and condition["status"] == "False":
-                    return str(condition["message"])
+            if waiting := condition(workload, "QuotaReserved", status="False"):
+                return str(waiting["message"])
     return ""
 
 

@@ -6,8 +6,9 @@ A pod that ends is replaced on its own, and the others wait for it in the rendez
 from torchx.specs import Role, macros
 
 from components.role import LaunchRequirements
+from k8s.fields import Object
 from k8s.options import RunOptions
-from k8s.pods import LABEL_QUEUE, LABEL_QUEUE_PRIORITY, Object, Run, labels, pod_template, selector
+from k8s.pods import LABEL_QUEUE, LABEL_QUEUE_PRIORITY, Run, labels, pod_template, selector
 from pipeline.errors import PREEMPTED, USER_MUST_CHANGE
 
 DISRUPTED: Object = {"type": "DisruptionTarget", "status": "True"}

@@ -10,8 +10,9 @@ by default.)
 from torchx.specs import Role
 
 from components.role import LaunchRequirements
+from k8s.fields import Object
 from k8s.jobs import DISRUPTED, exit_code, job_spec, leader_of, metadata, queue
-from k8s.pods import Object, Run, labels
+from k8s.pods import Run, labels
 from pipeline.errors import PREEMPTED, USER_MUST_CHANGE
 
 _USER_ERROR_RULE = 0

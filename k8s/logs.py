@@ -16,9 +16,11 @@ from typing import NamedTuple
 from torchx.specs import AppState, is_terminal
 from urllib3.exceptions import HTTPError
 
+from components.log_lines import whole_lines
 from k8s.api_errors import ApiError
 from k8s.cluster_api import ClusterAway
-from k8s.pods import LABEL_ROLE, Object
+from k8s.fields import Object, name_of, phase_of
+from k8s.pods import LABEL_ROLE
 from k8s.run_ref import RunRef
 from k8s.status import RunSnapshot, created, index_of, role_of, specs_of, state_of
 from pipeline.errors import UserError
@@ -126,7 +128,7 @@ class RunLogs:
 
     def tail(self, pod: Object, lines: int) -> list[str]:
         """Return the last lines of a pod; none if they are gone."""
-        name, query = pod["metadata"]["name"], {"tailLines": str(lines)}
+        name, query = name_of(pod), {"tailLines": str(lines)}
         with suppress(ApiError, HTTPError, ClusterAway):
             pieces = self._run.cluster.log(self._run.namespace, name, query, idle=_MAX_POLL)
             return b"".join(pieces).decode(errors="replace").splitlines()
@@ -153,7 +155,7 @@ class RunLogs:
 
     def _of_pod(self, pod: Object, window: LogWindow, tail: int = 0) -> Iterator[LogLine]:
         """Yield the lines of one pod until it has ended; resume after a lost connection."""
-        name, last, repeated, lost = pod["metadata"]["name"], window.since, 0, 0
+        name, last, repeated, lost = name_of(pod), window.since, 0, 0
         while True:
             query = {"timestamps": "true", "follow": "true" if window.follow else ""}
             if last:
@@ -209,7 +211,7 @@ def _is_unread(pod: Object, role: str, index: int, read: set[str]) -> bool:
 def _has_state(pod: Object, *states: str) -> bool:
     """Return whether a pod has ended, or one of its containers is in one of some states."""
     statuses = pod["status"].get("containerStatuses") or ()
-    ended = pod["status"].get("phase") in ("Succeeded", "Failed")
+    ended = phase_of(pod) in ("Succeeded", "Failed")
     return ended or any(status.get("state", {}).keys() & set(states) for status in statuses)
 
 
@@ -225,16 +227,10 @@ def _forward(
 
 
 def _lines(pieces: Iterator[bytes], last: int) -> Iterator[LogLine]:
-    """Yield the whole lines of a log; also an unterminated last one, once the log has ended without an error."""
-    rest = b""
-    for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        for text in whole:
-            line = _parsed(text, last)
-            last = line.at
-            yield line
-    if rest:
-        yield _parsed(rest, last)
+    for raw in whole_lines(pieces):
+        line = _parsed(raw, last)
+        last = line.at
+        yield line
 
 
 def _parsed(raw: bytes, last: int) -> LogLine:

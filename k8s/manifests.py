@@ -14,8 +14,9 @@ from torchx import __version__
 from torchx.specs import AppDef
 
 from k8s import jobs, jobset
+from k8s.fields import Object, name_of
 from k8s.options import JOBSET, RunOptions
-from k8s.pods import Object, Run
+from k8s.pods import Run
 from k8s.validation import problems_of
 from pipeline.errors import UserError
 
@@ -60,9 +61,8 @@ def owned(made: Iterable[Object], uids: Mapping[str, str]) -> list[Object]:
     for one in made:
         if one["kind"] in OWNERS:
             owner = one
-        elif owner and (uid := uids.get(owner["metadata"]["name"])):
-            reference = {name: owner[name] for name in ("apiVersion", "kind")}
-            reference |= {"name": owner["metadata"]["name"], "uid": uid}
+        elif owner and (uid := uids.get(name_of(owner))):
+            reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": name_of(owner), "uid": uid}
             one = {**one, "metadata": {**one["metadata"], "ownerReferences": [reference]}}  # noqa: PLW2901
         found.append(one)
     return found

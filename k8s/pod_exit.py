@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from k8s.pods import Object
+from k8s.fields import Object, condition
 from pipeline.errors import CRASH
 
 _KILLED = 137
@@ -33,16 +33,10 @@ def pod_exit(pod: Object) -> PodExit:
     statuses = status.get("containerStatuses") or [{}]
     ended = statuses[0].get("state", {}).get("terminated") or {}
     code = ended.get("exitCode", CRASH)
-    disruption = disruption_of(pod)
+    disruption = condition(pod, "DisruptionTarget")
     at = str(ended.get("finishedAt") or status.get("startTime") or pod["metadata"].get("creationTimestamp", ""))
     lines = str(ended.get("message", "")).rstrip("\n")
     return PodExit(code, _how(pod, ended, code, disruption), bool(disruption), lines, at)
-
-
-def disruption_of(pod: Object) -> Object:
-    """Return the condition by which the cluster has taken a pod away; empty if it has not."""
-    conditions = pod["status"].get("conditions") or ()
-    return next((one for one in conditions if one["type"] == "DisruptionTarget" and one["status"] == "True"), {})
 
 
 def _how(pod: Object, ended: Object, code: int, disruption: Object) -> str:

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 from torchx.specs import AppDef, BindMount, Role, VolumeMount, macros
 
 from components.role import LaunchRequirements
+from k8s.fields import Object
 from k8s.options import PACK, RunOptions
-
-Object = dict[str, Any]
-"""A Kubernetes object, or a part of one, as in YAML."""
 
 LABEL_APP = "app.kubernetes.io/name"
 LABEL_APP_ID = "app.kubernetes.io/instance"

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from k8s.api_errors import ApiError
 from k8s.cluster_api import Cluster
+from k8s.fields import label
 from k8s.pods import LABEL_APP_ID
 from k8s.status import RunSnapshot
 
@@ -34,7 +35,7 @@ class RunRef(NamedTuple):
         # The pods after the Jobs, so that the pod that has ended a Job is among them.
         pods = self.cluster.items("Pod", self.namespace, self.selector) if jobs else []
         job_set = None
-        if not jobs or _JOBSET_LABEL in jobs[0]["metadata"].get("labels", {}):
+        if not jobs or label(jobs[0], _JOBSET_LABEL):
             try:
                 job_set = self.cluster.read("JobSet", self.namespace, self.name)
             except ApiError:

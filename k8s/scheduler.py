@@ -27,10 +27,11 @@ from k8s.api_errors import ApiError
 from k8s.cancel import cancel, kept_lines
 from k8s.cluster_api import PATIENCE, Cluster, Patience
 from k8s.diagnostics import diagnostics_of
+from k8s.fields import Object, label, name_of
 from k8s.logs import LogWindow, RunLogs
 from k8s.manifests import OWNERS, objects, owned, to_yaml
 from k8s.options import OPTIONS, TYPES, RunOptions, default_of
-from k8s.pods import LABEL_APP_ID, LABEL_DRIVER, LABEL_MANAGED_BY, LABEL_USER, MANAGER, Object, label_value
+from k8s.pods import LABEL_APP_ID, LABEL_DRIVER, LABEL_MANAGED_BY, LABEL_USER, MANAGER, label_value
 from k8s.run_ref import RunRef
 from k8s.status import RunSnapshot, created, described, state_of
 from pipeline.errors import UserError
@@ -290,21 +291,21 @@ def _create_all(cluster: Cluster, namespace: str, made: list[Object]) -> None:
             one = owned(made[: place + 1], uids)[place]
             found = cluster.create(one, namespace)
             if one["kind"] in OWNERS:
-                uids[one["metadata"]["name"]] = found["metadata"]["uid"]
+                uids[name_of(one)] = found["metadata"]["uid"]
                 owners.append(one)
     except BaseException:
         # What they own is deleted with them.
         for one in owners:
             try:
-                cluster.delete(one["kind"], namespace, one["metadata"]["name"])
+                cluster.delete(one["kind"], namespace, name_of(one))
             except Exception:  # noqa: BLE001 - the first error is raised
-                _log.exception("%s %s is left behind in %s", one["kind"], one["metadata"]["name"], namespace)
+                _log.exception("%s %s is left behind in %s", one["kind"], name_of(one), namespace)
         raise
 
 
 def _run_of(thing: Object) -> str:
     """Return the name of the run that an object belongs to."""
-    return str(thing["metadata"].get("labels", {}).get(LABEL_APP_ID, ""))
+    return label(thing, LABEL_APP_ID)
 
 
 def _nanoseconds(time: datetime | None) -> int | None:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from torchx.schedulers.api import DescribeAppResponse
 from torchx.specs import AppState, ReplicaStatus, Resource, Role, RoleStatus, is_terminal
 
+from k8s.fields import Object, annotation, condition, label, name_of, phase_of
 from k8s.pod_exit import PodExit, pod_exit
-from k8s.pods import LABEL_QUEUE, LABEL_ROLE, LABEL_ROLE_INDEX, Object
+from k8s.pods import LABEL_QUEUE, LABEL_ROLE, LABEL_ROLE_INDEX
 from pipeline.errors import CRASH, PREEMPTED
 from pipeline.process.error_file import content
 
@@ -58,7 +59,7 @@ class Replica(NamedTuple):
     @property
     def phase(self) -> str:
         """The phase of its newest pod; Pending if it has none."""
-        return str(self.pods[-1]["status"].get("phase", "Pending")) if self.pods else "Pending"
+        return phase_of(self.pods[-1]) if self.pods else "Pending"
 
     @property
     def restarted(self) -> bool:
@@ -105,7 +106,7 @@ def state_of(snapshot: RunSnapshot) -> AppState:
         if all(end["type"] in ("Complete", "Completed") for end in ended):
             return AppState.SUCCEEDED
         return AppState.CANCELLED if _cancelled(snapshot) else AppState.FAILED
-    if any(pod["status"].get("phase") in ("Running", "Succeeded") for pod in snapshot.pods):
+    if any(phase_of(pod) in ("Running", "Succeeded") for pod in snapshot.pods):
         return AppState.RUNNING
     if _cancelled(snapshot) and all(owner["spec"].get("suspend") for owner in owners):
         return AppState.CANCELLED
@@ -117,13 +118,9 @@ def owners_of(snapshot: RunSnapshot) -> list[Object]:
     return [snapshot.job_set] if snapshot.job_set else snapshot.jobs
 
 
-def end_of(owner: Object) -> Object | None:
-    """Return the condition by which a Job or a JobSet has ended; None while it has not."""
-    for condition in owner.get("status", {}).get("conditions") or ():
-        if condition["status"] == "True" and condition["type"] in ("Complete", "Completed", "Failed"):
-            found: Object = condition
-            return found
-    return None
+def end_of(owner: Object) -> Object:
+    """Return the condition by which a Job or a JobSet has ended; empty while it has not."""
+    return condition(owner, "Complete", "Completed", "Failed")
 
 
 def first_failure(snapshot: RunSnapshot) -> tuple[Object | None, PodExit | None]:
@@ -132,9 +129,9 @@ def first_failure(snapshot: RunSnapshot) -> tuple[Object | None, PodExit | None]
     Pods that were preempted, or whose node was taken away, count only if no others have failed.
     """
     for owner in (*snapshot.jobs, *owners_of(snapshot)):
-        if named := _FAILED_POD.search((end_of(owner) or {}).get("message", "")):
+        if named := _FAILED_POD.search(end_of(owner).get("message", "")):
             name, status = named[1], int(named[2])
-            pod = next((pod for pod in snapshot.pods if pod["metadata"]["name"] == name), None)
+            pod = next((pod for pod in snapshot.pods if name_of(pod) == name), None)
             return pod, pod_exit(pod) if pod else PodExit(status, f"ended with status {status}")
     failed = [(pod, pod_exit(pod)) for pod in snapshot.pods if _failed(pod)]
     own = [one for one in failed if not one[1].disrupted and one[1].status != PREEMPTED]
@@ -143,14 +140,12 @@ def first_failure(snapshot: RunSnapshot) -> tuple[Object | None, PodExit | None]
 
 def index_of(pod: Object) -> int:
     """Return the number of a pod's replica."""
-    metadata = pod["metadata"]
-    text = metadata.get("labels", {}).get(INDEX) or metadata.get("annotations", {}).get(INDEX)
-    return int(text or 0)
+    return int(label(pod, INDEX) or annotation(pod, INDEX) or 0)
 
 
 def role_of(pod: Object) -> str:
     """Return the role of a pod or a Job."""
-    return str(pod["metadata"].get("labels", {}).get(LABEL_ROLE, ""))
+    return label(pod, LABEL_ROLE)
 
 
 def created(thing: Object) -> str:
@@ -159,20 +154,19 @@ def created(thing: Object) -> str:
 
 
 def _failed(pod: Object) -> bool:
-    return bool(pod["status"].get("phase") == "Failed")
+    return phase_of(pod) == "Failed"
 
 
 def _cancelled(snapshot: RunSnapshot) -> str:
     """Return when the run was cancelled; empty if it was not."""
-    marks = (owner["metadata"].get("annotations", {}).get(CANCELLED) for owner in owners_of(snapshot))
-    return next((mark for mark in marks if mark), "")
+    return next(filter(None, (annotation(owner, CANCELLED) for owner in owners_of(snapshot))), "")
 
 
 def specs_of(snapshot: RunSnapshot) -> list[tuple[str, Object]]:
     """Return the roles in their order, each with the spec of its Job."""
     if snapshot.job_set:
         return [(one["name"], one["template"]["spec"]) for one in snapshot.job_set["spec"]["replicatedJobs"]]
-    jobs = sorted(snapshot.jobs, key=lambda job: int(job["metadata"].get("labels", {}).get(LABEL_ROLE_INDEX, 0)))
+    jobs = sorted(snapshot.jobs, key=lambda job: int(label(job, LABEL_ROLE_INDEX) or 0))
     return [(role_of(job), job["spec"]) for job in jobs]
 
 
@@ -225,7 +219,7 @@ def _replica(replica: Replica, state: AppState, snapshot: RunSnapshot) -> Replic
     failures = [pod for pod in replica.pods if _failed(pod)]
     if failures and state != AppState.SUCCEEDED:
         end = pod_exit(failures[-1])
-        lines = end.lines or snapshot.notes.get(failures[-1]["metadata"]["name"], "")
+        lines = end.lines or snapshot.notes.get(name_of(failures[-1]), "")
         report = content(end.status, f"{end.how}\n{lines}" if lines else end.how)
         report["message"]["extraInfo"]["timestamp"] = str(int(_seconds(end.at)))
         found.structured_error_msg = json.dumps(report)
@@ -270,18 +264,15 @@ def _why_pending(snapshot: RunSnapshot, replicas: list[Replica]) -> str:
         if replica.phase == "Pending" and replica.pods and (why := _why_pod_pending(replica.pods[-1])):
             pending.setdefault(why, []).append(f"{replica.role} {replica.number}")
     reasons += [f"{', '.join(who)}: {why}" for why, who in pending.items()]
-    reasons += [note for job in snapshot.jobs if (note := snapshot.notes.get(job["metadata"]["name"]))]
+    reasons += [note for job in snapshot.jobs if (note := snapshot.notes.get(name_of(job)))]
     return "; ".join(reasons)
 
 
 def _why_suspended(owner: Object, notes: Mapping[str, str]) -> str:
-    queue = owner["metadata"].get("labels", {}).get(LABEL_QUEUE)
-    note = notes.get(owner["metadata"]["name"], "")
-    if queue:
+    note = notes.get(name_of(owner), "")
+    if queue := label(owner, LABEL_QUEUE):
         return f"queued by Kueue in {queue!r}" + (f": {note}" if note else "")
-    return (
-        f"suspended: `kubectl patch {owner['kind'].lower()} {owner['metadata']['name']}` with suspend=false resumes it"
-    )
+    return f"suspended: `kubectl patch {owner['kind'].lower()} {name_of(owner)}` with suspend=false resumes it"
 
 
 def _why_pod_pending(pod: Object) -> str:
@@ -289,9 +280,8 @@ def _why_pod_pending(pod: Object) -> str:
     status: Mapping[str, Any] = pod["status"]
     if pod["metadata"].get("deletionTimestamp"):
         return "terminating"
-    for condition in status.get("conditions") or ():
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"no node fits: {condition.get('message') or condition.get('reason', '')}"
+    if unscheduled := condition(pod, "PodScheduled", status="False"):
+        return f"no node fits: {unscheduled.get('message') or unscheduled.get('reason', '')}"
     for container in status.get("containerStatuses") or ():
         waiting = container.get("state", {}).get("waiting") or {}
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
