@@ -26,7 +26,7 @@ _REQUIRED: dict[ModuleType, tuple[str, ...]] = {
     torchx_config: ("apply",),
     docker_scheduler: (
         *("CONTAINER_STATE", "LABEL_REPLICA_ID", "LABEL_ROLE_NAME", "ensure_network"),
-        *("DockerContainer", "DockerJob", "DockerOpts", *(f"DockerScheduler.{name}" for name in _DOCKER_METHODS)),
+        *("DockerContainer", "DockerJob", *(f"DockerScheduler.{name}" for name in _DOCKER_METHODS)),
     ),
 }
 

@@ -47,13 +47,6 @@ _POLL_SECONDS = 0.2
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-class LocalDockerOpts(docker_scheduler.DockerOpts, total=False):
-    """The run options of TorchX's own scheduler, and two more."""
-
-    user: str
-    read_only: bool
-
-
 class LocalDocker(docker_scheduler.DockerScheduler):
     """The scheduler `local_docker`.
 
@@ -83,14 +76,12 @@ class LocalDocker(docker_scheduler.DockerScheduler):
         opts.add("read_only", type_=bool, default=True, help="whether only /tmp and mounts are writable")
         return opts
 
-    def _submit_dryrun(
-        self, app: AppDef, cfg: docker_scheduler.DockerOpts
-    ) -> AppDryRunInfo[docker_scheduler.DockerJob]:
+    def _submit_dryrun(self, app: AppDef, cfg: Mapping[str, Any]) -> AppDryRunInfo[docker_scheduler.DockerJob]:
         """Return what would be run. Secrets are in it by name only."""
         # TorchX would print the values of copied variables, so they are handled as secrets.
-        chosen = cast("LocalDockerOpts", cfg)
         copied = [name for glob in cfg.get("copy_env") or () for name in fnmatch.filter(os.environ, glob)]
-        info: AppDryRunInfo[docker_scheduler.DockerJob] = super()._submit_dryrun(app, {**cfg, "copy_env": None})
+        own: Any = {**cfg, "copy_env": None}
+        info: AppDryRunInfo[docker_scheduler.DockerJob] = super()._submit_dryrun(app, own)
         roles = [role for role in app.roles for _ in range(role.num_replicas)]
         for container, role in zip(info.request.containers, roles, strict=True):
             required, options = LaunchRequirements.of(role), cast("dict[str, Any]", container.kwargs)
@@ -101,12 +92,12 @@ class LocalDocker(docker_scheduler.DockerScheduler):
             if required.shm:
                 options["shm_size"] = f"{required.shm}m"
             options["secrets"] = sorted(set(names))
-            options["user"] = chosen.get("user") or f"{os.getuid()}:{os.getgid()}"
+            options["user"] = cfg.get("user") or f"{os.getuid()}:{os.getgid()}"
             options["stop_timeout"] = required.grace + _MARGIN
             options["labels"][_STOP] = str(required.grace + _MARGIN)
-            if not chosen.get("privileged"):
+            if not cfg.get("privileged"):
                 options.update(cap_drop=["ALL"], security_opt=["no-new-privileges"])
-            if chosen.get("read_only", True):
+            if cfg.get("read_only", True):
                 options["read_only"] = True
                 # A volume is on the host's disk, not in its memory, and survives a restart of the container.
                 if all(mount["Target"] != _TMP for mount in options["mounts"]):
