@@ -26,7 +26,7 @@ from components.driver import IMAGE as DRIVER_IMAGE
 from components.driver import driver, options_of
 from components.evaluate import evaluate
 from components.role import LaunchRequirements, missing_secrets
-from components.stages import LaunchTarget, cfg_of, run_stage, say, submit
+from components.stages import LaunchTarget, cfg_of, echo, run_stage, submit
 from components.train import train
 from pipeline.checkpoint.commit import newest
 from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         return _launch(options, parameters, arguments)
     except UserError as error:
         for problem in error.problems:
-            say(f"error: {problem}", sys.stderr)
+            echo(f"error: {problem}", sys.stderr)
         return USER_MUST_CHANGE
 
 
@@ -74,13 +74,13 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
             try:
                 status, how = run_stage(stage, target, parameters["run_dir"])
             except KeyboardInterrupt:
-                say(
+                echo(
                     f"{stage.name}: {'cancelled' if target.cancels else 'keeps running without this driver'}",
                     sys.stderr,
                 )
                 return INTERRUPTED if target.cancels else PREEMPTED
             if status != DONE:
-                say(f"{stage.name}: {how}", sys.stderr)
+                echo(f"{stage.name}: {how}", sys.stderr)
                 return status
     _show(_host_path(parameters["run_dir"], parameters["mounts"]))
     return DONE
@@ -148,7 +148,7 @@ def _detach(
         own = {name: parameters[name] for name in ("env", "secrets", "retries")}
         app = driver(arguments, target.name, image=image, **own)
         handle = target.runner.run(app, target.scheduler, {**options_of(target.cfg), "app_id": target.name})
-    say(f"submitted {target.name}: torchx status {handle}, torchx log {handle}, torchx cancel {handle}")
+    echo(f"submitted {target.name}: torchx status {handle}, torchx log {handle}, torchx cancel {handle}")
 
 
 def _require_persistent_run_dir(run_dir: str, mounts: Sequence[str] | None) -> None:
@@ -177,16 +177,16 @@ def _show(run_dir: str) -> None:
         record, receipt = newest(run), run.read_json(RECEIPT)
     except Exception as error:  # noqa: BLE001 - the stages succeeded, whatever this machine may read
         record, receipt = None, None
-        say(storage_error(error), sys.stderr)
+        echo(storage_error(error), sys.stderr)
     if record is None or receipt is None:
-        say(f"done; {run} cannot be read from here: look at it where the stages ran")
+        echo(f"done; {run} cannot be read from here: look at it where the stages ran")
         return
     if record.monitor is not None:
-        say(f"final {record.monitor.name}  {record.monitor.value:.6g} (step {record.step})")
+        echo(f"final {record.monitor.name}  {record.monitor.value:.6g} (step {record.step})")
     for name, value in receipt["metrics"].items():
-        say(f"{name}  {value if value is None else format(value, '.6g')}")
-    say(f"test samples scored  {receipt['samples_scored']} of {receipt['samples_expected']}, once each")
-    say(f"run directory  {run}")
+        echo(f"{name}  {value if value is None else format(value, '.6g')}")
+    echo(f"test samples scored  {receipt['samples_scored']} of {receipt['samples_expected']}, once each")
+    echo(f"run directory  {run}")
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:

@@ -85,7 +85,7 @@ def submit(app: AppDef, target: LaunchTarget) -> AppHandle:
     """Submit an app, as a stage of its pipeline if that has a name."""
     handle = target.runner.run(app, target.scheduler, cfg_of(app, target), workspace=target.workspace or None)
     if target.scheduler != "local_cwd":
-        say(f"{app.name}: {handle}, image {app.roles[0].image}", sys.stderr)
+        echo(f"{app.name}: {handle}, image {app.roles[0].image}", sys.stderr)
     return handle
 
 
@@ -140,7 +140,7 @@ def _wait(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus:
             if described.msg not in ("", NONE, shown):
                 # Why it is pending or restarting.
                 shown = described.msg
-                say(f"{app.name}: {shown}", sys.stderr)
+                echo(f"{app.name}: {shown}", sys.stderr)
             time.sleep(_LOCAL_POLL if target.scheduler.startswith("local") else _POLL)
         for tail in tails:
             tail.join(timeout=10)
@@ -179,11 +179,11 @@ def _tail(runner: Runner, handle: AppHandle, role: str, replica: int) -> None:
     prefix = "" if replica == 0 else f"[{role} {replica}] "
     try:
         for line in runner.log_lines(handle, role, replica, should_tail=True):
-            say(prefix + line.rstrip("\n"))
+            echo(prefix + line.rstrip("\n"))
     except Exception as error:  # noqa: BLE001 - a lost log does not fail the run
-        say(f"{prefix}(log unavailable: {storage_error(error)})", sys.stderr)
+        echo(f"{prefix}(log unavailable: {storage_error(error)})", sys.stderr)
 
 
-def say(text: str, stream: Any = None) -> None:
+def echo(text: str, stream: Any = None) -> None:
     """Print a line and flush it."""
     print(text, file=stream or sys.stdout, flush=True)

@@ -10,7 +10,7 @@ from k8s.fields import Object, condition, label, name_of
 from k8s.logs import RunLogs
 from k8s.pods import LABEL_QUEUE
 from k8s.run_ref import RunRef
-from k8s.status import RunSnapshot, end_of, first_failure, owners_of
+from k8s.status import RunSnapshot, end_of, first_failed_pod, owners_of
 
 _LINES = 20
 
@@ -26,7 +26,7 @@ def diagnostics_of(run: RunRef, snapshot: RunSnapshot, logs: RunLogs) -> dict[st
             if not job["spec"].get("suspend") and not end_of(job):
                 found[name_of(job)] = _of_events(run, job)
     if any(end_of(owner).get("type") == "Failed" for owner in owners_of(snapshot)):
-        pod, end = first_failure(snapshot)
+        pod, end = first_failed_pod(snapshot)
         if pod and end and not end.lines:
             found[name_of(pod)] = "\n".join(logs.tail(pod, _LINES))
     return {name: text for name, text in found.items() if text}

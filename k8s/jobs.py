@@ -20,7 +20,7 @@ def job_name(app_id: str, role: Role) -> str:
     return f"{app_id}-{role.name}"
 
 
-def objects_of(run: Run, role: Role) -> list[Object]:
+def job_objects(run: Run, role: Role) -> list[Object]:
     """Return the Job of a role and its Service."""
     name, opts = job_name(run.app_id, role), run.opts
     leader = job_name(run.app_id, leader_of(run, role))

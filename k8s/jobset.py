@@ -19,7 +19,7 @@ _USER_ERROR_RULE = 0
 """The index of the rule for status 2 in the pod failure policy, with which a Job's message ends."""
 
 
-def objects_of(run: Run) -> list[Object]:
+def jobset_objects(run: Run) -> list[Object]:
     """Return the JobSet, whose controller creates the Jobs and a headless Service."""
     opts = run.opts
     spec: Object = {

@@ -41,10 +41,10 @@ def objects(app: AppDef, app_id: str, opts: RunOptions, user: str = "") -> list[
     if problems := problems_of(app, opts, app_id):
         raise UserError(*problems)
     run = Run(app, app_id, opts, user, __version__)
-    made = jobset.objects_of(run) if opts.kind == JOBSET else []
+    made = jobset.jobset_objects(run) if opts.kind == JOBSET else []
     for role in app.roles:
         if opts.kind != JOBSET:
-            made += jobs.objects_of(run, role)
+            made += jobs.job_objects(run, role)
         if opts.keep_nodes:
             made.append(jobs.disruption_budget(run, role))
     return made

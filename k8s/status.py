@@ -123,7 +123,7 @@ def end_of(owner: Object) -> Object:
     return condition(owner, "Complete", "Completed", "Failed")
 
 
-def first_failure(snapshot: RunSnapshot) -> tuple[Object | None, PodExit | None]:
+def first_failed_pod(snapshot: RunSnapshot) -> tuple[Object | None, PodExit | None]:
     """Return the pod that failed first and its exit; of a Job that ended for one pod's status, that pod.
 
     Pods that were preempted, or whose node was taken away, count only if no others have failed.
@@ -240,7 +240,7 @@ def _why_failed(snapshot: RunSnapshot, replicas: list[Replica]) -> tuple[int, st
     if "DeadlineExceeded" in reasons:
         allowed = max(spec.get("activeDeadlineSeconds", 0) for _, spec in specs_of(snapshot))
         return CRASH, f"exceeded its deadline of {allowed} s (deadline=); submit it again to resume"
-    pod, exited = first_failure(snapshot)
+    pod, exited = first_failed_pod(snapshot)
     if exited is None:
         return CRASH, "; ".join(f"{one.get('reason', 'Failed')}: {one.get('message', '')}" for one in failed)
     who = f"{role_of(pod)} {index_of(pod)} " if pod else f"{replicas[0].role} " if len(specs_of(snapshot)) == 1 else ""

@@ -79,7 +79,7 @@ def test_the_network_policies_select_the_pods_of_runs() -> None:
     for app, opts in GOLDEN.values():
         for job in (job for one in objects(app, "app-1", opts) for job in jobs_of(one)):
             assert ours <= job["spec"]["template"]["metadata"]["labels"].items()
-    everybody = all_of("NetworkPolicy")["nobody-comes-in"]["spec"]
+    everybody = all_of("NetworkPolicy")["default-deny-ingress"]["spec"]
     assert everybody == {"podSelector": {}, "policyTypes": ["Ingress"]}
 
 
