@@ -1,8 +1,9 @@
-"""The driver as an app of its own: `components.launch`, run where its stages run, so that no laptop has to stay awake.
+"""The driver as an app of its own: `components.launch`, run in the cluster, so that no laptop has to stay awake.
 
-It talks to the cluster by its service account, finds its stages again when it is started anew, and has no torch.
+It talks to the cluster by its service account, finds its stages again when it is restarted, and has no torch.
 """
 
+import argparse
 import getpass
 import re
 from collections.abc import Sequence
@@ -10,29 +11,15 @@ from typing import Any
 
 from torchx.specs import AppDef
 
-from components.role import Needs, quoted, role
+from components.role import NodeSpec, quoted
+from k8s.options import DRIVER_OPTIONS
 
 IMAGE = "torchx-lightning-pipeline-driver:latest"
 ACCOUNT = "pipeline-driver"
 """The service account that k8s/cluster gives the right to submit."""
 
-_KEPT = (
-    "namespace",
-    "kubeconfig",
-    "context",
-    "secret",
-    "env_secrets",
-    "env_config_maps",
-    "image_pull_policy",
-    "image_pull_secrets",
-    "user",
-    "labels",
-    "annotations",
-    "ttl",
-    "check",
-)
-"""The run options of the stages that are the driver's, too: it needs no GPUs, no queue and no place close to them."""
-_FROM_OUTSIDE = re.compile(r"(?:^|,)(?:kubeconfig|context)=[^,]*")
+_SUBMITTER_ONLY = re.compile(r"(?:^|,)(?:kubeconfig|context)=[^,]*")
+"""The run options that mean nothing within the cluster."""
 
 
 def driver(
@@ -44,56 +31,37 @@ def driver(
     secrets: Sequence[str] | None,
     retries: int,
 ) -> AppDef:
-    """The driver as an app with the one role `launch`.
+    """Return the driver as an app with the one role `launch`.
 
     Args:
-        arguments: Of `components.launch`, as it was called to detach.
-        name: Of the pipeline.
-        image: With TorchX and the cluster's client.
+        arguments: The command line of `components.launch` that detaches.
+        name: The name of the pipeline.
+        image: An image with TorchX and the cluster's client.
         env: Environment of the stages; the driver reads the same storage.
-        secrets: Names of those of its variables that are secret.
-        retries: How often it is started again after a crash.
+        secrets: Names of those variables that are secret.
+        retries: How often it is restarted after a crash.
     """
-    own, app_args = _split(arguments)
-    user = getpass.getuser()
-    command = ["--name", name, "--on_signal", "leave", *own, *app_args]
-    return AppDef(
-        name="launch",
-        roles=[
-            role(
-                "launch",
-                f"python -m components.launch {quoted(command)}",
-                image=image,
-                cpu=1,
-                memory=1024,
-                gpu=0,
-                threads=1,
-                # The runs that it submits are those of whoever has submitted it.
-                env={**dict.fromkeys(("LOGNAME", "USER"), user), **(env or {})},
-                mounts=None,
-                needs=Needs(tuple(secrets or ()), api=True),
-                retries=retries,
-            )
-        ],
+    # The runs that it submits are listed under the name of the user who detached it.
+    env = {**dict.fromkeys(("LOGNAME", "USER"), getpass.getuser()), **(env or {})}
+    node = NodeSpec(
+        image=image, cpu=1, memory=1024, gpu=0, env=env, mounts=None, secrets=secrets, shm=0, retries=retries
     )
+    command = quoted(["--name", name, "--on_signal", "leave", *_in_cluster(arguments)])
+    return AppDef("launch", [node.role("launch", f"python -m components.launch {command}", threads=1, api=True)])
 
 
 def options_of(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The run options of the driver, from those of its stages."""
-    return {**{key: value for key, value in cfg.items() if key in _KEPT}, "service_account": ACCOUNT}
+    """Return the driver's run options, from those of its stages: it needs no GPUs, no queue and no place near them."""
+    return {**{name: value for name, value in cfg.items() if name in DRIVER_OPTIONS}, "service_account": ACCOUNT}
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The driver's own arguments, as they are within the cluster, and those of the app with their `--`."""
+def _in_cluster(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of `components.launch` as they are within the cluster."""
     at = list(arguments).index("--") if "--" in arguments else len(arguments)
-    own, skip = list[str](), False
-    for place, each in enumerate(arguments[:at]):
-        flag, given, _ = each.partition("=")
-        if skip:
-            skip = False
-        elif flag in ("--name", "--driver_image", "--on_signal"):
-            skip = not given
-        elif each != "--detach":
-            before = arguments[place - 1] if place else ""
-            own.append(_FROM_OUTSIDE.sub("", each).lstrip(",") if "--scheduler_args" in (before, flag) else each)
-    return own, list(arguments[at:])
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--detach", action="store_true")
+    for flag in ("--name", "--driver_image", "--on_signal", "--scheduler_args"):
+        parser.add_argument(flag, default="")
+    replaced, kept = parser.parse_known_args(arguments[:at])
+    options = _SUBMITTER_ONLY.sub("", replaced.scheduler_args).lstrip(",")
+    return [*(["--scheduler_args", options] if options else []), *kept, *arguments[at:]]

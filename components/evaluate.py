@@ -7,7 +7,7 @@ from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's compo
 
 from torchx import specs
 
-from components.role import IMAGE, Needs, problems_of, quoted, role
+from components.role import IMAGE, NodeSpec, quoted
 from pipeline.errors import UserError
 
 
@@ -37,39 +37,18 @@ def evaluate(
         image: container image
         env: environment of the process, as A=1,B=2
         mounts: mounts, as type=bind,src=/on/the/host,dst=/in/the/container
-        secrets: variables whose values the launcher takes from the environment, and never shows, as A,B
-        shm: MB of /dev/shm; 0 means what the launcher gives
-        retries: how often a container is started again that has ended with neither 0 nor 2, where the launcher can
-
-    Returns:
-        The AppDef, with the one role `evaluate`.
-
-    Raises:
-        UserError: Arguments that cannot work; all of them at once.
+        secrets: variables whose values the launcher takes from its environment and never prints, as A,B
+        shm: MB of /dev/shm; 0 means the launcher's default
+        retries: how often the launcher restarts a container that ended with neither 0 nor 2, where it can
     """
-    problems = problems_of(run_dir, cpu, memory, gpu, mounts, env, secrets, shm, retries)
+    node = NodeSpec(image, cpu, memory, gpu, env, mounts, secrets, shm, retries)
+    problems = node.problems(run_dir)
     if gpu > 1:
-        problems.append(f"gpu={gpu}: allowed are 0 and 1, for on several devices samples would be scored twice")
-    if checkpoint and checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
-        problems.append(f"checkpoint={checkpoint!r}: allowed are best, latest and a step such as 120")
+        problems.append(f"gpu={gpu}: must be 0 or 1: several devices would score samples twice")
+    if checkpoint not in ("", "best", "latest") and not checkpoint.isdecimal():
+        problems.append(f"checkpoint={checkpoint!r}: must be best, latest or a step such as 120")
     if problems:
         raise UserError(*problems)
     chosen = ["--checkpoint", checkpoint] if checkpoint else []
-    return specs.AppDef(
-        name="evaluate",
-        roles=[
-            role(
-                "evaluate",
-                f"python -m pipeline test --run_dir {quoted([run_dir, *chosen, *app_args])}",
-                image=image,
-                cpu=cpu,
-                memory=memory,
-                gpu=gpu,
-                threads=cpu,
-                env=env,
-                mounts=mounts,
-                needs=Needs(tuple(secrets or ()), shm),
-                retries=retries,
-            )
-        ],
-    )
+    command = f"python -m pipeline test --run_dir {quoted([run_dir, *chosen, *app_args])}"
+    return specs.AppDef(name="evaluate", roles=[node.role("evaluate", command, threads=cpu)])

@@ -1,8 +1,8 @@
 """TorchX's scheduler for Docker, with what a training in containers needs besides.
 
-TorchX's own (0.7) gives two replicas on one host the same first GPUs, prints the values of the variables that it
-copies, knows no exit status, stops one container after the other, and pulls an image that is there. What it does well
-is left to it: what a container is made of, its names, its private network, and patching an image with a folder.
+TorchX's own (0.7) gives two replicas on one host the same GPUs, prints the values of the variables that it copies,
+reports no exit status, stops one container after the other, and pulls images that are present. It still decides what a
+container is made of, its name and its private network, and patches images with a folder.
 """
 
 import fnmatch
@@ -21,16 +21,15 @@ from typing import TYPE_CHECKING, Any, cast
 import filelock
 from docker.errors import APIError, DockerException, ImageNotFound
 from docker.types import DeviceRequest, Mount
-from torchx.schedulers import docker_scheduler
 from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, Stream
-from torchx.schedulers.docker_scheduler import DockerContainer, DockerJob, DockerOpts, DockerScheduler
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, is_terminal, runopts
 from torchx.workspace.docker_workspace import DockerWorkspaceMixin
 
-from components.role import Needs, missing
+from components.compat import docker_scheduler
+from components.log_lines import whole_lines
+from components.role import LaunchRequirements, missing_secrets
 from pipeline.errors import DONE, USER_MUST_CHANGE, UserError
-from pipeline.process import error_file as failures
-from pipeline.process.error_file import content
+from pipeline.process import error_file
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -38,29 +37,22 @@ if TYPE_CHECKING:
 
 _GPUS = "pipeline/gpus"
 _STOP = "pipeline/stop-seconds"
-_OUR_OWN = ("name", "hostname", "environment", "labels", "user", "stop_timeout")
-"""What belongs to a container itself; all else is how its host runs it."""
+_CONTAINER_CONFIG = ("name", "hostname", "environment", "labels", "user", "stop_timeout")
+"""Options of a container itself; Docker's API takes all others as its host configuration."""
 _MARGIN = 10
-"""Seconds beyond the grace of its processes that a container has to end."""
+"""Seconds between the end of the processes' grace and SIGKILL to the container."""
 _TMP = "/tmp"  # noqa: S108 - of the container
-_ENDED = f"{_TMP}/pipeline-ended.json"
-_AGAIN_SECONDS = 0.2
-_SINCE_EVER = datetime.fromtimestamp(0, UTC)
+_ERROR_FILE = f"{_TMP}/pipeline-ended.json"
+_POLL_SECONDS = 0.2
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-class LocalDockerOpts(DockerOpts, total=False):
-    """TorchX's own run options, and two more."""
-
-    user: str
-    read_only: bool
-
-
-class LocalDocker(DockerScheduler):
+class LocalDocker(docker_scheduler.DockerScheduler):
     """The scheduler `local_docker`.
 
-    A container runs as the submitter, so that what is written into a mount is the submitter's own, without privileges,
-    on a read-only root with a disk of its own at /tmp. One that ends with a status other than 0 and 2 is started again
-    as often as its role's `max_retries` says.
+    A container runs as the submitter, who so owns what is written into a mount, without privileges, on a read-only root
+    with a volume of its own at /tmp. One that ends with a status other than 0 and 2 is restarted up to its role's
+    `max_retries` times.
     """
 
     @property
@@ -73,57 +65,54 @@ class LocalDocker(DockerScheduler):
             ) from error
 
     def build_workspace_and_update_role(self, role: Role, workspace: str, cfg: Mapping[str, Any]) -> None:
-        """Patch the image of a role with a folder. TorchX would ask a registry for an image that is there."""
+        """Patch the image of a role with a folder, without wanting a registry for an image that is present."""
         client = self._docker_client
-        images = _Images(client)
-        patcher = DockerWorkspaceMixin(
-            docker_client=cast("DockerClient", SimpleNamespace(images=images, api=client.api))
-        )
-        patcher.build_workspace_and_update_role(role, workspace, cfg)
+        local = cast("DockerClient", SimpleNamespace(images=_LocalImages(client), api=client.api))
+        DockerWorkspaceMixin(docker_client=local).build_workspace_and_update_role(role, workspace, cfg)
 
     def _run_opts(self) -> runopts:
         opts = super()._run_opts()
         opts.add("user", type_=str, default="", help="user of the container, as 1000:1000. Default: the submitter")
-        opts.add("read_only", type_=bool, default=True, help="whether nothing can be written but /tmp and mounts")
+        opts.add("read_only", type_=bool, default=True, help="whether only /tmp and mounts are writable")
         return opts
 
-    def _submit_dryrun(self, app: AppDef, cfg: DockerOpts) -> AppDryRunInfo[DockerJob]:
-        """What would be run. Secrets are in it by name only."""
-        # TorchX would print the values of what it copies: it is handled as a secret.
-        chosen = cast("LocalDockerOpts", cfg)
+    def _submit_dryrun(self, app: AppDef, cfg: Mapping[str, Any]) -> AppDryRunInfo[docker_scheduler.DockerJob]:
+        """Return what would be run. Secrets are in it by name only."""
+        # TorchX would print the values of copied variables, so they are handled as secrets.
         copied = [name for glob in cfg.get("copy_env") or () for name in fnmatch.filter(os.environ, glob)]
-        info: AppDryRunInfo[DockerJob] = super()._submit_dryrun(app, {**cfg, "copy_env": None})
+        own: Any = {**cfg, "copy_env": None}
+        info: AppDryRunInfo[docker_scheduler.DockerJob] = super()._submit_dryrun(app, own)
         roles = [role for role in app.roles for _ in range(role.num_replicas)]
         for container, role in zip(info.request.containers, roles, strict=True):
-            needs, options = Needs.of(role), cast("dict[str, Any]", container.kwargs)
-            names = [name for name in (*needs.secrets, *copied) if name not in options["environment"]]
-            if absent := missing(names):
+            required, options = LaunchRequirements.of(role), cast("dict[str, Any]", container.kwargs)
+            names = [name for name in (*required.secrets, *copied) if name not in options["environment"]]
+            if absent := missing_secrets(names):
                 raise UserError(*absent)
-            _remember(container, options)
-            if needs.shm:
-                options["shm_size"] = f"{needs.shm}m"
+            _exit_again_after_user_error(container, options)
+            if required.shm:
+                options["shm_size"] = f"{required.shm}m"
             options["secrets"] = sorted(set(names))
-            options["user"] = chosen.get("user") or f"{os.getuid()}:{os.getgid()}"
-            options["stop_timeout"] = needs.grace + _MARGIN
-            options["labels"][_STOP] = str(needs.grace + _MARGIN)
-            if not chosen.get("privileged"):
+            options["user"] = cfg.get("user") or f"{os.getuid()}:{os.getgid()}"
+            options["stop_timeout"] = required.grace + _MARGIN
+            options["labels"][_STOP] = str(required.grace + _MARGIN)
+            if not cfg.get("privileged"):
                 options.update(cap_drop=["ALL"], security_opt=["no-new-privileges"])
-            if chosen.get("read_only", True):
+            if cfg.get("read_only", True):
                 options["read_only"] = True
-                # On the host's disk, not in its memory, and still there when the container is started again.
+                # A volume is on the host's disk, not in its memory, and survives a restart of the container.
                 if all(mount["Target"] != _TMP for mount in options["mounts"]):
                     options["mounts"].append(Mount(target=_TMP, source=None, type="volume"))
         return info
 
-    def schedule(self, dryrun_info: AppDryRunInfo[DockerJob]) -> str:
-        """Create all containers, then start them; where one cannot be, none is left behind."""
+    def schedule(self, dryrun_info: AppDryRunInfo[docker_scheduler.DockerJob]) -> str:
+        """Create all containers, then start them; on an error, remove all of them."""
         client, request = self._docker_client, dryrun_info.request
         for image in sorted({container.image for container in request.containers}):
             _ensure_image(client, image)
         docker_scheduler.ensure_network(client)
         created: list[Container] = []
         try:
-            # Until they run they have no GPU that another run could see to be taken.
+            # Another run sees which GPUs are taken only once these containers run.
             with filelock.FileLock(os.path.join(tempfile.gettempdir(), f"pipeline-gpus-{os.getuid()}.lock")):
                 free = _free_gpus(client, request.containers)
                 for container in request.containers:
@@ -135,12 +124,12 @@ class LocalDocker(DockerScheduler):
                 with suppress(DockerException):
                     one.remove(force=True, v=True)
             if isinstance(error, APIError) and error.is_client_error():
-                raise UserError(f"Docker refuses these containers: {_reason(error)}") from error
+                raise UserError(f"Docker rejects these containers: {_reason(error)}") from error
             raise
         return request.app_id
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """How an app is; None for one that is not known."""
+        """Return the state of an app; None for an unknown one."""
         containers = self._get_containers(app_id)
         if not containers:
             return None
@@ -167,8 +156,10 @@ class LocalDocker(DockerScheduler):
             response.state = AppState.FAILED
             first = min((one for one in containers if _state(one) != AppState.SUCCEEDED), key=_finished)
             response.msg = _why(first)
-            # The form that TorchX's local schedulers give, and that says the status to whoever asks for it.
-            response.structured_error_msg = json.dumps(content(first.attrs["State"]["ExitCode"], response.msg))
+            # In the form of TorchX's local schedulers, from which `components.launch` reads the status.
+            response.structured_error_msg = json.dumps(
+                error_file.content(first.attrs["State"]["ExitCode"], response.msg)
+            )
         return response
 
     def log_iter(
@@ -182,52 +173,38 @@ class LocalDocker(DockerScheduler):
         should_tail: bool = False,
         streams: Stream | None = None,
     ) -> Iterable[str]:
-        """The lines of one replica, whole; when followed, also those after the container was started again."""
+        """Return the lines of one replica; if followed, also those after restarts of its container."""
         container = self._get_container(app_id, role_name, k)
         wanted = {"stdout": streams != Stream.STDERR, "stderr": streams != Stream.STDOUT, "until": until}
-        lines = _lines(container, since or _SINCE_EVER, should_tail, wanted)
+        lines = _lines(container, since or _EPOCH, should_tail, wanted)
         return (line for line in lines if re.search(regex, line)) if regex else lines
 
     def _cancel_existing(self, app_id: str) -> None:
-        """Stop all nodes at once, each with the time that its processes need to save."""
+        """Stop all nodes at once, each with the grace that its processes need to save."""
         containers = self._get_containers(app_id)
         with ThreadPoolExecutor(max_workers=max(1, len(containers))) as pool:
             for _ in pool.map(lambda one: one.stop(timeout=int(one.labels.get(_STOP, _MARGIN))), containers):
                 pass
 
 
-class _Images:
-    """An engine's images, of which only those that are not there are pulled.
-
-    Args:
-        client: Of the engine.
-    """
+class _LocalImages:
+    """Images of an engine, of which only those that are absent are pulled."""
 
     def __init__(self, client: "DockerClient") -> None:
-        self._client = client
-
-    def pull(self, image: str) -> None:
-        """Have an image there."""
-        _ensure_image(self._client, image)
-
-    def list(self, **wanted: Any) -> Any:
-        """See docker.models.images."""
-        return self._client.images.list(**wanted)
+        self.list = client.images.list
+        self.pull = lambda image: _ensure_image(client, image)
 
 
 def create_scheduler(session_name: str, **_: Any) -> LocalDocker:
-    """What TorchX calls."""
+    """Create the scheduler, as TorchX's entry points do."""
     return LocalDocker(session_name)
 
 
 def assigned(free: Sequence[str], count: int) -> tuple[list[str], list[str]]:
-    """Take devices from those that are free.
-
-    Returns:
-        The devices of one container, and those that are left.
+    """Return the devices of one container, and the free ones that are left.
 
     Raises:
-        UserError: Fewer are free.
+        UserError: Too few are free.
     """
     if count > len(free):
         raise UserError(
@@ -237,34 +214,33 @@ def assigned(free: Sequence[str], count: int) -> tuple[list[str], list[str]]:
     return list(free[:count]), list(free[count:])
 
 
-def _remember(container: DockerContainer, options: dict[str, Any]) -> None:
-    """Have a container know, when it is started again, that it has ended because the user must change something.
+def _exit_again_after_user_error(container: docker_scheduler.DockerContainer, options: dict[str, Any]) -> None:
+    """Make a container that ended with status 2 end with 2 at once when it is restarted.
 
-    Docker's policies know a status of 0 and all else. What runs in there writes down how it ends
-    (`pipeline.process.error_file`), in a place that outlives the start: so the next one ends with 2 at
-    once, whoever has started it.
+    Docker's restart policies distinguish only 0 from all other statuses. The process in the container records how it
+    ends (`pipeline.process.error_file`) in a place that survives the restart.
     """
     entrypoint, *arguments = container.command
-    if (entrypoint, arguments[:1]) != ("sh", ["-c"]) or failures.FILE in options["environment"]:
+    if (entrypoint, arguments[:1]) != ("sh", ["-c"]) or error_file.FILE in options["environment"]:
         return
-    options["environment"][failures.FILE] = _ENDED
-    known = f"""grep -q '"errorCode": {USER_MUST_CHANGE}[,}}]' {_ENDED} 2>/dev/null"""
-    container.command = [entrypoint, "-c", f"{known} && exit {USER_MUST_CHANGE}; rm -f {_ENDED}; {arguments[1]}"]
+    options["environment"][error_file.FILE] = _ERROR_FILE
+    known = f"""grep -q '"errorCode": {USER_MUST_CHANGE}[,}}]' {_ERROR_FILE} 2>/dev/null"""
+    container.command = [entrypoint, "-c", f"{known} && exit {USER_MUST_CHANGE}; rm -f {_ERROR_FILE}; {arguments[1]}"]
 
 
-def _free_gpus(client: "DockerClient", wanted: Sequence[DockerContainer]) -> list[str]:
-    """The ids of the devices that no running container of this scheduler has; asks only where some are wanted."""
-    asking = [container for container in wanted if container.kwargs.get("device_requests")]
-    if not asking:
+def _free_gpus(client: "DockerClient", wanted: Sequence[docker_scheduler.DockerContainer]) -> list[str]:
+    """Return the ids of the GPUs that no running container of this scheduler has; none if none are wanted."""
+    wanting = [container for container in wanted if container.kwargs.get("device_requests")]
+    if not wanting:
         return []
-    every = DeviceRequest(count=-1, capabilities=[["compute", "utility"]])
-    look = client.containers.create(
-        asking[0].image, ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], device_requests=[every]
+    all_gpus = DeviceRequest(count=-1, capabilities=[["compute", "utility"]])
+    probe = client.containers.create(
+        wanting[0].image, ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], device_requests=[all_gpus]
     )
     try:
-        look.start()
-        status = look.wait()["StatusCode"]
-        listed = look.logs(stderr=status != DONE).decode()
+        probe.start()
+        status = probe.wait()["StatusCode"]
+        listed = probe.logs(stderr=status != DONE).decode()
         if status != DONE:
             raise DockerException(f"nvidia-smi ended with status {status}: {listed.strip()}")
     except DockerException as error:
@@ -273,7 +249,7 @@ def _free_gpus(client: "DockerClient", wanted: Sequence[DockerContainer]) -> lis
             "NVIDIA container toolkit on its host"
         ) from error
     finally:
-        look.remove(force=True, v=True)
+        probe.remove(force=True, v=True)
     taken = {
         device
         for container in client.containers.list(filters={"label": _GPUS})
@@ -282,8 +258,8 @@ def _free_gpus(client: "DockerClient", wanted: Sequence[DockerContainer]) -> lis
     return [device for device in listed.split() if device not in taken]
 
 
-def _create(client: "DockerClient", container: DockerContainer, free: list[str]) -> "Container":
-    """Create one container; its GPUs are taken out of the free ones, its secrets out of this process's environment."""
+def _create(client: "DockerClient", container: docker_scheduler.DockerContainer, free: list[str]) -> "Container":
+    """Create one container; remove its GPUs from the free ones, and read its secrets from the environment."""
     options: dict[str, Any] = dict(container.kwargs)
     for request in options.get("device_requests") or ():
         devices, free[:] = assigned(free, request.count)
@@ -291,8 +267,8 @@ def _create(client: "DockerClient", container: DockerContainer, free: list[str])
         options["labels"] = {**options["labels"], _GPUS: ",".join(devices)}
     secrets = {name: os.environ[name] for name in options.pop("secrets", ())}
     options["environment"] = {**options["environment"], **secrets}
-    own = {name: options.pop(name) for name in _OUR_OWN}
-    # The low-level call is the only one that takes the time to stop.
+    own = {name: options.pop(name) for name in _CONTAINER_CONFIG}
+    # Only the low-level call accepts `stop_timeout`.
     host = client.api.create_host_config(network_mode=options.pop("network"), **options)
     created = client.api.create_container(container.image, container.command, host_config=host, **own)
     made: Container = client.containers.get(created["Id"])
@@ -313,25 +289,21 @@ def _ensure_image(client: "DockerClient", image: str) -> None:
 
 
 def _lines(container: "Container", since: datetime, follow: bool, wanted: Mapping[str, Any]) -> Iterator[str]:
-    """Whole lines of a log with their ends, each once, until the container has ended for good."""
+    """Yield whole lines of a log with their line ends, each once, until the container has ended for good."""
     last = b""
     while True:
-        rest = b""
-        for piece in container.logs(stream=True, follow=follow, timestamps=True, since=since, **wanted):
-            *whole, rest = (rest + piece).split(b"\n")
-            for line in whole:
-                stamp, _, text = line.partition(b" ")
-                # Docker asks by the second, and gives all of that second again.
-                if stamp > last:
-                    last = stamp
-                    yield text.decode(errors="replace").rstrip("\r") + "\n"
-        if rest:
-            yield rest.partition(b" ")[2].decode(errors="replace") + "\n"
+        pieces = container.logs(stream=True, follow=follow, timestamps=True, since=since, **wanted)
+        for line in whole_lines(pieces):
+            stamp, _, text = line.partition(b" ")
+            # `since` has a resolution of a second, so lines of that second come again.
+            if stamp > last:
+                last = stamp
+                yield text.decode(errors="replace").rstrip("\r") + "\n"
         container.reload()
         if not follow or is_terminal(_state(container)):
             return
-        # It is about to be started again, later each time.
-        time.sleep(_AGAIN_SECONDS)
+        # Docker restarts it after a delay.
+        time.sleep(_POLL_SECONDS)
         since = datetime.fromisoformat(last[:19].decode() + "+00:00") if last else since
 
 
@@ -351,7 +323,7 @@ def _finished(container: "Container") -> str:
 
 
 def _why(container: "Container") -> str:
-    """How a container has ended, in words."""
+    """Return a sentence on how a container has ended."""
     name, replica = _place(container)
     state, limit = container.attrs["State"], container.attrs["HostConfig"]["Memory"]
     if state["OOMKilled"]:

@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,14 +17,14 @@ _METADATA = "pipeline"
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a role needs of its launcher that TorchX has no field for; it travels in the role's metadata.
+class LaunchRequirements:
+    """What a role requires of its launcher that TorchX has no field for; it travels in the role's metadata.
 
     Attributes:
-        secrets: Names of variables whose values the launcher gives to the processes, and never shows.
+        secrets: Names of variables whose values the launcher passes to the processes and never prints.
         shm: MB of /dev/shm; 0 leaves it to the launcher.
-        grace: Seconds that the processes have after SIGTERM.
-        after: The role that must be complete before this one starts, where the launcher can.
+        grace: Seconds between SIGTERM and SIGKILL.
+        after: The role that must complete before this one starts, where the launcher supports it.
         api: Whether its processes talk to the launcher's own API.
     """
 
@@ -35,114 +35,101 @@ class Needs:
     api: bool = False
 
     @classmethod
-    def of(cls, role: specs.Role) -> "Needs":
-        """What a role needs; the defaults for one of another component."""
+    def of(cls, role: specs.Role) -> "LaunchRequirements":
+        """Return what a role requires; the defaults for a role of another component."""
         found: dict[str, Any] = role.metadata.get(_METADATA, {})
         return cls(**{**found, "secrets": tuple(found.get("secrets", ()))})
 
     def metadata(self) -> dict[str, Any]:
-        """The metadata of a role that has these needs."""
+        """Return the metadata of a role with these requirements."""
         return {_METADATA: {**asdict(self), "secrets": list(self.secrets)}}
 
 
-def role(
-    name: str,
-    command: str,
-    *,
-    image: str,
-    cpu: int,
-    memory: int,
-    gpu: int,
-    threads: int,
-    env: dict[str, str] | None,
-    mounts: Sequence[str] | None,
-    needs: Needs,
-    retries: int,
-    nodes: int = 1,
-    min_nodes: int | None = None,
-    port_map: dict[str, int] | None = None,
-) -> specs.Role:
-    """A role whose nodes each `exec` one command, so that signals reach the program and not a shell.
+@dataclass(frozen=True)
+class NodeSpec:
+    """What every component asks for, per node.
 
-    Args:
-        name: Letters and digits only: a hyphen would break TorchX's macro for the address of rank 0.
-        command: A POSIX shell command line.
+    Attributes:
         image: The container image.
-        cpu: Cores per node.
-        memory: MB per node.
-        gpu: Devices per node.
-        threads: Of each process for CPU work, unless `env` says otherwise.
+        cpu: Cores.
+        memory: MB.
+        gpu: Devices.
         env: Environment of the processes.
-        mounts: In TorchX's form, `type=bind`, `src=...`, `dst=...` as separate items.
-        needs: What TorchX has no field for.
-        retries: How often the launcher starts a node again that has ended with neither 0 nor 2.
-        nodes: How many of them.
-        min_nodes: How many suffice to start.
-        port_map: Named ports.
+        mounts: In TorchX's form: `type=bind`, `src=...`, `dst=...` as separate items.
+        secrets: Names of variables that the launcher takes from its own environment.
+        shm: MB of /dev/shm; 0 leaves it to the launcher.
+        retries: How often the launcher restarts a node that ended with neither 0 nor 2.
     """
-    assert _NAME.fullmatch(name), name
-    return specs.Role(
-        name=name,
-        image=image,
-        min_replicas=min_nodes,
-        num_replicas=nodes,
-        entrypoint="sh",
-        args=["-c", f"exec {command}"],
-        # Each process would otherwise start a thread for every core of its node.
-        env={"OMP_NUM_THREADS": str(threads), **(env or {})},
-        resource=specs.Resource(cpu=cpu, memMB=memory, gpu=gpu),
-        port_map=port_map or {},
-        mounts=specs.parse_mounts(list(mounts)) if mounts else [],
-        max_retries=retries,
-        metadata=needs.metadata(),
-    )
+
+    image: str
+    cpu: int
+    memory: int
+    gpu: int
+    env: dict[str, str] | None
+    mounts: Sequence[str] | None
+    secrets: Sequence[str] | None
+    shm: int
+    retries: int
+
+    def problems(self, run_dir: str) -> list[str]:
+        """Return what cannot work, one sentence per mistake."""
+        found = []
+        if not run_dir.strip():
+            found.append("run_dir is empty: give a local path or an fsspec URL such as s3://bucket/run")
+        elif run_dir.startswith("memory:"):
+            found.append(
+                f"run_dir={run_dir!r} lives within one process and is gone with it: use a folder or a URL such as "
+                "s3://bucket/run"
+            )
+        for name, least in {"cpu": 1, "memory": 1, "gpu": 0, "shm": 0, "retries": 0}.items():
+            if getattr(self, name) < least:
+                found.append(f"{name}={getattr(self, name)}: must be >= {least}")
+        for variable in self.secrets or ():
+            if not _VARIABLE.fullmatch(variable):
+                found.append(
+                    f"secrets={variable.partition('=')[0]!r}: expected names of variables, such as "
+                    "AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY; their values are taken from the environment"
+                )
+            elif variable in (self.env or {}):
+                found.append(f"secrets={variable} is also in env, whose values are printed: remove it from one of them")
+        mounts = list(self.mounts or ())
+        try:
+            specs.parse_mounts(mounts)
+        except (KeyError, ValueError, AttributeError) as error:
+            found.append(f"mounts={mounts!r}: {error}; write type=bind,src=/on/the/host,dst=/in/the/container")
+        return found
+
+    def role(self, name: str, command: str, threads: int, *, grace: int = 10, api: bool = False) -> specs.Role:
+        """Return a role whose node runs one command by `exec`, so that signals reach the program and not a shell.
+
+        Args:
+            name: Letters and digits only: a hyphen breaks TorchX's macro for the address of rank 0.
+            command: A POSIX shell command line.
+            threads: CPU threads per process, unless `env` sets OMP_NUM_THREADS.
+            grace: Seconds between SIGTERM and SIGKILL.
+            api: Whether the command talks to the launcher's own API.
+        """
+        assert _NAME.fullmatch(name), name
+        return specs.Role(
+            name=name,
+            image=self.image,
+            entrypoint="sh",
+            args=["-c", f"exec {command}"],
+            # By default each process starts a thread for every core of its node.
+            env={"OMP_NUM_THREADS": str(threads), **(self.env or {})},
+            resource=specs.Resource(cpu=self.cpu, memMB=self.memory, gpu=self.gpu),
+            mounts=specs.parse_mounts(list(self.mounts or ())),
+            max_retries=self.retries,
+            metadata=LaunchRequirements(tuple(self.secrets or ()), self.shm, grace, api=api).metadata(),
+        )
 
 
-def missing(names: Iterable[str]) -> list[str]:
-    """What to say of the secrets that the submitter's environment does not have."""
+def missing_secrets(names: Iterable[str]) -> list[str]:
+    """Return a sentence for each secret that is not set in the submitter's environment."""
     absent = (name for name in sorted(set(names)) if name not in os.environ)
     return [f"secrets={name}: this variable is not set here; export it, or leave it out" for name in absent]
 
 
-def problems_of(
-    run_dir: str,
-    cpu: int,
-    memory: int,
-    gpu: int,
-    mounts: Sequence[str] | None,
-    env: Mapping[str, str] | None,
-    secrets: Sequence[str] | None,
-    shm: int,
-    retries: int,
-) -> list[str]:
-    """What cannot work in the parameters that every component has."""
-    found = []
-    if not run_dir.strip():
-        found.append("run_dir is empty: give a local path or an fsspec URL such as s3://bucket/run")
-    elif run_dir.startswith("memory:"):
-        found.append(
-            f"run_dir={run_dir!r} lives within one process and is gone with it: use a folder or a URL such as "
-            "s3://bucket/run"
-        )
-    least_of = {"cpu": (cpu, 1), "memory": (memory, 1), "gpu": (gpu, 0), "shm": (shm, 0), "retries": (retries, 0)}
-    for name, (value, least) in least_of.items():
-        if value < least:
-            found.append(f"{name}={value}: allowed are {least} and more")
-    for variable in secrets or ():
-        if not _VARIABLE.fullmatch(variable):
-            found.append(
-                f"secrets={variable.partition('=')[0]!r}: expected names of variables, such as "
-                "AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY; their values are taken from the environment"
-            )
-        elif variable in (env or {}):
-            found.append(f"secrets={variable} is in env, too, whose values are shown: leave it out of one of them")
-    try:
-        specs.parse_mounts(list(mounts or ()))
-    except (KeyError, ValueError, AttributeError) as error:
-        found.append(f"mounts={list(mounts or ())!r}: {error}; write type=bind,src=/on/the/host,dst=/in/the/container")
-    return found
-
-
 def quoted(arguments: Sequence[str]) -> str:
-    """Arguments as part of a shell command line that TorchX's macro substitution leaves alone."""
-    return " ".join(shlex.quote(argument) for argument in arguments).replace("$", "$$")
+    """Quote arguments for a shell command line so that TorchX's macro substitution leaves them alone."""
+    return shlex.join(arguments).replace("$", "$$")

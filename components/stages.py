@@ -1,4 +1,4 @@
-"""One stage of a pipeline: submitted, or found again; its log, its end, and the exit status that it means."""
+"""One stage of a pipeline: submitted or found again, its log, and the exit status it ends with."""
 
 import json
 import sys
@@ -16,26 +16,26 @@ from pipeline.process.error_file import parse
 from pipeline.run.run_dir import RunDir, storage_error
 
 SESSION = "torchx"
-"""TorchX's own name of a session, so that its other commands take the same handles."""
+"""TorchX's default name of a session, so that its other commands take the same handles."""
 
 _DRIVER = "pipeline/driver"
 """The label by which the scheduler finds the stages of a driver that is cancelled."""
 _LOCAL_POLL, _POLL = 0.5, 1.0
-"""Seconds between two looks at a stage: on this machine, and at a cluster that others ask, too."""
-_CLOCKS = timedelta(minutes=1)
+"""Seconds between two polls of a stage: on this machine, and on a shared cluster."""
+_CLOCK_SKEW = timedelta(minutes=1)
 
 
 @dataclass
-class Where:
+class LaunchTarget:
     """Where stages run, and how.
 
     Attributes:
         runner: TorchX's.
         scheduler: The name of the scheduler.
         cfg: Its run options.
-        workspace: A folder that images are patched with; empty: none.
-        name: Of the pipeline, where its stages are called after it and found again by that; empty: each is a new one.
-        cancels: Whether a stage is cancelled when whoever waits for it is interrupted.
+        workspace: A folder that images are patched with; empty for none.
+        name: The name of the pipeline, by which its stages are found again; empty to submit new ones.
+        cancels: Whether an interrupt of this process cancels the stage that it waits for.
     """
 
     runner: Runner
@@ -46,82 +46,82 @@ class Where:
     cancels: bool = True
 
 
-def run(app: AppDef, where: Where, run_dir: str) -> tuple[int, str]:
+def run_stage(app: AppDef, target: LaunchTarget, run_dir: str) -> tuple[int, str]:
     """Run one stage to its end, showing its log.
 
     Args:
         app: The stage.
-        where: Where it runs.
-        run_dir: Its run directory, which knows the status of a training where the scheduler does not.
+        target: Where it runs.
+        run_dir: Its run directory, which holds the status of a training where the scheduler has none.
 
     Returns:
-        The exit status, and how it ended, in words.
+        The exit status, and a sentence on how it ended.
 
     Raises:
-        UserError: The scheduler refuses it.
-        KeyboardInterrupt: This process is interrupted; the stage is cancelled, if it is to be.
+        UserError: The scheduler rejects it.
+        KeyboardInterrupt: This process is interrupted; the stage is cancelled if `target.cancels`.
     """
     launched = datetime.now(UTC)
     try:
-        ended = _wait(_submitted(app, where), app, where)
+        ended = _wait(_submitted(app, target), app, target)
     except (UserError, AssertionError):
         raise
     except Exception as error:
-        if where.scheduler.startswith("local"):
+        if target.scheduler.startswith("local"):
             raise
-        # It lives without this process, whatever keeps that from looking at it; a named one is found again.
-        words = f"it may go on, but cannot be looked at: {storage_error(error)}"
-        return (PREEMPTED, f"{words}; the same command finds it again") if where.name else (CRASH, words)
+        # It runs without this process, which may be unable to reach it; a named one is found again.
+        how = f"it may still be running, but its status cannot be read: {storage_error(error)}"
+        return (PREEMPTED, f"{how}; the same command finds it again") if target.name else (CRASH, how)
     if ended.state == AppState.SUCCEEDED:
         return DONE, "done"
-    status = _said_by(ended) or _written_by(app.name, run_dir, launched) or CRASH
+    status = _status_from_scheduler(ended) or _status_from_attempt(app.name, run_dir, launched) or CRASH
     if status == PREEMPTED:
-        return status, "preempted; the same command goes on from its newest checkpoint"
+        return status, "preempted; rerun the same command to resume from its newest checkpoint"
     why = "" if ended.msg in ("", NONE) else f" ({ended.msg})"
     return status, f"{ended.state.name.lower()} with status {status}{why}; its log is above"
 
 
-def submit(app: AppDef, where: Where) -> AppHandle:
-    """Submit an app, as a stage of its pipeline where that has a name."""
-    handle = where.runner.run(app, where.scheduler, cfg_of(app, where), workspace=where.workspace or None)
-    if where.scheduler != "local_cwd":
-        say(f"{app.name}: {handle}, image {app.roles[0].image}", sys.stderr)
+def submit(app: AppDef, target: LaunchTarget) -> AppHandle:
+    """Submit an app, as a stage of its pipeline if that has a name."""
+    handle = target.runner.run(app, target.scheduler, cfg_of(app, target), workspace=target.workspace or None)
+    if target.scheduler != "local_cwd":
+        echo(f"{app.name}: {handle}, image {app.roles[0].image}", sys.stderr)
     return handle
 
 
-def cfg_of(app: AppDef, where: Where) -> dict[str, Any]:
-    """The run options of a stage: one of a named pipeline is called after it, and marked as its own."""
-    if not where.name:
-        return where.cfg
-    labels = {**(where.cfg.get("labels") or {}), _DRIVER: where.name}
-    return {**where.cfg, "app_id": app_id(app, where), "labels": labels}
+def cfg_of(app: AppDef, target: LaunchTarget) -> dict[str, Any]:
+    """Return the run options of a stage: that of a named pipeline gets its name and its label."""
+    if not target.name:
+        return target.cfg
+    labels = {**(target.cfg.get("labels") or {}), _DRIVER: target.name}
+    return {**target.cfg, "app_id": app_id(app, target), "labels": labels}
 
 
-def app_id(app: AppDef, where: Where) -> str:
-    """What a stage of a named pipeline is called."""
-    return f"{where.name}-{app.name}"
+def app_id(app: AppDef, target: LaunchTarget) -> str:
+    """Return the name of a stage of a named pipeline."""
+    return f"{target.name}-{app.name}"
 
 
-def _submitted(app: AppDef, where: Where) -> AppHandle:
-    """A stage that runs, or has run: one that somebody has submitted before is not submitted again."""
-    if not where.name:
-        return submit(app, where)
-    namespace = where.cfg.get("namespace")
-    called = f"{namespace}:{app_id(app, where)}" if namespace else app_id(app, where)
-    known = make_app_handle(where.scheduler, SESSION, called)
-    if where.runner.status(known) is not None:
+def _submitted(app: AppDef, target: LaunchTarget) -> AppHandle:
+    """Return the handle of a stage, which is submitted unless an earlier driver of this name has done so."""
+    if not target.name:
+        return submit(app, target)
+    namespace = target.cfg.get("namespace")
+    called = f"{namespace}:{app_id(app, target)}" if namespace else app_id(app, target)
+    known = make_app_handle(target.scheduler, SESSION, called)
+    if target.runner.status(known) is not None:
         return known
     try:
-        return submit(app, where)
+        return submit(app, target)
     except UserError:
-        # Somebody may have been faster.
-        if where.runner.status(known) is None:
+        # Another driver may have been faster.
+        if target.runner.status(known) is None:
             raise
         return known
 
 
-def _wait(handle: AppHandle, app: AppDef, where: Where) -> AppStatus:
-    runner = where.runner
+def _wait(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus:
+    runner = target.runner
     try:
         tails = [
             threading.Thread(target=_tail, args=(runner, handle, role.name, replica), daemon=True)
@@ -130,29 +130,29 @@ def _wait(handle: AppHandle, app: AppDef, where: Where) -> AppStatus:
         ]
         for tail in tails:
             tail.start()
-        said = ""
+        shown = ""
         while True:
             described = runner.status(handle)
             if described is None:
-                raise RuntimeError(f"{where.scheduler} does not know {handle} any more")
+                raise RuntimeError(f"{target.scheduler} no longer knows {handle}")
             if is_terminal(described.state):
                 break
-            if described.msg not in ("", NONE, said):
-                # Why it waits, or is not yet what it is to be.
-                said = described.msg
-                say(f"{app.name}: {said}", sys.stderr)
-            time.sleep(_LOCAL_POLL if where.scheduler.startswith("local") else _POLL)
+            if described.msg not in ("", NONE, shown):
+                # Why it is pending or restarting.
+                shown = described.msg
+                echo(f"{app.name}: {shown}", sys.stderr)
+            time.sleep(_LOCAL_POLL if target.scheduler.startswith("local") else _POLL)
         for tail in tails:
             tail.join(timeout=10)
     except BaseException as error:
-        if where.scheduler.startswith("local") or (where.cancels and isinstance(error, KeyboardInterrupt)):
+        if target.scheduler.startswith("local") or (target.cancels and isinstance(error, KeyboardInterrupt)):
             runner.cancel(handle)
         raise
     return described
 
 
-def _said_by(ended: AppStatus) -> int | None:
-    """The status that the agent of a stage, or its only process, has left where the scheduler reads it."""
+def _status_from_scheduler(ended: AppStatus) -> int | None:
+    """Return the exit status in the error file that the scheduler has read."""
     try:
         report = parse(json.loads(ended.structured_error_msg))
     except ValueError:
@@ -160,31 +160,30 @@ def _said_by(ended: AppStatus) -> int | None:
     return report.status if report else None
 
 
-def _written_by(stage: str, run_dir: str, launched: datetime) -> int | None:
-    """The status of the attempt that a training has written into its run directory since it was launched."""
+def _status_from_attempt(stage: str, run_dir: str, launched: datetime) -> int | None:
+    """Return the status of the attempt that a training has recorded in its run directory since it was launched."""
     if stage != "train":
         return None
     try:
         run = RunDir(run_dir)
         attempt = run.read_json(RunDir.attempt(max(run.attempts(), default=0))) or {}
-        # The clocks of two machines differ a little.
-        fresh = datetime.fromisoformat(attempt["started"]) >= launched - _CLOCKS
-    except Exception:  # noqa: BLE001 - what cannot be read says nothing, and the stage has failed anyway
+        fresh = datetime.fromisoformat(attempt["started"]) >= launched - _CLOCK_SKEW
+    except Exception:  # noqa: BLE001 - the stage has failed, whatever can be read
         return None
     status = attempt.get("status")
     return status if fresh and isinstance(status, int) else None
 
 
 def _tail(runner: Runner, handle: AppHandle, role: str, replica: int) -> None:
-    """Print the log of one replica as it grows; the first one stands for the run, others say who they are."""
+    """Print the log of one replica as it grows, with its name as a prefix except for replica 0."""
     prefix = "" if replica == 0 else f"[{role} {replica}] "
     try:
         for line in runner.log_lines(handle, role, replica, should_tail=True):
-            say(prefix + line.rstrip("\n"))
-    except Exception as error:  # noqa: BLE001 - a lost log is no failure of the run
-        say(f"{prefix}(its log cannot be read: {storage_error(error)})", sys.stderr)
+            echo(prefix + line.rstrip("\n"))
+    except Exception as error:  # noqa: BLE001 - a lost log does not fail the run
+        echo(f"{prefix}(log unavailable: {storage_error(error)})", sys.stderr)
 
 
-def say(text: str, stream: Any = None) -> None:
-    """Print a line at once."""
+def echo(text: str, stream: Any = None) -> None:
+    """Print a line and flush it."""
     print(text, file=stream or sys.stdout, flush=True)

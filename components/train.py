@@ -8,12 +8,14 @@ import random
 import re
 import shlex
 import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's component linter reads
 
 from torchx import specs
 from torchx.specs import macros
 
-from components.role import IMAGE, Needs, problems_of, quoted, role
+from components.role import IMAGE, NodeSpec, quoted
 from pipeline.errors import UserError
 
 _PORTS = range(20_000, 30_000)
@@ -40,7 +42,7 @@ def train(
     rdzv_port: int = 0,
     preflight: bool = False,
 ) -> specs.AppDef:
-    """Train by DDP over nodes; run it again with the same run_dir to go on.
+    """Train with DDP on one or more nodes; run it again with the same run_dir to resume.
 
     Args:
         app_args: the app's own flags, after --, such as --trainer.max_epochs=3
@@ -54,86 +56,92 @@ def train(
         image: container image
         env: environment of the processes, as A=1,B=2
         mounts: mounts, as type=bind,src=/on/the/host,dst=/in/the/container
-        secrets: variables whose values the launcher takes from the environment, and never shows, as A,B
-        shm: MB of /dev/shm; 0 means what the launcher gives
-        retries: how often a container is started again that has ended with neither 0 nor 2, where the launcher can
-        max_restarts: how often the processes are restarted in place after a crash; never after a user's mistake
-        grace: seconds that the processes have after SIGTERM, for a step, a save and its upload
+        secrets: variables whose values the launcher takes from its environment and never prints, as A,B
+        shm: MB of /dev/shm; 0 means the launcher's default
+        retries: how often the launcher restarts a container that ended with neither 0 nor 2, where it can
+        max_restarts: how often the processes are restarted in place after a crash; never after a user error
+        grace: seconds between SIGTERM and SIGKILL, for a step, a save and its upload
         join_timeout: seconds that the nodes wait for each other, at the start and for a node that is replaced
-        rdzv_port: port on node 0 where the nodes meet; 0 means one that is free on this machine
-        preflight: true: look at all nodes, their storage and their network before training; it takes some seconds
-
-    Returns:
-        The AppDef, with the one role `train`.
-
-    Raises:
-        UserError: Arguments that cannot work; all of them at once.
+        rdzv_port: rendezvous port on node 0; 0 means one that is free on this machine
+        preflight: true: check all nodes, their storage and their network before training; takes some seconds
     """
-    problems = problems_of(run_dir, cpu, memory, gpu, mounts, env, secrets, shm, retries)
-    match = re.fullmatch(r"(?:([1-9]\d*):)?([1-9]\d*)", nodes)
-    most = int(match[2]) if match else 1
-    least = int(match[1]) if match and match[1] else most
-    if not match or least > most:
-        problems.append(f"nodes={nodes!r}: allowed are a number such as 2, or MIN:MAX such as 1:4")
-    if processes < 0:
-        problems.append(f"processes={processes}: allowed are 0 (one per GPU) and more per node")
-    if 0 < gpu < processes:
-        problems.append(f"processes={processes} on gpu={gpu}: each process needs a device of its own")
-    if max_restarts < 0:
-        problems.append(f"max_restarts={max_restarts}: allowed are 0 and more")
-    for name, seconds in (("grace", grace), ("join_timeout", join_timeout)):
-        if seconds < 1:
-            problems.append(f"{name}={seconds}: allowed are 1 second and more")
+    node = NodeSpec(image, cpu, memory, gpu, env, mounts, secrets, shm, retries)
+    agent = AgentOptions(nodes, processes, max_restarts, grace, join_timeout, rdzv_port, preflight)
+    return _app(node, agent, run_dir, config, app_args)
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """How the agents of a training run; the attributes are parameters of `train`."""
+
+    nodes: str
+    processes: int
+    max_restarts: int
+    grace: int
+    join_timeout: int
+    rdzv_port: int
+    preflight: bool
+
+    def problems(self, gpu: int) -> Iterator[str]:
+        """Yield what cannot work, one sentence per mistake."""
+        try:
+            self.range()
+        except ValueError:
+            yield f"nodes={self.nodes!r}: must be a number such as 2, or MIN:MAX such as 1:4"
+        if 0 < gpu < self.processes:
+            yield f"processes={self.processes} on gpu={gpu}: each process needs a device of its own"
+        for name, least in {"processes": 0, "max_restarts": 0, "grace": 1, "join_timeout": 1}.items():
+            if getattr(self, name) < least:
+                yield f"{name}={getattr(self, name)}: must be >= {least}"
+        if not 0 <= self.rdzv_port < 65_536:
+            yield f"rdzv_port={self.rdzv_port}: must be 0 (a free one) to 65535"
+
+    def range(self) -> tuple[int, int]:
+        """Return the least and the most nodes.
+
+        Raises:
+            ValueError: `nodes` is neither N nor MIN:MAX.
+        """
+        match = re.fullmatch(r"(?:([1-9]\d*):)?([1-9]\d*)", self.nodes)
+        most = int(match[2]) if match else 0
+        least = int(match[1]) if match and match[1] else most
+        if not 0 < least <= most:
+            raise ValueError(self.nodes)
+        return least, most
+
+
+def _app(node: NodeSpec, agent: AgentOptions, run_dir: str, config: str, app_args: Sequence[str]) -> specs.AppDef:
+    problems = [*node.problems(run_dir), *agent.problems(node.gpu)]
     if not config.endswith((".yaml", ".yml", ".json")):
         problems.append(f"config={config!r}: expected a YAML file, such as pipeline/configs/digits.yaml")
-    if not 0 <= rdzv_port < 65_536:
-        problems.append(f"rdzv_port={rdzv_port}: allowed are 0 (a free one) to 65535")
     if problems:
         raise UserError(*problems)
-
-    per_node = processes or max(gpu, 1)
-    port = rdzv_port or _free_port()
+    least, most = agent.range()
+    per_node = agent.processes or max(node.gpu, 1)
+    port = agent.rdzv_port or _free_port()
     # The scheduler puts the address of node 0 into a variable of its own; on one machine there may be none.
     endpoint = f'"$${{{macros.rank0_env}:-localhost}}:{port}"'
-    looked_at = ["--run_dir", run_dir, "--gpus", str(gpu), "--shm", str(shm)]
+    checked = shlex.join(["--run_dir", run_dir, "--gpus", str(node.gpu), "--shm", str(node.shm)])
     command = (
         f"python -m pipeline.agent --rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id {macros.app_id} "
         f"--nnodes {f'{least}:{most}' if least != most else most} --nproc-per-node {per_node} "
-        f"--rdzv-conf join_timeout={join_timeout} --max-restarts {max_restarts} --shutdown-timeout {grace} "
-        + (f"--preflight {quoted([shlex.join(looked_at)])} " if preflight else "")
-        + f"--role train -m pipeline fit --config {quoted([config])} --run_dir {quoted([run_dir, *app_args])}"
-    )
-    return specs.AppDef(
-        name="train",
-        roles=[
-            role(
-                "train",
-                command,
-                image=image,
-                cpu=cpu,
-                memory=memory,
-                gpu=gpu,
-                threads=max(1, cpu // per_node),
-                # The agents' own good-byes: a node that ends first makes the others warn of a lost connection.
-                env={"LOGLEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", **(env or {})},
-                mounts=mounts,
-                needs=Needs(tuple(secrets or ()), shm, grace),
-                retries=retries,
-                nodes=most,
-                min_nodes=least if least != most else None,
-                port_map={"c10d": port},
-            )
-        ],
-    )
+        f"--rdzv-conf join_timeout={agent.join_timeout} --max-restarts {agent.max_restarts} "
+        f"--shutdown-timeout {agent.grace} " + (f"--preflight {quoted([checked])} " if agent.preflight else "")
+    ) + f"--role train -m pipeline fit --config {quoted([config])} --run_dir {quoted([run_dir, *app_args])}"
+    # A node that ends first makes the agents of the others warn of a lost connection.
+    quiet = {"LOGLEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", **(node.env or {})}
+    role = replace(node, env=quiet).role("train", command, max(1, node.cpu // per_node), grace=agent.grace)
+    role.num_replicas, role.min_replicas = most, least if least != most else None
+    role.port_map = {"c10d": port}
+    return specs.AppDef(name="train", roles=[role])
 
 
 def _free_port() -> int:
-    """A port that nobody listens on here, below the range from which systems give ports to clients.
+    """Return a port on which nothing listens here, below the range from which systems assign client ports.
 
     Drawn at random, so that two runs that start on one machine at once do not both find the same one free.
     """
-    ports = random.SystemRandom().sample(_PORTS, 100)
-    for port in ports:
+    for port in random.SystemRandom().sample(_PORTS, 100):
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install Debian's packages within a build, and leave nothing of it but them. $1 is the secret that may hold a certificate.
+# Install Debian packages within a build, and leave no caches. $1 is the secret that may hold a certificate.
 set -eu
 ca=$1
 shift

@@ -1,14 +1,14 @@
 #!/bin/sh
 # Build the image, as `make image` does. From the environment: IMAGE, BASE_IMAGE, TORCH (cuda or cpu), TORCH_INDEX,
-# DOCKER, BUILD_ARGS (more options of `docker build`), PYTHON (whose pip may have a wheel that the build's has not).
+# DOCKER, BUILD_ARGS (more options of `docker build`), PYTHON (whose pip may have a wheel that the build's lacks).
 #
-# What this machine's own pip needs, the build gets as secrets: PIP_CERT, PIP_CONFIG_FILE, PIP_INDEX_URL. Proxies are
-# handed on as Docker's predefined arguments, which no image keeps.
+# The settings of this machine's pip are passed to the build as secrets: PIP_CERT, PIP_CONFIG_FILE, PIP_INDEX_URL.
+# Proxies are passed as Docker's predefined arguments, which no image keeps.
 set -eu
 cd "$(dirname "$0")/.."
 image=${IMAGE:-torchx-lightning-pipeline:latest} torch=${TORCH:-cuda} docker=${DOCKER:-docker}
 case $torch in cuda | cpu) ;; *)
-  echo "error: TORCH=$torch: allowed are cuda and cpu" >&2
+  echo "error: TORCH=$torch: must be cuda or cpu" >&2
   exit 2
   ;;
 esac
@@ -29,7 +29,7 @@ elif [ -n "${PIP_INDEX_URL:-}" ]; then
   set -- "$@" --secret "id=pip,src=$secrets/pip.conf"
 fi
 if [ "$torch" = cpu ] && [ -n "${PYTHON:-}" ]; then
-  # A wheel that only this machine has, such as one on its disk, goes with the context; else the build asks its indexes.
+  # A wheel that only this machine has is part of the build context; otherwise the build asks its indexes.
   "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --dest docker/wheels/cpu \
     "$(sed -n 's/^torch==.*/&+cpu/p' constraints.txt)" 2>/dev/null || true
 fi

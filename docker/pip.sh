@@ -1,5 +1,5 @@
 #!/bin/sh
-# pip within a build: into the environment $1, with the index, the certificate and the wheels that the build was given.
+# pip within a build: install into the environment $1, with the index, the certificate and the wheels of the build.
 # A private index and its certificate are secrets (ids pip and ca): mounted for one line, and in no layer.
 set -eu
 environment=$1

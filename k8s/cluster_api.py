@@ -1,7 +1,8 @@
-"""The cluster's API, spoken by the official client: plain objects in and out, and each refusal in a sentence.
+"""The cluster's API through the official client: plain objects in and out, and each rejection as a sentence.
 
-What passes is waited for: a connection that is lost, a server that is busy (429, as long as it says) or ill (5xx). In
-the end `ClusterAway` says so. A watch whose past is forgotten (410) starts anew from a list.
+Transient errors are retried: a lost connection, a server that is busy (429, after the delay that it asks for) or
+failing (5xx); after the timeout `ClusterAway` is raised. A watch whose resource version has expired (410) starts from a
+new list.
 
     https://kubernetes.io/docs/reference/using-api/api-concepts/
 """
@@ -23,8 +24,9 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from k8s.pods import Object
-from k8s.refusals import Asked, Refused, refusal
+from components.log_lines import whole_lines
+from k8s.api_errors import ApiError, ApiRequest, api_error
+from k8s.fields import Object, annotation, name_of
 from pipeline.errors import UserError
 
 KINDS = {
@@ -38,33 +40,33 @@ KINDS = {
     # Kueue before 0.14.
     "EarlierWorkload": ("apis/kueue.x-k8s.io/v1beta1", "workloads"),
 }
-"""Where objects of a kind are found, and what they are called there."""
+"""The path of the API group and the plural of each kind."""
 
-INSTALLED = ("JobSet", "Workload", "EarlierWorkload")
+OPTIONAL_KINDS = ("JobSet", "Workload", "EarlierWorkload")
 """Kinds that a cluster may not have."""
 
 REQUEST = "pipeline/request"
-"""The annotation by which an object is known again that was created by a request whose answer was lost."""
+"""The annotation that identifies an object created by a request whose response was lost."""
 
-_PASSING = (429, 500, 502, 503, 504)
-_CONNECT, _ANSWER = 10.0, 30.0
-"""Seconds that the server has to take a connection, and to answer."""
-_LONGEST = 10.0
-"""Seconds between two tries, where the server does not say how many."""
+_TRANSIENT = (429, 500, 502, 503, 504)
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 30.0
+"""Seconds."""
+_MAX_BACKOFF = 10.0
+"""Seconds between two tries, unless the server asks for a delay."""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _log = logging.getLogger(__name__)
 
 
 class ClusterAway(Exception):
-    """The cluster does not answer, and has not for some time: nothing that the user must change, as far as is known."""
+    """The cluster has not answered within the timeout; as far as is known the user need not change anything."""
 
 
 class Patience(NamedTuple):
-    """How long is waited.
+    """How long a request is retried.
 
     Attributes:
-        total: Seconds that a request is tried again.
-        first: Seconds until the first of these tries; twice as many each time.
+        total: Seconds until it is given up.
+        first: Seconds until the first retry; doubles with each one.
     """
 
     total: float
@@ -74,13 +76,17 @@ class Patience(NamedTuple):
 PATIENCE = Patience(total=60.0, first=0.5)
 
 
+class _TransientError(Exception):
+    """A request is to be retried; `args` are the reason and the delay in seconds that the server asks for, or None."""
+
+
 class Cluster:
     """One cluster, as one user of it.
 
     Args:
         api: The official client.
-        namespace: Where nothing else is said.
-        patience: How long what passes is waited for.
+        namespace: The default namespace.
+        patience: How long requests are retried.
     """
 
     def __init__(self, api: Any, namespace: str, patience: Patience = PATIENCE) -> None:
@@ -90,20 +96,19 @@ class Cluster:
 
     @classmethod
     def connect(cls, kubeconfig: str = "", context: str = "", patience: Patience = PATIENCE) -> "Cluster":
-        """The cluster that kubectl would speak to: that of a kubeconfig, else the one whose pod this is.
+        """Return the cluster that kubectl would use: that of a kubeconfig, else the one whose pod this is.
 
         Args:
             kubeconfig: A file; empty means that of KUBECONFIG, or the user's.
             context: One of its contexts; empty means the current one.
-            patience: How long what passes is waited for.
+            patience: How long requests are retried.
 
         Raises:
             UserError: There is none, or it cannot be read.
         """
         configuration = client.Configuration()
-        # Tries are counted here.
+        # Retries are this module's; each log that is followed takes a connection.
         configuration.retries = False
-        # Each log that is followed has a connection of its own.
         configuration.connection_pool_maxsize = 100
         files = kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
         try:
@@ -117,8 +122,8 @@ class Cluster:
                 namespace = _POD_NAMESPACE.read_text(encoding="utf-8").strip()
             else:
                 raise UserError(
-                    f"no cluster is known: there is no kubeconfig ({files}), and this is no pod of one; ask the "
-                    "cluster's owner for a kubeconfig, and name it by KUBECONFIG or kubeconfig="
+                    f"no cluster is configured: there is no kubeconfig ({files}), and this is no pod of a cluster; ask "
+                    "the cluster's owner for a kubeconfig, and name it by KUBECONFIG or kubeconfig="
                 )
         except (config.ConfigException, OSError) as error:
             where = f"kubeconfig={files!r}" + (f", context={context!r}" if context else "")
@@ -126,101 +131,90 @@ class Cluster:
         return cls(client.ApiClient(configuration), namespace, patience)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._api.rest_client.pool_manager.clear()
 
     def create(self, body: Object, namespace: str, *, dry_run: bool = False) -> Object:
-        """Create an object.
+        """Create an object and return it as stored, with its uid and the defaults.
 
-        Args:
-            body: The object.
-            namespace: Where.
-            dry_run: Whether the server only says if it would.
-
-        Returns:
-            What has come of it: with its uid, and the defaults.
+        With `dry_run` the server only validates it.
 
         Raises:
-            Refused: The server would not.
-            ClusterAway: It does not answer.
+            ApiError: The server rejects it.
+            ClusterAway: The server does not answer.
         """
-        request, name = uuid.uuid4().hex, body["metadata"]["name"]
-        metadata = {**body["metadata"], "annotations": {**body["metadata"].get("annotations", {}), REQUEST: request}}
-        asked = Asked("create", body["kind"], namespace, name)
+        token, kind, name = uuid.uuid4().hex, body["kind"], name_of(body)
+        annotations = {**body["metadata"].get("annotations", {}), REQUEST: token}
+        marked = {**body, "metadata": {**body["metadata"], "annotations": annotations}}
         query = {"dryRun": "All"} if dry_run else {}
-        tries = count()
         try:
-            return self._json("POST", asked, query, {**body, "metadata": metadata}, tries=tries)
-        except Refused as error:
-            # An earlier try may have done it although its answer was lost. Names of ours are taken by nobody else.
-            if error.status != 409 or next(tries) <= 1:
+            return self._json("POST", ApiRequest("create", kind, namespace, name), query, marked)
+        except ApiError as error:
+            # An earlier try may have succeeded although its response was lost.
+            if error.status != 409 or error.attempts == 1:
                 raise
-            found = self.read(body["kind"], namespace, name) if body["kind"] in ("Job", "JobSet") else body
-            if found is not body and (found or {}).get("metadata", {}).get("annotations", {}).get(REQUEST) != request:
+            if kind not in ("Job", "JobSet"):
+                # What belongs to a Job of ours has a name that no other run uses.
+                return body
+            found = self.read(kind, namespace, name)
+            if found is None or annotation(found, REQUEST) != token:
                 raise
-            return found or body
+            return found
 
     def read(self, kind: str, namespace: str, name: str) -> Object | None:
-        """An object; None where there is none, nor its kind."""
+        """Return an object; None if it or its kind does not exist."""
         try:
-            return self._json("GET", Asked("get", kind, namespace, name))
-        except Refused as error:
+            return self._json("GET", ApiRequest("get", kind, namespace, name))
+        except ApiError as error:
             if error.status == 404:
                 return None
             raise
 
     def items(self, kind: str, namespace: str, selector: Mapping[str, str], fields: str = "") -> list[Object]:
-        """The objects of a kind with some labels and some values of fields; none of a kind that is not installed."""
+        """Return the objects of a kind by labels and field selector; none of a kind that is not installed."""
         query = {"labelSelector": _selector(selector), "fieldSelector": fields}
         try:
-            found: list[Object] = self._json("GET", Asked("list", kind, namespace), query)["items"]
-        except Refused as error:
-            if error.status == 404 and kind in INSTALLED:
+            found: list[Object] = self._json("GET", ApiRequest("list", kind, namespace), query)["items"]
+        except ApiError as error:
+            if error.status == 404 and kind in OPTIONAL_KINDS:
                 return []
             raise
         return found
 
     def patch(self, kind: str, namespace: str, name: str, change: Object) -> None:
         """Merge a change into an object."""
-        self._json("PATCH", Asked("patch", kind, namespace, name), body=change)
+        self._json("PATCH", ApiRequest("patch", kind, namespace, name), body=change)
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Delete an object, and what it owns; no matter if it is gone."""
+        """Delete an object and what it owns, if it exists."""
         try:
-            self._json("DELETE", Asked("delete", kind, namespace, name), {"propagationPolicy": "Background"})
-        except Refused as error:
+            self._json("DELETE", ApiRequest("delete", kind, namespace, name), {"propagationPolicy": "Background"})
+        except ApiError as error:
             if error.status != 404:
                 raise
 
-    def log(self, namespace: str, pod: str, query: Mapping[str, str], quiet: float) -> Iterator[bytes]:
-        """The log of a pod, in pieces as they come.
+    def log(self, namespace: str, pod: str, query: Mapping[str, str], idle: float) -> Iterator[bytes]:
+        """Return the log of a pod in pieces, as they arrive.
 
         Args:
-            namespace: Where the pod is.
+            namespace: The namespace of the pod.
             pod: Its name.
-            query: What is asked for (`follow`, `timestamps`, `sinceTime`, `tailLines`).
-            quiet: Seconds without a line after which the connection counts as lost.
+            query: The query (`follow`, `timestamps`, `sinceTime`, `tailLines`).
+            idle: Seconds without data after which the connection counts as lost.
 
         Raises:
-            Refused: The server would not.
+            ApiError: The server rejects the request.
             HTTPError: The connection was lost in the middle.
             ClusterAway: The server does not answer.
         """
-        asked = Asked("get", "Pod", namespace, pod, "log")
-        return _pieces(self._call("GET", asked, query, stream=True, seconds=quiet))
+        return _pieces(self._call("GET", ApiRequest("get", "Pod", namespace, pod, "log"), query, timeout=idle))
 
     def pods(self, namespace: str, selector: Mapping[str, str], seconds: float) -> Iterator[list[Object]]:
-        """The pods with some labels as they are now, and again whenever one of them has changed, for some time.
-
-        Args:
-            namespace: Where they are.
-            selector: Their labels.
-            seconds: For how long.
-        """
+        """Yield the pods with some labels, and again after each change of one of them, for some seconds."""
         until = time.monotonic() + seconds
         query = {"labelSelector": _selector(selector)}
         while True:
-            page = self._json("GET", Asked("list", "Pod", namespace), query)
+            page = self._json("GET", ApiRequest("list", "Pod", namespace), query)
             known = {pod["metadata"]["uid"]: pod for pod in page["items"]}
             yield list(known.values())
             version = page["metadata"].get("resourceVersion", "")
@@ -228,7 +222,7 @@ class Cluster:
                 for event in self._events(namespace, {**query, "resourceVersion": version}, left):
                     changed = event["object"]
                     if event["type"] == "ERROR":
-                        # Most often 410: what has been since is forgotten.
+                        # Most often 410: the version has expired.
                         version = None
                         break
                     version = changed["metadata"].get("resourceVersion", version)
@@ -242,98 +236,100 @@ class Cluster:
                 return
 
     def _events(self, namespace: str, query: Mapping[str, str], seconds: float) -> Iterator[Object]:
-        """What a watch says, until the time is over or the connection is."""
-        asked = Asked("watch", "Pod", namespace)
+        """Yield the events of a watch until its time is over or its connection is lost."""
         limits = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(math.ceil(seconds))}
-        rest = b""
         try:
-            # The server ends it in time; that it does not is a lost connection.
-            answer = self._call("GET", asked, {**query, **limits}, stream=True, seconds=seconds + _ANSWER)
-            for piece in _pieces(answer):
-                *whole, rest = (rest + piece).split(b"\n")
-                yield from (json.loads(line) for line in whole if line.strip())
-        except Refused as error:
+            # The server ends the watch in time; if it does not, the connection is lost.
+            request, timeout = ApiRequest("watch", "Pod", namespace), seconds + _READ_TIMEOUT
+            pieces = _pieces(self._call("GET", request, {**query, **limits}, timeout=timeout))
+            yield from (json.loads(line) for line in whole_lines(pieces) if line.strip())
+        except ApiError as error:
             if error.status != 410:
                 raise
             yield {"type": "ERROR", "object": {"code": 410}}
-        except HTTPError:
-            # It goes on from what it saw last, but not at once, or a server that is going down were asked in circles.
+        except (HTTPError, ValueError):
+            # The caller resumes from the last version; the pause avoids a busy loop while a server shuts down.
             time.sleep(min(seconds, self._patience.first))
 
     def _json(
-        self,
-        method: str,
-        asked: Asked,
-        query: Mapping[str, str] | None = None,
-        body: Object | None = None,
-        tries: Iterator[int] | None = None,
+        self, method: str, request: ApiRequest, query: Mapping[str, str] | None = None, body: Object | None = None
     ) -> Object:
-        found: Object = json.loads(self._call(method, asked, query or {}, body, tries=tries).data)
+        found: Object = json.loads(self._call(method, request, query or {}, body).data)
         return found
 
     def _call(
         self,
         method: str,
-        asked: Asked,
+        request: ApiRequest,
         query: Mapping[str, str],
         body: Object | None = None,
-        *,
-        stream: bool = False,
-        seconds: float = _ANSWER,
-        tries: Iterator[int] | None = None,
+        timeout: float | None = None,
     ) -> Any:
-        """Ask until there is an answer; of a stream only its beginning."""
-        root, plural = KINDS[asked.kind]
-        parts = [root, "namespaces", asked.namespace, plural, "" if method == "POST" else asked.name, asked.part]
-        headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
-        if method == "PATCH":
-            headers["Content-Type"] = "application/merge-patch+json"
+        """Send a request until it is answered, and return the response; with a `timeout` its body is still to come."""
         until, pause = time.monotonic() + self._patience.total, self._patience.first
-        for number in tries or count():
+        for number in count(1):
             try:
-                response = self._api.call_api(
-                    "/" + "/".join(part for part in parts if part),
-                    method,
-                    query_params=[(name, value) for name, value in query.items() if value],
-                    header_params=dict(headers),
-                    body=body,
-                    auth_settings=["BearerToken"],
-                    _return_http_data_only=True,
-                    _preload_content=False,
-                    _request_timeout=(_CONNECT, seconds),
-                )
-                if not stream:
-                    # Read now, for the connection may be lost here, too.
-                    response.data  # noqa: B018 - a property that reads
-                return response
-            except ApiException as error:
-                if error.status not in _PASSING:
-                    raise refusal(asked, plural, error.status, error.reason, error.body) from error
-                why, wait = f"{error.status} {error.reason}", _retry_after(error.headers)
-            except (HTTPError, OSError) as error:
-                why, wait = str(error), None
-            except AttributeError as error:
-                # Over a handshake that fails the client trips, for there is no answer that it could decode.
-                if not isinstance(error.__context__, ApiException):
-                    raise
-                why, wait = " ".join(error.__context__.reason.split()), None
-                if "CERTIFICATE_VERIFY_FAILED" in why:
-                    raise refusal(asked, plural, 0, why, None) from error
+                return self._send(method, request, query, body, timeout)
+            except ApiError as error:
+                error.attempts = number
+                raise
+            except _TransientError as error:
+                why, wait = error.args
             if wait is None:
-                wait, pause = pause * random.uniform(0.75, 1.25), min(2 * pause, _LONGEST)  # noqa: S311 - not to come all at once
+                # Jitter, so that not all clients come back at once.
+                wait, pause = pause * random.uniform(0.75, 1.25), min(2 * pause, _MAX_BACKOFF)  # noqa: S311
             if time.monotonic() + wait > until:
                 raise ClusterAway(
-                    f"the cluster at {self._api.configuration.host} does not answer ({why}) although asked "
-                    f"{number + 1} times to {asked.verb} {plural}; `kubectl cluster-info` tells whether it is up"
+                    f"the cluster at {self._api.configuration.host} does not answer ({why}) after {number} tries to "
+                    f"{request.verb} {KINDS[request.kind][1]}; `kubectl cluster-info` tells whether it is up"
                 )
-            if number == 0:
-                _log.warning("the cluster does not answer (%s): trying again", why)
+            if number == 1:
+                _log.warning("the cluster does not answer (%s): retrying for %g s", why, self._patience.total)
             time.sleep(wait)
         raise AssertionError
 
+    def _send(
+        self, method: str, request: ApiRequest, query: Mapping[str, str], body: Object | None, timeout: float | None
+    ) -> Any:
+        """Send a request once."""
+        root, plural = KINDS[request.kind]
+        name = "" if method == "POST" else request.name
+        parts = (root, "namespaces", request.namespace, plural, name, request.subresource)
+        content = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        try:
+            response = self._api.call_api(
+                "/" + "/".join(filter(None, parts)),
+                method,
+                query_params=[(key, value) for key, value in query.items() if value],
+                header_params={"Accept": "application/json, */*", "Content-Type": content},
+                body=body,
+                auth_settings=["BearerToken"],
+                _return_http_data_only=True,
+                _preload_content=False,
+                _request_timeout=(_CONNECT_TIMEOUT, timeout or _READ_TIMEOUT),
+            )
+            if timeout is None:
+                # Reads the body now, for the connection may be lost here, too.
+                response.data  # noqa: B018
+            return response
+        except ApiException as error:
+            if error.status not in _TRANSIENT:
+                raise api_error(request, plural, error.status, error.reason, error.body) from error
+            raise _TransientError(f"{error.status} {error.reason}", _retry_after(error.headers)) from error
+        except (HTTPError, OSError) as error:
+            raise _TransientError(str(error), None) from error
+        except AttributeError as error:
+            # A failed TLS handshake has no response, which the client tries to decode.
+            if not isinstance(error.__context__, ApiException):
+                raise
+            why = " ".join(error.__context__.reason.split())
+            if "CERTIFICATE_VERIFY_FAILED" in why:
+                raise api_error(request, plural, 0, why) from error
+            raise _TransientError(why, None) from error
+
 
 def _pieces(response: Any) -> Iterator[bytes]:
-    """The body of an answer as it comes. The connection ends with it, for it cannot be used again."""
+    """Yield the body of a response as it arrives, then close its connection, which cannot be reused."""
     try:
         yield from response.stream(2**16, decode_content=False)
     finally:
@@ -347,6 +343,6 @@ def _selector(labels: Mapping[str, str]) -> str:
 
 
 def _retry_after(headers: Mapping[str, str] | None) -> float | None:
-    """The seconds that the server asks for."""
+    """Return the delay in seconds that the server asks for."""
     text = (headers or {}).get("Retry-After", "")
     return float(text) if text.isdecimal() else None

@@ -1,25 +1,26 @@
 """All roles of an app as one JobSet (v1alpha2, JobSet 0.10 or newer), which restarts all pods of a role together.
 
-A role that comes after another starts once that is complete. Its own failures are its Job's affair, as with `kind=job`,
-for a restart of the JobSet would train again what is trained. (JobSet 0.12 can restart a single Job, but only behind a
-feature gate that is off by default.)
+A role that comes after another starts once that is complete. Its Job retries it, as with `kind=job`, for a restart of
+the JobSet would repeat the training. (JobSet 0.12 can restart a single Job, but only behind a feature gate that is off
+by default.)
 
     https://jobset.sigs.k8s.io/docs/tasks/failure_policy/
 """
 
 from torchx.specs import Role
 
-from components.role import Needs
+from components.role import LaunchRequirements
+from k8s.fields import Object
 from k8s.jobs import DISRUPTED, exit_code, job_spec, leader_of, metadata, queue
-from k8s.pods import Object, Run, labels
+from k8s.pods import Run, labels
 from pipeline.errors import PREEMPTED, USER_MUST_CHANGE
 
-_MISTAKE = 0
-"""The place of the user's mistakes among the rules for pods; a Job's message ends with it."""
+_USER_ERROR_RULE = 0
+"""The index of the rule for status 2 in the pod failure policy, with which a Job's message ends."""
 
 
-def objects_of(run: Run) -> list[Object]:
-    """The JobSet, which makes Jobs and a headless Service by itself."""
+def jobset_objects(run: Run) -> list[Object]:
+    """Return the JobSet, whose controller creates the Jobs and a headless Service."""
     opts = run.opts
     spec: Object = {
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
@@ -27,22 +28,22 @@ def objects_of(run: Run) -> list[Object]:
         "failurePolicy": _failure_policy(run),
         "replicatedJobs": [_replicated_job(run, role) for role in run.app.roles],
     }
-    if opts["ttl"]:
-        spec["ttlSecondsAfterFinished"] = opts["ttl"]
+    if opts.ttl:
+        spec["ttlSecondsAfterFinished"] = opts.ttl
     made: Object = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata(run, run.app_id)}
     made["metadata"]["labels"].update(queue(opts))
     return [{**made, "spec": spec}]
 
 
 def _failure_policy(run: Run) -> Object:
-    """What becomes of the set when one of its Jobs has failed: what the first rule that fits says, else a new start."""
-    later = [role.name for role in run.app.roles if Needs.of(role).after]
+    """Return what happens when a Job of the set has failed: the first rule that matches, else a restart."""
+    later = [role.name for role in run.app.roles if LaunchRequirements.of(role).after]
     rules: list[Object] = [
         {
             "name": "mistake",
             "action": "FailJobSet",
             "onJobFailureReasons": ["PodFailurePolicy"],
-            "onJobFailureMessagePatterns": [f"matching FailJob rule at index {_MISTAKE}$"],
+            "onJobFailureMessagePatterns": [f"matching FailJob rule at index {_USER_ERROR_RULE}$"],
         },
         {"name": "deadline", "action": "FailJobSet", "onJobFailureReasons": ["DeadlineExceeded"]},
         {
@@ -58,10 +59,10 @@ def _failure_policy(run: Run) -> Object:
 
 
 def _replicated_job(run: Run, role: Role) -> Object:
-    after = Needs.of(role).after
+    after = LaunchRequirements.of(role).after
     spec = job_spec(run, role, f"{run.app_id}-{leader_of(run, role).name}-0-0.{run.app_id}")
     if not after:
-        # Any pod's end is the Job's, and the JobSet decides.
+        # The first failed pod fails the Job, and the JobSet decides.
         spec["backoffLimit"] = 0
         spec["podFailurePolicy"] = {
             "rules": [
@@ -74,6 +75,6 @@ def _replicated_job(run: Run, role: Role) -> Object:
     if after:
         made["dependsOn"] = [{"name": after, "status": "Complete"}]
     marked: Object = {"labels": labels(run, role)}
-    if run.opts["annotations"]:
-        marked["annotations"] = dict(run.opts["annotations"])
+    if run.opts.annotations:
+        marked["annotations"] = dict(run.opts.annotations)
     return {**made, "template": {"metadata": marked, "spec": spec}}

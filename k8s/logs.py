@@ -1,13 +1,13 @@
-"""The lines of a run's logs, whole and each once, over lost connections and over the pods that a replica has had.
+"""The logs of a run: whole lines, each once, across lost connections and the successive pods of a replica.
 
-Kubernetes asks for a log from a second on; each line comes with its time, by which those that were read are left out.
+Kubernetes returns a log from a given second on; each line has a timestamp, by which lines already read are skipped.
 """
 
 import heapq
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from queue import SimpleQueue
@@ -16,74 +16,68 @@ from typing import NamedTuple
 from torchx.specs import AppState, is_terminal
 from urllib3.exceptions import HTTPError
 
-from k8s.cluster_api import Cluster, ClusterAway
-from k8s.pods import LABEL_ROLE, Object
-from k8s.refusals import Refused
-from k8s.status import Sight, created, index_of, role_of, specs_of, state_of
+from components.log_lines import whole_lines
+from k8s.api_errors import ApiError
+from k8s.cluster_api import ClusterAway
+from k8s.fields import Object, name_of, phase_of
+from k8s.pods import LABEL_ROLE
+from k8s.run_ref import RunRef
+from k8s.status import RunSnapshot, created, index_of, role_of, specs_of, state_of
 from pipeline.errors import UserError
 
-QUIET = 300.0
-"""Seconds without a line after which a connection is opened anew: it may be lost without anybody having said so."""
-_LONGEST = 30.0
-"""Seconds between two looks at a run in which nothing happens; a pod that changes is seen at once."""
+IDLE_TIMEOUT = 300.0
+"""Seconds without a line after which a connection is reopened: it may be lost without an error."""
+_MAX_POLL = 30.0
+"""Seconds between two polls of a run in which nothing happens; a pod that changes is seen at once."""
 _TRIES = 8
-"""How often in a row a connection may be lost without a line having come."""
+"""Connections lost in a row, without a line in between, after which a log is given up."""
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ?(.*)", re.DOTALL)
 
 
-class Line(NamedTuple):
+class LogLine(NamedTuple):
     """A line of a log.
 
     Attributes:
-        at: Nanoseconds since 1970; that of the line before for one that says nothing.
-        text: Without its end.
+        at: Nanoseconds since 1970; that of the previous line for one without a timestamp.
+        text: The line without its end.
     """
 
     at: int
     text: str
 
 
-class Wanted(NamedTuple):
+class LogWindow(NamedTuple):
     """Which lines are wanted.
 
     Attributes:
         since: Nanoseconds since 1970, the earliest.
         until: The latest; None for no end.
-        follow: Whether those to come are, too.
+        follow: Whether to wait for lines to come.
     """
 
     since: int = 0
     until: int | None = None
     follow: bool = False
 
+    def is_over(self, at: int) -> bool:
+        """Return whether a time is past the end of the window."""
+        return self.until is not None and at > self.until
 
-class Logs:
+
+class RunLogs:
     """The logs of one run.
 
     Args:
-        cluster: Where it runs.
-        namespace: Where there.
-        selector: The labels of its pods.
-        look: How it is; None where it is gone.
-        poll: Seconds until the next look, at first.
+        run: The run.
+        poll: Seconds until the next poll, at first.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        namespace: str,
-        selector: dict[str, str],
-        look: Callable[[], Sight | None],
-        poll: float = 1.0,
-    ) -> None:
-        self._cluster = cluster
-        self._namespace = namespace
-        self._selector = selector
-        self._look = look
+    def __init__(self, run: RunRef, poll: float = 1.0) -> None:
+        self._run = run
         self._poll = poll
 
-    def of_replica(self, role: str, index: int, wanted: Wanted) -> Iterator[Line]:
-        """The lines of one replica: of all its pods that are there, and of those that come while it is followed.
+    def of_replica(self, role: str, index: int, window: LogWindow) -> Iterator[LogLine]:
+        """Yield the lines of one replica: of all its pods that exist, and of those that come while it is followed.
 
         Raises:
             UserError: The run has no such replica, or its logs may not be read.
@@ -91,43 +85,38 @@ class Logs:
         """
         read, pause = set[str](), self._poll
         while True:
-            sight = self._look()
-            if sight and not 0 <= index < replicas_of(sight, role):
-                every = ", ".join(f"{name}/0 to {count - 1}" for name, count in _replicas_of_all(sight).items())
+            snapshot = self._run.snapshot()
+            replicas = replicas_of(snapshot)
+            if snapshot and not 0 <= index < replicas.get(role, 0):
+                every = ", ".join(f"{name}/0 to {count - 1}" for name, count in replicas.items())
                 raise UserError(f"{role}/{index}: this run has {every}")
-            state = state_of(sight) if sight else AppState.UNKNOWN
-            if wanted.until is not None and time.time_ns() > wanted.until:
-                wanted = wanted._replace(follow=False)
-            over = not wanted.follow or sight is None or is_terminal(state)
-            fresh = [pod for pod in (sight.pods if sight else ()) if self._is_fresh(pod, role, index, read)]
-            for pod in sorted(fresh, key=created):
+            state = state_of(snapshot) if snapshot else AppState.UNKNOWN
+            window = window._replace(follow=window.follow and not window.is_over(time.time_ns()))
+            unread = [pod for pod in (snapshot.pods if snapshot else ()) if _is_unread(pod, role, index, read)]
+            for pod in sorted(unread, key=created):
                 read.add(pod["metadata"]["uid"])
-                for line in self._of_pod(pod, wanted):
-                    if wanted.until is not None and line.at > wanted.until:
+                for line in self._of_pod(pod, window):
+                    if window.is_over(line.at):
                         return
                     yield line
-            if fresh:
+            if unread:
                 pause = self._poll
-            elif over:
+            elif not window.follow or snapshot is None or is_terminal(state):
                 return
             else:
                 self._await_pod(role, index, read, pause)
-                pause = min(2 * pause, _LONGEST)
+                pause = min(2 * pause, _MAX_POLL)
 
-    def of_role(self, role: str, wanted: Wanted) -> Iterator[tuple[int, Line]]:
-        """The lines of all replicas of a role, each with its replica's number.
-
-        In the order of their times; where they are followed, as they come.
-        """
-        sight = self._look()
-        count = replicas_of(sight, role) if sight else 0
-        logs = [self._numbered(role, index, wanted) for index in range(count)]
-        if not wanted.follow:
+    def of_role(self, role: str, window: LogWindow) -> Iterator[tuple[int, LogLine]]:
+        """Yield the lines of all replicas of a role with the replica's number, by time, or as they come if followed."""
+        count = replicas_of(self._run.snapshot()).get(role, 0)
+        logs = [self._numbered(role, index, window) for index in range(count)]
+        if not window.follow:
             yield from heapq.merge(*logs, key=lambda pair: pair[1].at)
             return
-        queue = SimpleQueue[tuple[int, Line] | BaseException | None]()
+        queue = SimpleQueue[tuple[int, LogLine] | BaseException | None]()
         for log in logs:
-            threading.Thread(target=_pour, args=(log, queue), daemon=True).start()
+            threading.Thread(target=_forward, args=(log, queue), daemon=True).start()
         while count:
             one = queue.get()
             if one is None:
@@ -138,124 +127,116 @@ class Logs:
                 yield one
 
     def tail(self, pod: Object, lines: int) -> list[str]:
-        """The last lines of a pod; none where it has none any more."""
-        query = {"tailLines": str(lines)}
-        try:
-            pieces = self._cluster.log(self._namespace, pod["metadata"]["name"], query, quiet=_LONGEST)
+        """Return the last lines of a pod; none if they are gone."""
+        name, query = name_of(pod), {"tailLines": str(lines)}
+        with suppress(ApiError, HTTPError, ClusterAway):
+            pieces = self._run.cluster.log(self._run.namespace, name, query, idle=_MAX_POLL)
             return b"".join(pieces).decode(errors="replace").splitlines()
-        except (Refused, HTTPError, ClusterAway):
-            return []
+        return []
 
     def last_lines(self, pod: Object, lines: int, seconds: float) -> list[str]:
-        """The last lines of a pod that is about to end, once it has."""
+        """Return the last lines of a pod that is about to end, once it has ended."""
         kept, until = list[str](), time.time_ns() + int(seconds * 1e9)
-        with suppress(Refused, HTTPError, ClusterAway):
-            for line in self._of_pod(pod, Wanted(until=until, follow=True), tail=lines):
+        with suppress(ApiError, HTTPError, ClusterAway):
+            for line in self._of_pod(pod, LogWindow(until=until, follow=True), tail=lines):
                 kept = [*kept[1 - lines :], line.text]
         return kept
 
-    def _numbered(self, role: str, index: int, wanted: Wanted) -> Iterator[tuple[int, Line]]:
-        for line in self.of_replica(role, index, wanted):
+    def _numbered(self, role: str, index: int, window: LogWindow) -> Iterator[tuple[int, LogLine]]:
+        for line in self.of_replica(role, index, window):
             yield index, line
 
-    def _is_fresh(self, pod: Object, role: str, index: int, read: set[str]) -> bool:
-        """Whether a pod of a replica has lines that nobody has read yet."""
-        metadata = pod["metadata"]
-        mine = role_of(pod) == role and index_of(pod) == index and metadata["uid"] not in read
-        begun = _has_state(pod, "running", "terminated") or pod["status"].get("phase") in ("Succeeded", "Failed")
-        return mine and begun
-
     def _await_pod(self, role: str, index: int, read: set[str], seconds: float) -> None:
-        """Wait for a pod of a replica that has something to say, or for the time to pass."""
-        for pods in self._cluster.pods(self._namespace, {**self._selector, LABEL_ROLE: role}, seconds):
-            if any(self._is_fresh(pod, role, index, read) for pod in pods):
+        """Wait until a pod of a replica has unread lines, for some seconds at most."""
+        selector = {**self._run.selector, LABEL_ROLE: role}
+        for pods in self._run.cluster.pods(self._run.namespace, selector, seconds):
+            if any(_is_unread(pod, role, index, read) for pod in pods):
                 return
 
-    def _of_pod(self, pod: Object, wanted: Wanted, tail: int = 0) -> Iterator[Line]:
-        """The lines of one pod until it has ended; a connection that is lost is opened again where it was."""
-        name, last, repeated, lost = pod["metadata"]["name"], wanted.since, 0, 0
+    def _of_pod(self, pod: Object, window: LogWindow, tail: int = 0) -> Iterator[LogLine]:
+        """Yield the lines of one pod until it has ended; resume after a lost connection."""
+        name, last, repeated, lost = name_of(pod), window.since, 0, 0
         while True:
-            query = {"timestamps": "true", "follow": "true" if wanted.follow else ""}
+            query = {"timestamps": "true", "follow": "true" if window.follow else ""}
             if last:
                 query["sinceTime"] = datetime.fromtimestamp(last // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             elif tail:
                 query["tailLines"] = str(tail)
-            clean, skip = True, repeated
-            quiet = QUIET if wanted.until is None else min(QUIET, max(1.0, (wanted.until - time.time_ns()) / 1e9))
+            complete, skip, idle = True, repeated, IDLE_TIMEOUT
+            if window.until is not None:
+                idle = min(idle, max(1.0, (window.until - time.time_ns()) / 1e9))
             try:
-                for line in _whole(self._cluster.log(self._namespace, name, query, quiet), last):
+                for line in _lines(self._run.cluster.log(self._run.namespace, name, query, idle), last):
                     if line.at < last or (line.at == last and skip):
-                        # Of this second, and read before: asked for by the second, it comes again.
+                        # Read before: `sinceTime` has a resolution of a second.
                         skip -= line.at == last
                         continue
-                    # Times may be the same: then their number tells how many have been read.
+                    # Lines may have the same timestamp: count those that have been read.
                     repeated = repeated + 1 if line.at == last else 1
                     last, lost = line.at, 0
                     yield line
-                    if wanted.until is not None and line.at > wanted.until:
+                    if window.is_over(line.at):
                         return
-            except Refused as error:
-                # Gone, or it has never started.
+            except ApiError as error:
+                # The pod is gone, or its container has never started.
                 if error.status in (400, 404):
                     return
                 raise
             except HTTPError as error:
-                clean, lost = False, lost + 1
+                complete, lost = False, lost + 1
                 if lost >= _TRIES:
-                    raise ClusterAway(f"the log of {name} is cut off again and again ({error})") from error
-            if clean and (not wanted.follow or self._has_ended(pod)):
-                return
-            if wanted.until is not None and time.time_ns() > wanted.until:
+                    raise ClusterAway(f"the log of {name} was cut off {lost} times in a row ({error})") from error
+            if (complete and (not window.follow or self._has_ended(pod))) or window.is_over(time.time_ns()):
                 return
             time.sleep(min(self._poll * 2**lost, 10.0))
 
     def _has_ended(self, pod: Object) -> bool:
-        """Whether a pod has nothing more to say: a log may also end because its file was changed, or a server was."""
-        pods = self._cluster.items("Pod", self._namespace, self._selector)
+        """Return whether a pod will write no more lines: a log also ends when its file is rotated."""
+        pods = self._run.cluster.items("Pod", self._run.namespace, self._run.selector)
         now = next((one for one in pods if one["metadata"]["uid"] == pod["metadata"]["uid"]), None)
-        return now is None or _has_state(now, "terminated") or now["status"].get("phase") in ("Succeeded", "Failed")
+        return now is None or _has_state(now, "terminated")
 
 
-def replicas_of(sight: Sight, role: str) -> int:
-    """How many replicas a role has."""
-    return _replicas_of_all(sight).get(role, 0)
+def replicas_of(snapshot: RunSnapshot | None) -> dict[str, int]:
+    """Return the number of replicas of each role."""
+    return {role: int(spec["completions"]) for role, spec in specs_of(snapshot)} if snapshot else {}
 
 
-def _replicas_of_all(sight: Sight) -> dict[str, int]:
-    return {role: int(spec["completions"]) for role, spec in specs_of(sight)}
+def _is_unread(pod: Object, role: str, index: int, read: set[str]) -> bool:
+    """Return whether a pod of a replica has lines, and is not among those read."""
+    mine = role_of(pod) == role and index_of(pod) == index and pod["metadata"]["uid"] not in read
+    return mine and _has_state(pod, "running", "terminated")
 
 
 def _has_state(pod: Object, *states: str) -> bool:
-    """Whether a container of a pod is in one of some states."""
+    """Return whether a pod has ended, or one of its containers is in one of some states."""
     statuses = pod["status"].get("containerStatuses") or ()
-    return any(status.get("state", {}).keys() & set(states) for status in statuses)
+    ended = phase_of(pod) in ("Succeeded", "Failed")
+    return ended or any(status.get("state", {}).keys() & set(states) for status in statuses)
 
 
-def _pour(lines: Iterator[tuple[int, Line]], queue: "SimpleQueue[tuple[int, Line] | BaseException | None]") -> None:
+def _forward(
+    lines: Iterator[tuple[int, LogLine]], queue: "SimpleQueue[tuple[int, LogLine] | BaseException | None]"
+) -> None:
     try:
         for line in lines:
             queue.put(line)
         queue.put(None)
-    except BaseException as error:  # noqa: BLE001 - raised where the lines are read
+    except BaseException as error:  # noqa: BLE001 - raised by the thread that reads the queue
         queue.put(error)
 
 
-def _whole(pieces: Iterator[bytes], last: int) -> Iterator[Line]:
-    """The whole lines of a log; what follows the last end of a line is one, too, once the log has ended well."""
-    rest = b""
-    for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        for text in whole:
-            line = _parsed(text.decode(errors="replace"), last)
-            last = line.at
-            yield line
-    if rest:
-        yield _parsed(rest.decode(errors="replace"), last)
+def _lines(pieces: Iterator[bytes], last: int) -> Iterator[LogLine]:
+    for raw in whole_lines(pieces):
+        line = _parsed(raw, last)
+        last = line.at
+        yield line
 
 
-def _parsed(text: str, last: int) -> Line:
+def _parsed(raw: bytes, last: int) -> LogLine:
+    text = raw.decode(errors="replace").rstrip("\r")
     match = _STAMP.fullmatch(text)
     if not match:
-        return Line(last, text.rstrip("\r"))
+        return LogLine(last, text)
     second = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00"))
-    return Line(int(second.timestamp()) * 10**9 + int((match[2] or "0").ljust(9, "0")), match[4].rstrip("\r"))
+    return LogLine(int(second.timestamp()) * 10**9 + int((match[2] or "0").ljust(9, "0")), match[4])

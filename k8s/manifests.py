@@ -1,7 +1,7 @@
-"""An AppDef as Kubernetes objects: plain dicts, a pure function of what is passed in.
+"""An AppDef as Kubernetes objects: plain dicts, a pure function of its arguments.
 
-`kind=job` makes of each role an Indexed Job and a headless Service (`k8s.jobs`), `kind=jobset` makes one JobSet of all
-roles (`k8s.jobset`); the pods are the same ones (`k8s.pods`). What becomes of them is decided by their exit statuses
+`kind=job` makes of each role an Indexed Job and a headless Service (`k8s.jobs`), `kind=jobset` one JobSet of all roles
+(`k8s.jobset`); both have the same pods (`k8s.pods`), which are replaced depending on their exit statuses
 (`pipeline.errors`).
 """
 
@@ -14,20 +14,18 @@ from torchx import __version__
 from torchx.specs import AppDef
 
 from k8s import jobs, jobset
-from k8s.jobs import job_name
-from k8s.options import JOBSET, OPTIONS, Opts, resolved
-from k8s.pods import Object, Run, label_value
-from k8s.problems import problems_of
+from k8s.fields import Object, name_of
+from k8s.options import JOBSET, RunOptions
+from k8s.pods import Run
+from k8s.validation import problems_of
 from pipeline.errors import UserError
-
-__all__ = ["OPTIONS", "OWNERS", "Opts", "job_name", "label_value", "objects", "owned", "problems_of", "to_yaml"]
 
 OWNERS = ("Job", "JobSet")
 """The kinds of objects that own those that follow them."""
 
 
-def objects(app: AppDef, app_id: str, opts: Opts, user: str = "") -> list[Object]:
-    """All objects of a run, in the order in which they must be created.
+def objects(app: AppDef, app_id: str, opts: RunOptions, user: str = "") -> list[Object]:
+    """Return all objects of a run, in the order in which they must be created.
 
     What follows a Job or a JobSet belongs to it (see `owned`). A pod that starts before its Service waits for its name.
 
@@ -35,25 +33,25 @@ def objects(app: AppDef, app_id: str, opts: Opts, user: str = "") -> list[Object
         app: What is to be run.
         app_id: Its name, unique in the namespace; the names of all objects begin with it.
         opts: The run options.
-        user: Whose run it is, for a label.
+        user: The owner of the run, for a label.
 
     Raises:
-        UserError: It cannot work; all that is wrong at once.
+        UserError: It cannot work; names all problems at once.
     """
     if problems := problems_of(app, opts, app_id):
         raise UserError(*problems)
-    run = Run(app, app_id, resolved(opts), user, __version__)
-    made = jobset.objects_of(run) if run.opts["kind"] == JOBSET else []
+    run = Run(app, app_id, opts, user, __version__)
+    made = jobset.jobset_objects(run) if opts.kind == JOBSET else []
     for role in app.roles:
-        if run.opts["kind"] != JOBSET:
-            made += jobs.objects_of(run, role)
-        if run.opts["keep_nodes"]:
+        if opts.kind != JOBSET:
+            made += jobs.job_objects(run, role)
+        if opts.keep_nodes:
             made.append(jobs.disruption_budget(run, role))
     return made
 
 
 def owned(made: Iterable[Object], uids: Mapping[str, str]) -> list[Object]:
-    """The same objects, but that those that follow a Job or a JobSet are its own, and are deleted with it.
+    """Return the objects with owner references: what follows a Job or a JobSet is deleted with it.
 
     Args:
         made: As `objects` returns them, or some of them in that order.
@@ -63,23 +61,20 @@ def owned(made: Iterable[Object], uids: Mapping[str, str]) -> list[Object]:
     for one in made:
         if one["kind"] in OWNERS:
             owner = one
-            found.append(one)
-            continue
-        metadata = dict(one["metadata"])
-        if owner and (uid := uids.get(owner["metadata"]["name"])):
-            reference = {name: owner[name] for name in ("apiVersion", "kind")}
-            metadata["ownerReferences"] = [{**reference, "name": owner["metadata"]["name"], "uid": uid}]
-        found.append({**one, "metadata": metadata})
+        elif owner and (uid := uids.get(name_of(owner))):
+            reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": name_of(owner), "uid": uid}
+            one = {**one, "metadata": {**one["metadata"], "ownerReferences": [reference]}}  # noqa: PLW2901
+        found.append(one)
     return found
 
 
 def to_yaml(made: Iterable[Object]) -> str:
-    """Objects as a text that `kubectl apply -f -` takes, always with the same order of keys."""
+    """Return objects as a text that `kubectl apply -f -` takes, always with the same order of keys."""
     return yaml.dump_all(made, Dumper=_Dumper, sort_keys=False, explicit_start=True, width=10**6, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes each part out where it stands, and quotes whatever another parser might not take for a text."""
+    """Repeats shared parts, and quotes what PyYAML leaves bare and kubectl does not read as a string: `y`, `1e3`."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -91,5 +86,4 @@ class _Dumper(yaml.SafeDumper):
 
 
 _WORDS = {"y", "n", "yes", "no", "true", "false", "on", "off", "null"}
-"""PyYAML leaves `y` and `1e3` bare, which kubectl's parser takes for a truth value and a number."""
 _Dumper.add_representer(str, _Dumper.represent_text)

@@ -1,6 +1,6 @@
-"""The pod template of a role: what its container runs, has, sees and may do.
+"""The pod template of a role: its container's command, environment, resources, volumes and privileges.
 
-What it forbids is what Pod Security "restricted" asks for, and a read-only root besides.
+It complies with Pod Security "restricted", and has a read-only root.
 """
 
 import re
@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 from torchx.specs import AppDef, BindMount, Role, VolumeMount, macros
 
-from components.role import Needs
-from k8s.options import PACK, Opts
-
-Object = dict[str, Any]
-"""A Kubernetes object, or a part of one, as it stands in YAML."""
+from components.role import LaunchRequirements
+from k8s.fields import Object
+from k8s.options import PACK, RunOptions
 
 LABEL_APP = "app.kubernetes.io/name"
 LABEL_APP_ID = "app.kubernetes.io/instance"
@@ -24,16 +22,16 @@ LABEL_ROLE_INDEX = "torchx.pytorch.org/role-index"
 LABEL_ROLE = "torchx.pytorch.org/role-name"
 LABEL_USER = "pipeline/user"
 LABEL_DRIVER = "pipeline/driver"
-"""Of a stage: the run of the driver that has submitted it."""
+"""The label of a stage with the run of the driver that submitted it."""
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 MANAGER = "torchx.pytorch.org"
-"""As TorchX's own Kubernetes scheduler has it, so that the same tools find the pods."""
+"""The value of TorchX's own Kubernetes scheduler, so that the same tools find the pods."""
 
 RANK0 = "TORCHX_RANK0_HOST"
 INDEX = "JOB_COMPLETION_INDEX"
 MARGIN = 15
-"""Seconds beyond the grace of its processes that a pod has: its agent kills what is left, tells the others and ends."""
+"""Seconds that a pod has beyond the grace of its processes: its agent kills them, informs the others and ends."""
 
 _TMP = "/tmp"  # noqa: S108 - of the container
 _SHM = "/dev/shm"  # noqa: S108
@@ -44,32 +42,32 @@ EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
 class Run(NamedTuple):
-    """What all objects of a run are made from.
+    """The input of all objects of a run.
 
     Attributes:
         app: The AppDef.
         app_id: Its name in the cluster.
-        opts: The run options, complete.
-        user: Whose run it is.
-        version: TorchX's.
+        opts: The run options.
+        user: The owner.
+        version: TorchX's version.
     """
 
     app: AppDef
     app_id: str
-    opts: Opts
+    opts: RunOptions
     user: str
     version: str
 
 
 def label_value(text: str) -> str:
-    """Any text as the value of a label: 63 letters, digits, `-`, `_` and `.` at most."""
+    """Return any text as a valid value of a label: 63 letters, digits, `-`, `_` and `.` at most."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:63].rstrip("-._")
 
 
 def labels(run: Run, role: Role | None = None) -> Object:
-    """The labels of the objects of a run, or of one of its roles."""
+    """Return the labels of the objects of a run, or of one of its roles."""
     found = {
-        **run.opts["labels"],
+        **run.opts.labels,
         LABEL_APP: label_value(run.app.name),
         LABEL_APP_ID: run.app_id,
         LABEL_MANAGED_BY: MANAGER,
@@ -85,58 +83,58 @@ def labels(run: Run, role: Role | None = None) -> Object:
 
 
 def selector(run: Run, role: Role) -> Object:
-    """The labels that the pods of a role have, and no others."""
+    """Return the labels that only the pods of a role have."""
     return {LABEL_APP_ID: run.app_id, LABEL_ROLE: role.name}
 
 
 def pod_template(run: Run, role: Role, rank0: str) -> Object:
-    """The pods of a role.
+    """Return the pod template of a role.
 
     Args:
         run: The run.
         role: The role.
-        rank0: The host at which its processes meet.
+        rank0: The host of the rendezvous.
     """
-    opts, needs = run.opts, Needs.of(role)
-    volumes, mounts = _volumes(role, needs, opts)
-    user = opts["user"]
+    opts, required = run.opts, LaunchRequirements.of(role)
+    volumes, mounts = _volumes(role, required, opts)
+    user = opts.user
     spec: Object = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": needs.grace + MARGIN,
-        "automountServiceAccountToken": needs.api,
-        # A variable for each service of the namespace would be no environment of ours.
+        "terminationGracePeriodSeconds": required.grace + MARGIN,
+        "automountServiceAccountToken": required.api,
+        # Otherwise each Service of the namespace adds variables.
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": user,
             "runAsGroup": user,
             "fsGroup": user,
-            # Else each start would walk through all files of a volume.
+            # Otherwise each start changes the group of all files of a volume.
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(run, role, needs, rank0, mounts)],
+        "containers": [_container(run, role, required, rank0, mounts)],
         "volumes": volumes,
         **_placing(run, role),
     }
-    if opts["image_pull_secrets"]:
-        spec["imagePullSecrets"] = [{"name": name} for name in opts["image_pull_secrets"]]
+    if opts.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in opts.image_pull_secrets]
     chosen = {
-        "serviceAccountName": opts["service_account"],
-        "priorityClassName": opts["priority_class"],
-        "runtimeClassName": opts["runtime_class"],
-        "schedulerName": opts["scheduler_name"],
+        "serviceAccountName": opts.service_account,
+        "priorityClassName": opts.priority_class,
+        "runtimeClassName": opts.runtime_class,
+        "schedulerName": opts.scheduler_name,
     }
     spec.update({name: value for name, value in chosen.items() if value})
-    # A sidecar of Istio's would keep a pod from ever ending.
-    annotations = {**opts["annotations"], "sidecar.istio.io/inject": "false"}
+    # With Istio's sidecar a pod never ends.
+    annotations = {**opts.annotations, "sidecar.istio.io/inject": "false"}
     for how in ("required", "preferred"):
-        if key := opts["required_topology"] if how == "required" else opts["preferred_topology"]:
+        if key := opts.required_topology if how == "required" else opts.preferred_topology:
             annotations[f"kueue.x-k8s.io/podset-{how}-topology"] = key
     return {"metadata": {"labels": labels(run, role), "annotations": annotations}, "spec": spec}
 
 
-def _container(run: Run, role: Role, needs: Needs, rank0: str, mounts: list[Object]) -> Object:
+def _container(run: Run, role: Role, required: LaunchRequirements, rank0: str, mounts: list[Object]) -> Object:
     opts = run.opts
     values = macros.Values(img_root="", app_id=run.app_id, replica_id=_REPLICA, rank0_env=RANK0)
     container: Object = {
@@ -145,69 +143,69 @@ def _container(run: Run, role: Role, needs: Needs, rank0: str, mounts: list[Obje
         "command": [role.entrypoint],
         "args": [expanded(values.substitute(argument)) for argument in role.args],
         "env": [
-            # Named first, for Kubernetes puts it last, and a variable may refer only to those before it.
+            # First, for a variable may refer only to those before it.
             {"name": INDEX, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}},
-            *_environment(run, role, needs, rank0, values),
+            *_environment(run, role, required, rank0, values),
         ],
         "resources": _resources(role, opts),
         "volumeMounts": mounts,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": opts["read_only"],
+            "readOnlyRootFilesystem": opts.read_only,
         },
-        # The last lines of a container that failed are in its pod's status.
+        # Puts the last lines of a failed container into the status of its pod.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     if sources := [
-        *({"configMapRef": {"name": name}} for name in opts["env_config_maps"]),
-        *({"secretRef": {"name": name}} for name in opts["env_secrets"]),
+        *({"configMapRef": {"name": name}} for name in opts.env_config_maps),
+        *({"secretRef": {"name": name}} for name in opts.env_secrets),
     ]:
         container["envFrom"] = sources
-    if opts["image_pull_policy"]:
-        container["imagePullPolicy"] = opts["image_pull_policy"]
+    if opts.image_pull_policy:
+        container["imagePullPolicy"] = opts.image_pull_policy
     return container
 
 
-def _environment(run: Run, role: Role, needs: Needs, rank0: str, values: macros.Values) -> list[Object]:
-    """A role's own variables, where rank 0 is, and by name those of a Secret that the role gives no value for."""
+def _environment(run: Run, role: Role, required: LaunchRequirements, rank0: str, values: macros.Values) -> list[Object]:
+    """Return the role's own variables, the host of rank 0, and references to a Secret for secrets without a value."""
     given = {RANK0: rank0, **{name: expanded(values.substitute(value)) for name, value in role.env.items()}}
     return [
         *({"name": name, "value": value} for name, value in given.items()),
         *(
-            {"name": name, "valueFrom": {"secretKeyRef": {"name": run.opts["secret"], "key": name}}}
-            for name in needs.secrets
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": run.opts.secret, "key": name}}}
+            for name in required.secrets
             if name not in role.env
         ),
     ]
 
 
 def expanded(text: str) -> str:
-    """A text as Kubernetes gives it on unchanged: it would take `$(NAME)` for a variable, and `$$` for one `$`.
+    """Escape a text so that Kubernetes, which expands `$(NAME)` and `$$`, passes it on unchanged.
 
-    Only the number of the replica is such a variable, for all replicas have the same template.
+    Only the number of the replica becomes such a variable, for all replicas have the same template.
     """
     return re.sub(r"\$(?=[$(\0])", "$$", text).replace(_REPLICA, f"$({INDEX})")
 
 
-def _resources(role: Role, opts: Opts) -> Object:
-    """What a container gets. A pod that had asked for less memory than it uses would be the first to be evicted."""
+def _resources(role: Role, opts: RunOptions) -> Object:
+    """Return requests and limits; those of memory are equal, for a pod that exceeds its request is evicted first."""
     resource = role.resource
     both = {"memory": f"{resource.memMB}Mi"}
     if resource.gpu:
-        both[opts["gpu_resource"]] = str(resource.gpu)
+        both[opts.gpu_resource] = str(resource.gpu)
     both.update({name: str(count) for name, count in resource.devices.items()})
-    if opts["disk"]:
-        both["ephemeral-storage"] = f"{opts['disk']}Mi"
+    if opts.disk:
+        both["ephemeral-storage"] = f"{opts.disk}Mi"
     cpu = {"cpu": str(resource.cpu)}
-    return {"requests": {**cpu, **both}, "limits": {**(cpu if opts["cpu_limit"] else {}), **both}}
+    return {"requests": {**cpu, **both}, "limits": {**(cpu if opts.cpu_limit else {}), **both}}
 
 
-def _volumes(role: Role, needs: Needs, opts: Opts) -> tuple[list[Object], list[Object]]:
-    """The volumes of a pod, and where its container has them."""
-    # Without a limit a node's memory would be it; what lies there counts as the container's.
-    shm = {"medium": "Memory", "sizeLimit": f"{needs.shm or default_shm(role)}Mi"}
-    tmp = {"sizeLimit": f"{opts['disk']}Mi"} if opts["disk"] else {}
+def _volumes(role: Role, required: LaunchRequirements, opts: RunOptions) -> tuple[list[Object], list[Object]]:
+    """Return the volumes of a pod and the mounts of its container."""
+    # Without a limit it may take the memory of the node; its files count as the container's memory.
+    shm = {"medium": "Memory", "sizeLimit": f"{required.shm or default_shm(role)}Mi"}
+    tmp = {"sizeLimit": f"{opts.disk}Mi"} if opts.disk else {}
     volumes: list[Object] = [{"name": "shm", "emptyDir": shm}, {"name": "tmp", "emptyDir": tmp}]
     mounts: list[Object] = [{"name": "shm", "mountPath": _SHM}, {"name": "tmp", "mountPath": _TMP}]
     for number, mount in enumerate(role.mounts):
@@ -219,10 +217,10 @@ def _volumes(role: Role, needs: Needs, opts: Opts) -> tuple[list[Object], list[O
             source = {"hostPath": {"path": mount.src_path}}
         volumes.append({"name": name, **source})
         mounts.append({"name": name, "mountPath": mount.dst_path, "readOnly": mount.read_only})
-    for number, (config_map, path) in enumerate(opts["config_maps"].items()):
+    for number, (config_map, path) in enumerate(opts.config_maps.items()):
         volumes.append({"name": f"config-{number}", "configMap": {"name": config_map}})
         mounts.append({"name": f"config-{number}", "mountPath": path, "readOnly": True})
-    # A mount of the user's own takes the place of ours.
+    # A mount of the user replaces ours.
     taken = {mount["mountPath"] for mount in mounts[2:]}
     mounts = [mount for mount in mounts[:2] if mount["mountPath"] not in taken] + mounts[2:]
     used = {mount["name"] for mount in mounts}
@@ -230,33 +228,33 @@ def _volumes(role: Role, needs: Needs, opts: Opts) -> tuple[list[Object], list[O
 
 
 def default_shm(role: Role) -> int:
-    """MB of /dev/shm where none are asked for: half of the memory, which it is part of."""
+    """Return the default MB of /dev/shm: half of the memory, which it is part of."""
     return max(1, role.resource.memMB // 2)
 
 
 def _placing(run: Run, role: Role) -> Object:
-    """On which nodes the pods may stand, and how close to each other."""
+    """Return on which nodes the pods may run, and how close to each other."""
     opts, placing = run.opts, dict[str, Any]()
-    nodes = dict(opts["node_selector"])
+    nodes = dict(opts.node_selector)
     if kind := role.resource.capabilities.get(_INSTANCE_TYPE):
         nodes.setdefault(_INSTANCE_TYPE, str(kind))
     if nodes:
         placing["nodeSelector"] = nodes
-    if opts["tolerations"]:
-        placing["tolerations"] = [toleration(text) for text in opts["tolerations"]]
-    if opts["placement"]:
-        term = {"topologyKey": opts["placement_key"], "labelSelector": {"matchLabels": {LABEL_APP_ID: run.app_id}}}
+    if opts.tolerations:
+        placing["tolerations"] = [toleration(text) for text in opts.tolerations]
+    if opts.placement:
+        term = {"topologyKey": opts.placement_key, "labelSelector": {"matchLabels": {LABEL_APP_ID: run.app_id}}}
         how = (
             {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
-            if opts["placement_strict"]
+            if opts.placement_strict
             else {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
         )
-        placing["affinity"] = {"podAffinity" if opts["placement"] == PACK else "podAntiAffinity": how}
+        placing["affinity"] = {"podAffinity" if opts.placement == PACK else "podAntiAffinity": how}
     return placing
 
 
 def toleration(text: str) -> Mapping[str, str]:
-    """A toleration from `key`, `key:effect`, `key:value` or `key:value:effect`; `=` does for `:`, as with kubectl."""
+    """Return a toleration from `key`, `key:effect`, `key:value` or `key:value:effect`, or with `=`."""
     parts = text.replace("=", ":").split(":")
     effect = {"effect": parts.pop()} if parts[-1] in EFFECTS else {}
     if len(parts) == 1:

@@ -48,12 +48,12 @@ def test_help_lists_every_parameter_of_the_components() -> None:
             "scheduler_args=usr: local_docker has",
         ),
         (["--run_dir", "s3://b/r", "-s", "local_docker", "--workspace", "no/such"], "workspace='no/such' is no folder"),
-        (["--run_dir", "r", "--env", "A=1", "--secrets", "A"], "secrets=A is in env, too"),
-        (["--run_dir", "r", "-s", "nowhere"], "scheduler='nowhere': allowed are"),
+        (["--run_dir", "r", "--env", "A=1", "--secrets", "A"], "secrets=A is also in env"),
+        (["--run_dir", "r", "-s", "nowhere"], "scheduler='nowhere': must be one of"),
         (["--run_dir", "r", "--trainer.max_epochs=3"], "the app's own flags go after --"),
     ],
 )
-def test_a_mistake_is_found_on_the_submitter_with_status_2(
+def test_a_mistake_is_reported_on_the_submitter_with_status_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main(arguments) == 2
@@ -78,7 +78,7 @@ def test_a_failed_training_is_never_evaluated(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_interrupted_the_stage_is_cancelled_and_nothing_runs_on(tmp_path: Path) -> None:
+def test_an_interrupt_cancels_the_stage_and_leaves_no_process(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
         [*LAUNCH, "--run_dir", str(run), "--nodes", "2", "--", "--trainer.max_epochs=100000"],
@@ -106,7 +106,7 @@ def test_interrupted_the_stage_is_cancelled_and_nothing_runs_on(tmp_path: Path) 
 
 
 @pytest.mark.timeout(240)
-def test_preempted_the_driver_ends_with_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_a_preempted_stage_ends_the_driver_with_75_and_the_same_command_resumes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = ("--run_dir", str(run), "--", "--trainer.max_epochs=40")
     process = subprocess.Popen([*LAUNCH, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -121,7 +121,7 @@ def test_preempted_the_driver_ends_with_75_and_the_same_command_goes_on(tmp_path
     finally:
         process.kill()
     assert process.returncode == 75, out
-    assert "train: preempted; the same command goes on from its newest checkpoint" in out
+    assert "train: preempted; rerun the same command to resume from its newest checkpoint" in out
     assert "Traceback" not in out
     assert not (run / "evaluation").exists()
     again = command(*LAUNCH, *more)
@@ -130,12 +130,12 @@ def test_preempted_the_driver_ends_with_75_and_the_same_command_goes_on(tmp_path
 
 
 def running(word: str) -> list[str]:
-    """Command lines of live processes that name a word."""
+    """Command lines of live processes that contain a word."""
     return [line for _, line in processes(word)]
 
 
 def processes(word: str) -> list[tuple[int, str]]:
-    """The live processes whose command line names a word, but for this one."""
+    """The live processes whose command line contains a word, except this one."""
     found = []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:

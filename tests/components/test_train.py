@@ -76,24 +76,12 @@ def test_nodes_may_be_a_range() -> None:
 
 
 @pytest.mark.parametrize(("gpu", "processes", "expected"), [(0, 0, 1), (8, 0, 8), (0, 3, 3), (8, 2, 2)])
-def test_there_is_one_process_per_gpu_unless_said_otherwise(gpu: int, processes: int, expected: int) -> None:
+def test_there_is_one_process_per_gpu_by_default(gpu: int, processes: int, expected: int) -> None:
     assert f"--nproc-per-node {expected} " in train(run_dir="r", gpu=gpu, processes=processes).roles[0].args[1]
 
 
-def test_the_users_environment_wins() -> None:
+def test_the_users_environment_takes_precedence() -> None:
     assert train(run_dir="r", env={"OMP_NUM_THREADS": "5"}).roles[0].env["OMP_NUM_THREADS"] == "5"
-
-
-def test_evaluate_is_always_one_node_and_one_process_without_an_agent() -> None:
-    app = evaluate("--data.batch_size=9", run_dir="s3://b/r", checkpoint="best", cpu=3, memory=100, image="i")
-    role = app.roles[0]
-    assert (app.name, role.name, role.num_replicas, role.min_replicas) == ("evaluate", "evaluate", 1, None)
-    assert (role.resource.cpu, role.resource.memMB, role.resource.gpu) == (3, 100, 0)
-    assert substituted(app) == [
-        "-c",
-        "exec python -m pipeline test --run_dir s3://b/r --checkpoint best --data.batch_size=9",
-    ]
-    assert "--checkpoint" not in evaluate(run_dir="r").roles[0].args[1]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +100,7 @@ def test_evaluate_is_always_one_node_and_one_process_without_an_agent() -> None:
         ({"max_restarts": -1, "rdzv_port": 99_999, "nodes": "x"}, ["max_restarts=-1", "rdzv_port=99999", "nodes='x'"]),
     ],
 )
-def test_arguments_that_cannot_work_are_refused_all_at_once(arguments: dict[str, object], words: list[str]) -> None:
+def test_arguments_that_cannot_work_are_rejected_all_at_once(arguments: dict[str, object], words: list[str]) -> None:
     with pytest.raises(UserError) as raised:
         train(**{"run_dir": "r", **arguments})  # type: ignore[arg-type]
     assert len(raised.value.problems) == len(words)
@@ -120,17 +108,8 @@ def test_arguments_that_cannot_work_are_refused_all_at_once(arguments: dict[str,
         assert any(word in problem for problem in raised.value.problems), word
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [({"gpu": 2}, "gpu=2"), ({"checkpoint": "newest"}, "checkpoint='newest'"), ({"run_dir": "memory://x"}, "memory")],
-)
-def test_evaluate_refuses_what_would_not_be_once(arguments: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        evaluate(**{"run_dir": "r", **arguments})  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_torchx_takes_each_component_and_its_docstring_is_the_help(name: str) -> None:
+def test_torchx_accepts_each_component_and_shows_its_docstring(name: str) -> None:
     path = str(ROOT / "components" / f"{name}.py")
     assert validate(path, name) == []
     ended = command("torchx", "run", "-s", "local_cwd", f"{path}:{name}", "--help")
@@ -144,7 +123,7 @@ def test_torchxs_own_schedulers_stay_available() -> None:
     assert {"local_cwd", "local_docker", "slurm", "kubernetes"} <= set(get_scheduler_factories())
 
 
-def test_two_runs_on_one_machine_meet_at_different_ports() -> None:
+def test_two_runs_on_one_machine_use_different_ports() -> None:
     ports = {_free_port() for _ in range(20)}
     assert len(ports) > 15
     assert ports <= set(range(20_000, 30_000))
@@ -170,7 +149,7 @@ def test_the_dryrun_of_torchx_shows_the_same_command(tmp_path: Path) -> None:
     assert "--trainer.max_epochs=1" in ended.out
 
 
-def test_a_preflight_is_asked_of_the_agents_with_what_the_nodes_are_to_have() -> None:
+def test_preflight_passes_the_resources_of_a_node_to_the_agents() -> None:
     (role,) = train(run_dir="s3://bucket/a b", gpu=2, shm=256, preflight=True).roles
     words = shlex.split(role.args[1].replace("$$", "$"))
     asked = words[words.index("--preflight") + 1]

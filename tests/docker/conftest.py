@@ -44,7 +44,7 @@ def _swept(engine: docker.DockerClient) -> Iterator[None]:
 
 @pytest.fixture
 def run_in(engine: docker.DockerClient) -> Callable[..., str]:
-    """A command in a container as hostile as it gets: any user, nothing to write but /tmp, no network."""
+    """A command in the most restricted container: any user, only /tmp writable, no network."""
 
     def run(*command: str, image: str = IMAGE, **options: Any) -> str:
         hostile = {"user": "4242:4242", "read_only": True, "tmpfs": {"/tmp": ""}, "network_mode": "none"}
@@ -74,15 +74,15 @@ class Launched:
             self.process = subprocess.Popen([*map(str, arguments)], cwd=ROOT, stdout=out, stderr=out)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
     def until(self, is_true: Callable[[], Any], seconds: float = 60) -> Any:
         """Wait for something to be true."""
         deadline = time.monotonic() + seconds
         while not (found := is_true()):
-            assert time.monotonic() < deadline, self.said
-            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, self.output
+            assert self.process.poll() is None, self.output
             time.sleep(0.1)
         return found
 

@@ -1,4 +1,4 @@
-"""The image: what is in it, what is not, and that anybody can run it."""
+"""The image: what is in it, what is not, and that any user can run it."""
 
 import json
 import os
@@ -28,7 +28,7 @@ print(len(names), torch.version.cuda, getpass.getuser())
 PACKAGES = "fsspec,lightning,numpy,obstore,s3fs,tensorboard,torch,torchmetrics,yaml"
 
 
-def test_everything_in_it_is_imported_by_any_user_on_a_read_only_root_without_network(
+def test_any_user_can_import_all_of_it_on_a_read_only_root_without_network(
     run_in: Callable[..., str],
 ) -> None:
     modules, cuda, user = run_in("python", "-c", EVERYTHING, PACKAGES).split()
@@ -38,14 +38,14 @@ def test_everything_in_it_is_imported_by_any_user_on_a_read_only_root_without_ne
 
 
 def test_it_trains_and_evaluates_as_any_user_on_a_read_only_root_without_network(run_in: Callable[..., str]) -> None:
-    said = run_in(
+    message = run_in(
         "sh",
         "-c",
         "python -m pipeline fit --config pipeline/configs/digits.yaml --run_dir /tmp/run --trainer.max_epochs=1"
         " && python -m pipeline test --run_dir /tmp/run",
         stderr=True,
     )
-    assert "360 of 360 test samples scored" in said
+    assert "360 of 360 test samples scored" in message
 
 
 def test_it_holds_no_compiler_no_torchx_no_cache_and_nothing_that_can_be_written(run_in: Callable[..., str]) -> None:
@@ -74,7 +74,7 @@ def test_no_secret_of_the_build_is_left_in_it(engine: docker.DockerClient) -> No
         assert not re.search(word, told)
 
 
-def test_its_labels_say_what_it_is(engine: docker.DockerClient) -> None:
+def test_its_labels_name_version_and_revision(engine: docker.DockerClient) -> None:
     labels = engine.images.get(IMAGE).labels
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert labels["org.opencontainers.image.version"] == version("torchx-lightning-pipeline")

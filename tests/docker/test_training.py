@@ -1,4 +1,4 @@
-"""The whole pipeline in containers: two that train, one that evaluates, and what becomes of those that are killed."""
+"""The whole pipeline in containers: two train, one evaluates, and some are killed."""
 
 import os
 import signal
@@ -45,15 +45,15 @@ def test_two_containers_train_to_s3_and_one_evaluates(
         assert first.attrs["HostConfig"]["ShmSize"] == 128 << 20
         assert '"Privileged": True' not in shown
         assert first.attrs["NetworkSettings"]["Networks"].keys() == second.attrs["NetworkSettings"]["Networks"].keys()
-        assert launched.status() == 0, launched.said
-    assert "preflight of 2 nodes x 1 process: ready" in launched.said
+        assert launched.status() == 0, launched.output
+    assert "preflight of 2 nodes x 1 process: ready" in launched.output
     receipt = run.read_json(RECEIPT)
     assert receipt is not None
     assert receipt["samples_scored"] == receipt["samples_expected"] == 360
     assert receipt["devices"] == 1
-    assert "test samples scored  360 of 360, once each" in launched.said
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in launched.said
-    assert "Traceback" not in launched.said
+    assert "test samples scored  360 of 360, once each" in launched.output
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in launched.output
+    assert "Traceback" not in launched.output
     assert app("verify", "--run_dir", run).status == 0
 
 
@@ -79,12 +79,12 @@ def test_torchx_run_patches_the_image_with_the_working_directory(engine: docker.
 
 
 @pytest.mark.timeout(240)
-def test_a_container_that_is_killed_comes_back_and_the_run_ends_as_if_nothing_had_been(
+def test_a_killed_container_restarts_and_the_run_ends_in_the_same_weights(
     launch: Callable[..., Any], tmp_path: Path
 ) -> None:
     arguments = ("--nodes", "2", *OWN)
     with launch(*arguments, *mounted(tmp_path / "straight"), "--", *PACED) as straight:
-        assert straight.status() == 0, straight.said
+        assert straight.status() == 0, straight.output
     run = RunDir(str(tmp_path / "disturbed/one"))
     with launch(*arguments, *mounted(tmp_path / "disturbed"), "--", *PACED, "--collective_timeout=5") as disturbed:
         for replica in (1, 0):  # a node, and the one that hosts the store
@@ -94,7 +94,7 @@ def test_a_container_that_is_killed_comes_back_and_the_run_ends_as_if_nothing_ha
             # What `docker kill` has killed Docker lets rest; what a crash or a lack of memory has, it starts again.
             os.kill(node.attrs["State"]["Pid"], signal.SIGKILL)
             disturbed.until(lambda replica=replica: disturbed.node(replica).attrs["RestartCount"] == 1)
-        assert disturbed.status() == 0, disturbed.said
+        assert disturbed.status() == 0, disturbed.output
         assert len(run.attempts()) == 3, "each kill has cost one start"
     same_end(tmp_path / "straight/one", tmp_path / "disturbed/one")
 
@@ -113,9 +113,9 @@ def test_docker_stop_leaves_75_and_a_durable_checkpoint(
         node.stop()
         node.reload()
         assert node.attrs["State"]["ExitCode"] == 75
-        assert launched.status() == 75, launched.said
+        assert launched.status() == 75, launched.output
         assert launched.node(0).attrs["State"]["ExitCode"] == 75 if launched.process.poll() is None else True
-    assert "preempted; the same command goes on from its newest checkpoint" in launched.said
+    assert "preempted; rerun the same command to resume from its newest checkpoint" in launched.output
     attempt = run.read_json(RunDir.attempt(1))
     record = newest(run)
     assert attempt is not None
@@ -125,7 +125,7 @@ def test_docker_stop_leaves_75_and_a_durable_checkpoint(
 
 
 @pytest.mark.timeout(120)
-def test_an_evaluation_hears_that_it_is_stopped(launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_evaluation_stops_on_sigterm(launch: Callable[..., Any], tmp_path: Path) -> None:
     with launch("--nodes", "1", *mounted(tmp_path / "runs"), "--", "--trainer.max_epochs=1", QUIET) as launched:
         node = launched.node(0, "evaluate")
         node.stop()
@@ -135,23 +135,23 @@ def test_an_evaluation_hears_that_it_is_stopped(launch: Callable[..., Any], tmp_
 
 
 @pytest.mark.timeout(120)
-def test_what_the_user_must_change_is_said_once_with_status_2(launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_user_error_is_reported_once_with_status_2(launch: Callable[..., Any], tmp_path: Path) -> None:
     with launch(*mounted(tmp_path / "runs"), "--", "--model.learning_rate=fast") as launched:
-        assert launched.status() == 2, launched.said
-    assert launched.said.count("fast") == 1
-    assert "train: failed with status 2" in launched.said
+        assert launched.status() == 2, launched.output
+    assert launched.output.count("fast") == 1
+    assert "train: failed with status 2" in launched.output
 
 
 @pytest.mark.timeout(120)
-def test_a_lack_of_memory_is_called_that_with_the_limit(launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_out_of_memory_is_reported_with_the_limit(launch: Callable[..., Any], tmp_path: Path) -> None:
     with launch(
         *("--nodes", "2", "--retries", "0", "--max_restarts", "0", "--join_timeout", "5", *OWN),
         *(*mounted(tmp_path / "runs"), "--", QUIET, "--trainer.callbacks+=own.Hungry", "--collective_timeout=5"),
     ) as launched:
-        assert launched.status() not in (0, 2, 75), launched.said
-    assert "killed for memory: its limit is 1500 MB" in launched.said
-    assert "rank 1 on" in launched.said
-    assert "SIGKILL, killed for memory: the limit here is 1500 MB" in launched.said, "whoever runs the container"
+        assert launched.status() not in (0, 2, 75), launched.output
+    assert "killed for memory: its limit is 1500 MB" in launched.output
+    assert "rank 1 on" in launched.output
+    assert "SIGKILL, killed for memory: the limit here is 1500 MB" in launched.output, "the same limit in any container"
 
 
 @pytest.mark.timeout(120)
@@ -163,7 +163,7 @@ def test_ctrl_c_stops_all_containers(engine: docker.DockerClient, launch: Callab
         launched.until(lambda: newest(run))
         nodes = [launched.node(0), launched.node(1)]
         launched.process.send_signal(signal.SIGTERM)
-        assert launched.status() == 130, launched.said
+        assert launched.status() == 130, launched.output
     for node in nodes:
         node.reload()
         assert node.attrs["State"]["ExitCode"] == 75

@@ -1,4 +1,4 @@
-"""A run that is cancelled saves what it has reached, and keeps its logs."""
+"""A cancelled run saves a checkpoint and keeps its logs."""
 
 import json
 import time
@@ -6,7 +6,7 @@ import time
 import pytest
 from torchx.specs import AppState
 
-from k8s.cancelling import LAST_LINES
+from k8s.cancel import LAST_LINES
 from k8s.cluster_api import ClusterAway
 from k8s.scheduler import KubernetesJob
 from k8s.status import CANCELLED
@@ -36,9 +36,7 @@ def test_a_cancelled_run_saves_and_keeps_its_logs(api: ApiServer, scheduler: Kub
     scheduler.cancel(run)
 
 
-def test_pods_that_come_in_the_place_of_those_that_have_saved_are_not_waited_for(
-    api: ApiServer, scheduler: KubernetesJob
-) -> None:
+def test_cancel_does_not_wait_for_replacement_pods(api: ApiServer, scheduler: KubernetesJob) -> None:
     run = submit(scheduler)
     nodes, pods = Nodes(api), [api.start_pod("one-train", 0)]
     ends = api.on_change
@@ -57,7 +55,7 @@ def test_pods_that_come_in_the_place_of_those_that_have_saved_are_not_waited_for
     assert nodes.ended == ["one-train"], "the Job's end is theirs"
 
 
-def test_a_cancel_that_is_killed_has_cancelled(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_a_cancel_whose_client_is_killed_still_takes_effect(api: ApiServer, scheduler: KubernetesJob) -> None:
     run = submit(scheduler)
     pod = api.start_pod("one-train", 0)
     api.faults = [Fault(f"patch pods {pod}", 500, times=99)]
@@ -70,10 +68,10 @@ def test_a_cancel_that_is_killed_has_cancelled(api: ApiServer, scheduler: Kubern
     described = scheduler.describe(run)
     assert described is not None
     assert described.state == AppState.RUNNING
-    assert "its processes save, and end" in described.msg
+    assert "its processes save a checkpoint and end" in described.msg
 
 
-def test_who_may_not_patch_pods_can_still_cancel(
+def test_a_user_who_may_not_patch_pods_can_still_cancel(
     api: ApiServer, scheduler: KubernetesJob, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = submit(scheduler, app(grace=1))
@@ -86,7 +84,7 @@ def test_who_may_not_patch_pods_can_still_cancel(
     assert api.one("Job", "one-train")["spec"]["activeDeadlineSeconds"] == 1
 
 
-def test_a_run_that_waits_in_a_queue_is_deleted(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_cancelling_a_queued_run_deletes_it(api: ApiServer, scheduler: KubernetesJob) -> None:
     run = submit(scheduler, queue="research")
     api.change("Job", "one-train", {"spec": {"suspend": True}})
     scheduler.cancel(run)
@@ -117,7 +115,7 @@ def test_a_cancelled_job_set_is_suspended_and_its_last_lines_are_kept(api: ApiSe
     assert list(scheduler.log_iter(run, "train", 1)) == ["step 119\n", "saved step 120\n"]
 
 
-def test_a_job_set_of_a_queue_is_deleted(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_cancelling_a_queued_job_set_deletes_it(api: ApiServer, scheduler: KubernetesJob) -> None:
     run = submit(scheduler, kind="jobset", queue="research")
     scheduler.cancel(run)
     assert not api.objects_of("JobSet")

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.manifests import objects
 from tests.support.commands import ROOT
-from tests.support.manifests import GOLDEN, jobs_of, validate
+from tests.support.manifests import GOLDEN, jobs_of, objects, validate
 
 CLUSTER = ROOT / "k8s/cluster"
 KUSTOMIZATIONS = sorted(path.parent for path in CLUSTER.rglob("kustomization.yaml"))
@@ -25,7 +24,7 @@ def all_of(kind: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CLUSTER)))
-def test_an_api_server_would_take_each_object(path: Path) -> None:
+def test_each_object_passes_strict_validation(path: Path) -> None:
     for one in read(path):
         if one["kind"] == "LocalQueue":
             assert one["apiVersion"].startswith("kueue.x-k8s.io/")
@@ -56,11 +55,11 @@ def test_the_namespace_refuses_pods_that_are_not_restricted() -> None:
     assert {found[f"pod-security.kubernetes.io/{what}"] for what in ("enforce", "audit", "warn")} == {"restricted"}
 
 
-def test_whoever_submits_may_do_no_more_than_that() -> None:
+def test_the_roles_grant_only_what_submitting_needs() -> None:
     accounts = all_of("ServiceAccount")
     assert accounts["pipeline-training"]["automountServiceAccountToken"] is False
     roles, bindings = all_of("Role"), all_of("RoleBinding")
-    assert set(roles) == set(bindings), "nobody has a Role over the whole cluster"
+    assert set(roles) == set(bindings), "no Role covers the whole cluster"
     for name, role in roles.items():
         assert bindings[name]["roleRef"]["name"] == name
         assert [subject["name"] for subject in bindings[name]["subjects"]] == ["pipeline-driver"]
@@ -69,7 +68,7 @@ def test_whoever_submits_may_do_no_more_than_that() -> None:
             assert not everything & {"*", "secrets", "pods/exec", "pods/attach", "roles", "escalate", "bind"}
 
 
-def test_the_policies_are_about_the_pods_of_runs() -> None:
+def test_the_network_policies_select_the_pods_of_runs() -> None:
     policy = all_of("NetworkPolicy")["runs"]["spec"]
     ours = policy["podSelector"]["matchLabels"].items()
     (inwards,) = policy["ingress"]
@@ -80,7 +79,7 @@ def test_the_policies_are_about_the_pods_of_runs() -> None:
     for app, opts in GOLDEN.values():
         for job in (job for one in objects(app, "app-1", opts) for job in jobs_of(one)):
             assert ours <= job["spec"]["template"]["metadata"]["labels"].items()
-    everybody = all_of("NetworkPolicy")["nobody-comes-in"]["spec"]
+    everybody = all_of("NetworkPolicy")["default-deny-ingress"]["spec"]
     assert everybody == {"podSelector": {}, "policyTypes": ["Ingress"]}
 
 
@@ -89,7 +88,7 @@ def test_the_example_of_a_secret_holds_none() -> None:
     assert {value for name, value in values.items() if name != "AWS_ENDPOINT_URL"} == {"put-yours-here"}
 
 
-def test_the_overlay_of_the_page_names_what_is_there() -> None:
+def test_the_overlay_of_the_documentation_names_existing_components() -> None:
     page = (ROOT / "docs/kubernetes.md").read_text()
     overlay = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
     wanted = {CLUSTER / Path(*Path(name).parts[3:]) for name in overlay["components"]}

@@ -65,7 +65,7 @@ def run(torchx: Command) -> str:
     return torchx("run", *TRAIN, "app_id=one", *COMPONENT).out.split()[-1]
 
 
-def test_run_without_doing_it_prints_what_kubectl_takes(api: ApiServer, torchx: Command) -> None:
+def test_a_dry_run_prints_what_kubectl_takes(api: ApiServer, torchx: Command) -> None:
     cfg = "app_id=one,namespace=team,node_selector=pool:gpu;zone:a,env_secrets=s3;more,deadline=60,read_only=False"
     ended = torchx("run", "--dryrun", *TRAIN, cfg, *COMPONENT)
     assert ended.status == 0
@@ -79,7 +79,7 @@ def test_run_without_doing_it_prints_what_kubectl_takes(api: ApiServer, torchx: 
     assert "image_repo=" in ended.text
 
 
-def test_run_submits_and_says_how_it_is_called(api: ApiServer, torchx: Command) -> None:
+def test_run_submits_and_prints_the_handle(api: ApiServer, torchx: Command) -> None:
     ended = torchx("run", *TRAIN, "app_id=one", "--workspace", "", *COMPONENT)
     assert (ended.status, ended.out.split()[-1]) == (0, "kubernetes_job://torchx/default:one")
     assert "image_repo=" not in ended.text
@@ -100,10 +100,10 @@ def test_run_can_wait_for_the_end(api: ApiServer, torchx: Command) -> None:
     ended = torchx("run", *TRAIN, "app_id=one", "--wait", "--log", *COMPONENT)
     assert ended.status == 1
     assert "hello from 1" in ended.text
-    assert "train 1 ended with status 7; all its retries are spent" in ended.text
+    assert "train 1 ended with status 7; all its retries are used up" in ended.text
 
 
-def test_status_tells_how_a_run_is(api: ApiServer, torchx: Command, run: str) -> None:
+def test_status_shows_state_and_reason(api: ApiServer, torchx: Command, run: str) -> None:
     assert re.search(r"State: PENDING", torchx("status", run).out)
     api.end_pod(api.start_pod("one-train", 1), 137, reason="OOMKilled", message="the last words")
     api.finish("one-train", "Failed", reason="BackoffLimitExceeded")
@@ -126,7 +126,7 @@ def test_log_prints_all_replicas_or_one(api: ApiServer, torchx: Command, run: st
     assert torchx("log", "--regex", "from", f"{run}/train").out.count("hello") == 2
 
 
-def test_describe_tells_what_runs(torchx: Command, run: str) -> None:
+def test_describe_shows_roles_and_images(torchx: Command, run: str) -> None:
     ended = torchx("describe", run)
     assert ended.status == 0
     assert "'num_replicas': 2" in ended.out
@@ -134,7 +134,7 @@ def test_describe_tells_what_runs(torchx: Command, run: str) -> None:
     assert torchx("describe", "kubernetes_job://torchx/default:nobody").status == 1
 
 
-def test_list_tells_the_runs(api: ApiServer, torchx: Command, run: str) -> None:
+def test_list_shows_the_runs(api: ApiServer, torchx: Command, run: str) -> None:
     api.start_pod("one-train", 0)
     (line,) = (line for line in torchx("list", "-s", "kubernetes_job").out.splitlines() if "://" in line)
     assert line.split() == [run, "RUNNING"]
@@ -156,7 +156,7 @@ def test_the_options_are_explained(torchx: Command) -> None:
 
 @pytest.fixture
 def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The launcher sets handlers, which a test must not leave behind; its scheduler is in a hurry."""
+    """Restore the signal handlers that the launcher replaces; its scheduler polls fast."""
     monkeypatch.setattr(KubernetesJob.__init__, "__defaults__", (0.05, Patience(total=1, first=0.02), None))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
@@ -165,7 +165,7 @@ def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def stage(api: ApiServer, role: str, nodes: int, code: int = 0) -> None:
-    """Let the Job of a role come, run and end."""
+    """Wait for the Job of a role, then let its pods run and end."""
     until = time.monotonic() + 20
     while not (found := [one for one in api.objects_of("Job") if one["metadata"]["name"].endswith(f"-{role}")]):
         assert time.monotonic() < until
@@ -251,19 +251,19 @@ def test_a_detached_pipeline_is_a_driver_in_the_cluster(api: ApiServer, capsys: 
     assert inner[:4] == ["--name", "fox", "--on_signal", "leave"]
     assert inner[inner.index("--scheduler_args") + 1] == options.partition(",")[2]
     assert inner[-2:] == ["--", "--a.b=$HOME c"]
-    assert launch.main(arguments) == 2, "there is one of this name"
+    assert launch.main(arguments) == 2, "the name is taken"
     assert "exists already" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_handlers")
-def test_a_mistake_is_said_before_a_driver_is_submitted(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_reported_before_a_driver_is_submitted(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main([*DETACH, "--secrets", "KEY"]) == 2
     assert "secrets=KEY: taken from which Secret?" in capsys.readouterr().err
     assert not api.objects_of("Job")
 
 
 @pytest.mark.usefixtures("_handlers")
-def test_a_driver_that_is_started_again_finds_its_stages_and_runs_none_twice(
+def test_a_restarted_driver_finds_its_stages_and_runs_none_twice(
     api: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert launch.main([*DETACH[:4], *KEPT, "--nodes", "2"]) == 0
@@ -271,7 +271,7 @@ def test_a_driver_that_is_started_again_finds_its_stages_and_runs_none_twice(
     # The first one dies while training runs: it asks for nothing to be cancelled.
     api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
     assert launch.main(inner) == 75
-    assert "train: goes on without this driver" in capsys.readouterr().err
+    assert "train: keeps running without this driver" in capsys.readouterr().err
     assert not [one for one in api.seen if one.startswith(("delete", "patch"))]
     # The second one loses the cluster.
     api.faults.append(Fault("list jobs", 503, times=99))
@@ -292,7 +292,7 @@ def test_a_driver_that_is_started_again_finds_its_stages_and_runs_none_twice(
 
 
 @pytest.mark.usefixtures("_handlers")
-def test_whoever_cancels_a_driver_cancels_its_stages(api: ApiServer, torchx: Command, tmp_path: Path) -> None:
+def test_cancelling_a_driver_cancels_its_stages(api: ApiServer, torchx: Command, tmp_path: Path) -> None:
     assert launch.main([*DETACH[:4], *KEPT]) == 0
     api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
     assert launch.main(command_of(api, "fox-launch")) == 75
@@ -313,8 +313,6 @@ def test_a_jobset_holds_both_stages_and_needs_no_driver(api: ApiServer, capsys: 
 
 
 @pytest.mark.parametrize("flag", [["--detach"], ["--name", "fox"]])
-def test_only_a_scheduler_that_knows_names_finds_a_run_again(
-    capsys: pytest.CaptureFixture[str], flag: list[str]
-) -> None:
+def test_names_need_a_scheduler_that_finds_runs_by_name(capsys: pytest.CaptureFixture[str], flag: list[str]) -> None:
     assert launch.main(["--run_dir", "runs/x", *flag]) == 2
-    assert "allowed is kubernetes_job" in capsys.readouterr().err
+    assert "use kubernetes_job" in capsys.readouterr().err

@@ -1,12 +1,12 @@
 """An AppDef as Kubernetes objects: golden files, strict validation, and properties over random AppDefs.
 
-WRITE_GOLDEN=1 python -m pytest -n 0 tests/k8s/test_manifests.py      writes tests/k8s/golden anew
+WRITE_GOLDEN=1 python -m pytest -n 0 tests/k8s/test_manifests.py      rewrites tests/k8s/golden
 """
 
 import copy
 import os
 import re
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import yaml
@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchx.specs import AppDef, Resource, Role, VolumeMount, macros
 
-from components.role import Needs
+from components.role import LaunchRequirements
 from k8s import manifests
-from k8s.manifests import OPTIONS, Opts, label_value, objects, owned, problems_of, to_yaml
-from k8s.options import resolved
-from k8s.pods import MARGIN
-from pipeline.errors import UserError
+from k8s.manifests import owned, to_yaml
+from k8s.options import RunOptions
+from k8s.pods import MARGIN, label_value
+from k8s.validation import problems_of as problems_of_options
 from tests.support.commands import ROOT
-from tests.support.manifests import GOLDEN, Object, both, foreign, jobs_of, training, validate
+from tests.support.manifests import GOLDEN, Object, both, foreign, jobs_of, objects, training, validate
 
 SECRET = "tell-nobody"
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -30,12 +30,16 @@ VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 @pytest.fixture(autouse=True)
 def _version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden files say nothing of TorchX's version."""
+    """Golden files do not depend on TorchX's version."""
     monkeypatch.setattr(manifests, "__version__", "0.0.0")
 
 
 def made(app: AppDef, **opts: Any) -> list[Object]:
-    return objects(app, "app-1", cast("Opts", opts), user="me")
+    return objects(app, "app-1", opts, user="me")
+
+
+def problems_of(app: AppDef, opts: dict[str, Any], app_id: str | None = None) -> list[str]:
+    return problems_of_options(app, RunOptions.of(opts), app_id)
 
 
 def pod_of(app: AppDef, **opts: Any) -> Any:
@@ -44,7 +48,7 @@ def pod_of(app: AppDef, **opts: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_what_is_submitted_is_a_golden_file(name: str) -> None:
+def test_what_is_submitted_equals_the_golden_file(name: str) -> None:
     app, opts = GOLDEN[name]
     text = to_yaml(objects(app, f"{label_value(app.name).lower()}-x1", opts, user="Jo Doe@example.com"))
     golden = ROOT / f"tests/k8s/golden/{name}.yaml"
@@ -53,17 +57,17 @@ def test_what_is_submitted_is_a_golden_file(name: str) -> None:
     assert golden.read_text() == text
 
 
-def test_each_golden_file_is_one_that_is_compared() -> None:
+def test_each_golden_file_is_compared() -> None:
     assert {path.stem for path in (ROOT / "tests/k8s/golden").iterdir()} == set(GOLDEN)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_an_api_server_would_take_all_of_it(name: str) -> None:
+def test_the_golden_files_pass_strict_validation(name: str) -> None:
     for one in yaml.safe_load_all((ROOT / f"tests/k8s/golden/{name}.yaml").read_text()):
         validate(one)
 
 
-def test_a_pod_is_what_pod_security_restricted_asks_for() -> None:
+def test_pods_comply_with_pod_security_restricted() -> None:
     for app, opts in GOLDEN.values():
         for job in (job for one in objects(app, "app-1", opts) for job in jobs_of(one)):
             pod = job["spec"]["template"]["spec"]
@@ -79,7 +83,7 @@ def test_a_pod_is_what_pod_security_restricted_asks_for() -> None:
                 assert kinds <= {"emptyDir", "persistentVolumeClaim", "configMap"}
 
 
-def test_exit_statuses_decide_in_their_order() -> None:
+def test_rules_for_exit_statuses_are_in_order() -> None:
     (job, _) = made(training(nodes="3", retries=2))
     rules = job["spec"]["podFailurePolicy"]["rules"]
     assert [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in rules] == [
@@ -92,7 +96,7 @@ def test_exit_statuses_decide_in_their_order() -> None:
     assert job["spec"]["podReplacementPolicy"] == "Failed"
 
 
-def test_a_pod_has_longer_than_its_agent() -> None:
+def test_a_pod_has_more_grace_than_its_agent() -> None:
     app = training(grace=77)
     assert "--shutdown-timeout 77" in app.roles[0].args[1]
     assert pod_of(app)["terminationGracePeriodSeconds"] == 77 + MARGIN
@@ -131,17 +135,17 @@ def test_in_a_jobset_evaluation_waits_for_training_and_never_trains_again() -> N
     assert {rule["action"] for rule in train["template"]["spec"]["podFailurePolicy"]["rules"]} == {"FailJob"}
     assert evaluate["template"]["spec"]["backoffLimit"] == 3
     # What a Job says of the pod that ended it, as Kubernetes writes it.
-    said = "Container {0} for pod a/b failed with exit code {1} matching FailJob rule at index {2}"
+    message = "Container {0} for pod a/b failed with exit code {1} matching FailJob rule at index {2}"
     (pattern,) = mistake["onJobFailureMessagePatterns"]
     for index, status in enumerate((2, 75)):
-        assert bool(re.search(pattern, said.format("train", status, index))) == (status == 2)
+        assert bool(re.search(pattern, message.format("train", status, index))) == (status == 2)
         rule = train["template"]["spec"]["podFailurePolicy"]["rules"][index]
         assert rule["onExitCodes"]["values"] == [status]
-    # A Job that were deleted on its own would be made anew.
+    # The JobSet would create a Job again that is deleted on its own.
     assert all("ttlSecondsAfterFinished" not in one["template"]["spec"] for one in (train, evaluate))
 
 
-def test_what_follows_a_job_is_deleted_with_it() -> None:
+def test_objects_after_a_job_are_owned_by_it() -> None:
     plain = made(foreign(), keep_nodes=True)
     assert [one["kind"] for one in plain] == ["Job", "Service", "PodDisruptionBudget"] * 2
     found = owned(plain, {"app-1-server": "uid-1", "app-1-my-reader": "uid-2"})
@@ -156,100 +160,12 @@ def test_what_follows_a_job_is_deleted_with_it() -> None:
     assert {one["metadata"]["ownerReferences"][0]["kind"] for one in budgets} == {"JobSet"}
 
 
-def test_a_role_that_comes_after_another_needs_a_jobset() -> None:
-    (problem,) = problems_of(both(), {})
-    assert "kind=job starts all roles at once; set kind=jobset" in problem
-    app = both()
-    app.roles.reverse()
-    (problem,) = problems_of(app, {"kind": "jobset"})
-    assert "after='train': allowed are the roles before it: there are none" in problem
-
-
-def bad_role(**fields: Any) -> AppDef:
-    fields = {"resource": Resource(cpu=1, gpu=0, memMB=100), **fields}
-    return AppDef("app", [Role(**{"name": "role", "image": "image:1", "entrypoint": "sh", **fields})])
-
-
-@pytest.mark.parametrize(
-    ("app", "opts", "words"),
-    [
-        (training(), {"kind": "jobste"}, "kind='jobste': allowed are job, jobset; did you mean 'jobset'?"),
-        (training(), {"placement": "far"}, "placement='far': allowed are spread, pack"),
-        (training(), {"image_pull_policy": "always"}, "did you mean 'Always'?"),
-        (training(), {"user": 0}, "user=0 is root"),
-        (training(), {"ttl": -1}, "ttl=-1: allowed are 0 and more"),
-        (training(), {"namespace": "My_team"}, "namespace='My_team': allowed are lower-case letters"),
-        (training(), {"env_secrets": ["S3"]}, "env_secrets='S3': no object is called so"),
-        (training(), {"config_maps": {"a": "config"}}, "config_maps=a:config: expected a path"),
-        (training(), {"labels": {"a b": "c"}}, "labels=a b:c: write key:value"),
-        (training(), {"node_selector": {"pool": "a/b"}}, "node_selector=pool:a/b"),
-        (training(), {"tolerations": ["a b"]}, "tolerations='a b': write key, key:effect"),
-        (training(), {"queue_priority": "high"}, "only Kueue reads it; name its LocalQueue by queue"),
-        (training(), {"queue": "q", "required_topology": "a", "preferred_topology": "b"}, "takes one of them"),
-        (training(), {"placement_strict": True}, "says nothing without placement"),
-        (
-            training(secrets=["KEY"]),
-            {},
-            "secrets=KEY: taken from which Secret? Name the one that has this key by secret",
-        ),
-        (training(mounts=["type=bind", "src=/a", "dst=/b"]), {}, "write type=volume,src=CLAIM"),
-        (training(mounts=["type=device", "src=/dev/a"]), {"host_paths": True}, "would need a privileged pod"),
-        (training(mounts=["type=volume", "src=A", "dst=/b"]), {}, "src='A': no object is called so"),
-        (training(mounts=["type=volume", "src=a", "dst=b"]), {}, "dst='b': expected a path that begins with '/'"),
-        (training(mounts=["type=volume", "src=a", "dst=/c"]), {"config_maps": {"a": "/c"}}, "'/c' 2 times"),
-        (training(memory=100, shm=200), {}, "shm=200: allowed are 0 to memory=100"),
-        (training(env={"A B": "1"}), {}, "env='A B'"),
-        (training(env={"JOB_COMPLETION_INDEX": "1"}), {}, "but not JOB_COMPLETION_INDEX"),
-        (bad_role(name="My_role"), {}, "role='My_role': allowed are lower-case letters"),
-        (bad_role(num_replicas=0), {}, "num_replicas=0: allowed are 1 and more"),
-        (bad_role(num_replicas=2, min_replicas=3), {}, "min_replicas=3: allowed are 1 to num_replicas=2"),
-        (bad_role(max_retries=-1), {}, "max_retries=-1"),
-        (bad_role(resource=Resource(cpu=1, gpu=-1, memMB=5)), {}, "gpu=-1: allowed are 0 and more"),
-        (bad_role(resource=Resource(cpu=0, gpu=0, memMB=5)), {}, "cpu=0: allowed is more than 0"),
-        (bad_role(resource=Resource(cpu=1, gpu=0, memMB=-1)), {}, "memory=-1: allowed is more than 0"),
-        (bad_role(name="r" * 60), {}, "of app_id='app-1': pods would be called"),
-        (AppDef("app", []), {}, "has no roles"),
-        (AppDef("app", training().roles * 2), {}, "role='train' is there 2 times"),
-    ],
-)
-def test_a_mistake_is_said_with_what_is_allowed(app: AppDef, opts: Opts, words: str) -> None:
-    (problem,) = problems_of(app, opts, "app-1")
-    assert words in problem
-    with pytest.raises(UserError, match=re.escape(problem)):
-        objects(app, "app-1", opts)
-
-
-@pytest.mark.parametrize("kind", ["job", "jobset"])
-def test_names_may_be_as_long_as_a_label_of_dns(kind: str) -> None:
-    for nodes in (1, 10, 11, 100):
-        pod = f"-train-{'0-' if kind == 'jobset' else ''}{nodes - 1}-abcde"
-        app, longest = training(nodes=str(nodes)), "a" * (63 - len(pod))
-        assert objects(app, longest, {"kind": kind})
-        (problem,) = problems_of(app, {"kind": kind}, f"{longest}bc")
-        assert f"'{longest}bc{pod}', allowed are 63 letters; shorten the names by 2" in problem
-
-
-def test_all_mistakes_are_said_at_once() -> None:
-    assert len(problems_of(training(secrets=["A", "B"]), {"kind": "x", "user": 0}, "Bad_id")) == 5
-
-
-def test_yaml_is_read_alike_by_every_parser() -> None:
+def test_yaml_quotes_what_parsers_read_differently() -> None:
     tricky = ["1e3", "y", "N", "On", "0o17", "0x1F", "1_000", "12:30:45", ".5", "~", "2026-01-01", "", "- a", "a: b"]
     tricky += ["#", "a #b", "'", '"', "a\nb", "null", "\u2028", " a ", "=", "<<", "!a", "&a", "*a", "%", "@", "`", "a:"]
     text = to_yaml([{"values": tricky}])
     assert list(yaml.safe_load_all(text)) == [{"values": tricky}]
     assert all(line[2] in "'\"" for line in text.splitlines()[2:]), "none of them stands bare"
-
-
-def test_each_option_has_a_type_and_is_explained_to_the_user() -> None:
-    assert set(OPTIONS) == set(Opts.__annotations__)
-    page = (ROOT / "docs/kubernetes.md").read_text()
-    assert [
-        name
-        for name, option in OPTIONS.items()
-        if not re.search(rf"\| `{name}` \| .*\| {re.escape(option.help)} \|", page)
-    ] == []
-    assert resolved({"ttl": 5, "deadline": cast("int", None)}).get("deadline") == OPTIONS["deadline"].default
 
 
 # Random AppDefs.
@@ -306,7 +222,7 @@ def expand(text: str, known: dict[str, str]) -> str:
 
 @settings(max_examples=150, deadline=None)
 @given(apps, options, app_ids, st.text(max_size=70))
-def test_random_apps_become_objects_that_fit_together(app: AppDef, opts: Opts, app_id: str, user: str) -> None:
+def test_random_apps_become_consistent_objects(app: AppDef, opts: dict[str, Any], app_id: str, user: str) -> None:
     before = copy.deepcopy((app, opts))
     problems = problems_of(app, opts, app_id)
     if problems:
@@ -361,7 +277,7 @@ def test_random_apps_become_objects_that_fit_together(app: AppDef, opts: Opts, a
 
 @settings(max_examples=30, deadline=None)
 @given(apps, options)
-def test_random_apps_pass_an_api_server(app: AppDef, opts: Opts) -> None:
+def test_random_apps_pass_strict_validation(app: AppDef, opts: dict[str, Any]) -> None:
     if not problems_of(app, opts, "a-1"):
         for one in objects(app, "a-1", opts):
             validate(one)
@@ -369,10 +285,10 @@ def test_random_apps_pass_an_api_server(app: AppDef, opts: Opts) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(apps, options)
-def test_no_secrets_value_is_anywhere(app: AppDef, opts: Opts) -> None:
+def test_no_object_holds_the_value_of_a_secret(app: AppDef, opts: dict[str, Any]) -> None:
     if problems_of(app, opts, "a-1"):
         return
-    secrets = {name for role in app.roles for name in Needs.of(role).secrets}
+    secrets = {name for role in app.roles for name in LaunchRequirements.of(role).secrets}
     with pytest.MonkeyPatch.context() as patch:
         for name in secrets:
             patch.setenv(name, SECRET)
@@ -381,5 +297,5 @@ def test_no_secrets_value_is_anywhere(app: AppDef, opts: Opts) -> None:
     jobs = [job for one in found for job in jobs_of(one)]
     for role, job in zip(app.roles, jobs, strict=True):
         environment = {one["name"]: one for one in job["spec"]["template"]["spec"]["containers"][0]["env"]}
-        for name in set(Needs.of(role).secrets) - set(role.env):
+        for name in set(LaunchRequirements.of(role).secrets) - set(role.env):
             assert environment[name]["valueFrom"] == {"secretKeyRef": {"name": opts["secret"], "key": name}}

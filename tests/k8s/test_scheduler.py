@@ -1,4 +1,4 @@
-"""The scheduler `kubernetes_job` against an API server: submitting, refusals, faults, cancelling, listing."""
+"""The scheduler `kubernetes_job` against an API server: submitting, retries, patching, listing."""
 
 import logging
 import time
@@ -7,24 +7,21 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes.config import incluster_config
 from torchx.specs import AppState
-from urllib3.exceptions import SSLError
 
 from components.evaluate import evaluate
-from k8s import cluster_api
-from k8s.cluster_api import Cluster, ClusterAway, Patience
+from k8s.cluster_api import Cluster, ClusterAway
 from k8s.manifests import owned
 from k8s.scheduler import KubernetesJob
 from pipeline.errors import UserError
 from tests.support.api_server import ApiServer, Fault
-from tests.support.k8s_parts import ROLES, Nodes, Object, app, in_order, kubeconfig, rules_of, start_child, submit
+from tests.support.k8s_parts import ROLES, Nodes, Object, app, in_order, rules_of, start_child, submit
 
 pytest_plugins = ("tests.support.k8s_fixtures",)
 pytestmark = pytest.mark.timeout(60)
 
 
-def test_a_job_is_created_and_a_service_that_goes_with_it(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_a_job_is_created_with_a_service_that_it_owns(api: ApiServer, scheduler: KubernetesJob) -> None:
     assert submit(scheduler) == "default:one"
     (job,), (service,) = api.objects_of("Job"), api.objects_of("Service")
     assert service["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
@@ -33,7 +30,7 @@ def test_a_job_is_created_and_a_service_that_goes_with_it(api: ApiServer, schedu
     assert not api.objects_of("Service")
 
 
-def test_the_options_say_where(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_the_namespace_option_selects_the_namespace(api: ApiServer, scheduler: KubernetesJob) -> None:
     assert submit(scheduler, namespace="team") == "team:one"
     assert [one["metadata"]["name"] for one in api.objects_of("Job", "team")] == ["one-train"]
     described = scheduler.describe("team:one")
@@ -45,14 +42,14 @@ def test_the_options_say_where(api: ApiServer, scheduler: KubernetesJob) -> None
 @pytest.mark.parametrize(
     "refused", ["create services one-train", "create jobs one-evaluate", "create services one-evalu.*"]
 )
-def test_a_refused_object_leaves_none_behind(api: ApiServer, scheduler: KubernetesJob, refused: str) -> None:
+def test_a_rejected_object_leaves_none_behind(api: ApiServer, scheduler: KubernetesJob, refused: str) -> None:
     api.faults = [Fault(refused, 422, "spec.x: Invalid value")]
     with pytest.raises(UserError, match=r"namespace 'default': create .* is not valid: spec.x: Invalid value"):
         submit(scheduler, in_order(""))
     assert not [*api.objects_of("Job"), *api.objects_of("Service")]
 
 
-def test_what_is_left_behind_after_all_is_named(
+def test_an_object_that_cannot_be_removed_is_named(
     api: ApiServer, scheduler: KubernetesJob, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.faults = [Fault("create services .*", 422), Fault("delete jobs .*", 403, "no")]
@@ -61,7 +58,7 @@ def test_what_is_left_behind_after_all_is_named(
     assert "Job one-train is left behind in default" in caplog.text
 
 
-def test_one_run_has_a_name_and_no_second_one(
+def test_the_name_of_a_run_is_taken_once(
     api: ApiServer, scheduler: KubernetesJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(scheduler)
@@ -75,65 +72,23 @@ def test_one_run_has_a_name_and_no_second_one(
     assert len(api.objects_of("Job")) == len(api.objects_of("Service")) == 1
 
 
-def test_a_creation_whose_answer_is_lost_is_known_again(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_an_object_whose_creation_lost_its_response_is_recognized(api: ApiServer, scheduler: KubernetesJob) -> None:
     api.faults = [Fault("create jobs one-train", -1), Fault("create services one-train", -1)]
     submit(scheduler)
     (job,), (service,) = api.objects_of("Job"), api.objects_of("Service")
     assert service["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
 
 
-def test_all_is_asked_before_anything_is_created(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_check_validates_all_objects_before_any_is_created(api: ApiServer, scheduler: KubernetesJob) -> None:
     api.faults = [Fault("create services .*", 403, "services is forbidden: exceeded quota: few")]
-    with pytest.raises(UserError, match=r"is beyond its quota .*exceeded quota: few"):
+    with pytest.raises(UserError, match=r"exceeds its quota .*exceeded quota: few"):
         submit(scheduler, check=True)
     assert not api.events, "nothing was there for a moment, either"
     submit(scheduler, check=True)
     assert len(api.objects_of("Job")) == 1
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        (Fault(".*", 401, "Unauthorized"), "the cluster does not know you .*log in again"),
-        (Fault("create .*", 403, 'violates PodSecurity "restricted"'), "against its pod security .*host_paths"),
-        (Fault("create .*", 403, "admission webhook says no"), "create Job 'one-train' is refused: admission webhook"),
-        (Fault("create .*", 400, "strict decoding error"), "is not understood: strict decoding error"),
-        (Fault("create .*", 418, ""), "create Job 'one-train' failed with 418: I'm a Teapot"),
-    ],
-)
-def test_a_refusal_is_a_sentence(api: ApiServer, scheduler: KubernetesJob, fault: Fault, said: str) -> None:
-    api.faults = [fault]
-    with pytest.raises(UserError, match=said):
-        submit(scheduler)
-
-
-def test_whoever_lacks_a_verb_is_told_which_to_ask_for(api: ApiServer, scheduler: KubernetesJob) -> None:
-    api.allowed.discard(("batch", "jobs", "create"))
-    said = (
-        "namespace 'team': you may not create jobs .*User \"ada\".*ask .*`create jobs` in this namespace; k8s/cluster/"
-    )
-    with pytest.raises(UserError, match=said):
-        submit(scheduler, namespace="team")
-    api.allowed = rules_of(ROLES) - {("", "services", "create")}
-    with pytest.raises(UserError, match="`create services`"):
-        submit(scheduler)
-    assert not api.objects_of("Job")
-
-
-def test_what_is_not_there_is_named(api: ApiServer, scheduler: KubernetesJob) -> None:
-    with pytest.raises(UserError, match=r"namespace 'nowhere' does not exist .*namespace="):
-        submit(scheduler, namespace="nowhere")
-    api.faults = [Fault("list jobs", 404, "page not found")]
-    with pytest.raises(UserError, match="jobs is not there"):
-        scheduler.list()
-    api.installed.discard("jobsets")
-    assert scheduler.list() == []
-    with pytest.raises(UserError, match=r"this cluster knows no JobSet .*kind=job"):
-        submit(scheduler, kind="jobset")
-    assert scheduler.describe("nobody") is None
-
-
-def test_a_busy_server_is_asked_again_when_it_says(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_a_busy_server_is_retried_after_the_delay_it_asks_for(api: ApiServer, scheduler: KubernetesJob) -> None:
     api.faults = [Fault("create jobs .*", 429, "slow down", {"Retry-After": "1"}), Fault("list jobs", 503, times=3)]
     start = time.monotonic()
     submit(scheduler)
@@ -143,70 +98,26 @@ def test_a_busy_server_is_asked_again_when_it_says(api: ApiServer, scheduler: Ku
 
 
 @pytest.mark.parametrize("fault", [Fault(".*", 500, "etcd", times=99), Fault(".*", 0, times=99)])
-def test_a_cluster_that_is_away_is_not_waited_for_for_ever(
+def test_an_unreachable_cluster_is_given_up_after_the_timeout(
     api: ApiServer, scheduler: KubernetesJob, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.faults = [fault]
     with pytest.raises(
-        ClusterAway, match=r"the cluster at http://127.*does not answer .* asked \d+ times to list jobs"
+        ClusterAway, match=r"the cluster at http://127.*does not answer .* after \d+ tries to list jobs"
     ):
         scheduler.describe("one")
-    assert caplog.text.count("trying again") == 1
+    assert caplog.text.count("retrying for") == 1
 
 
-def test_a_server_that_asks_for_too_much_patience_is_not_waited_for(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_a_delay_beyond_the_timeout_is_not_waited_for(api: ApiServer, scheduler: KubernetesJob) -> None:
     api.faults = [Fault(".*", 429, headers={"Retry-After": "3600"})]
     with pytest.raises(ClusterAway, match="429"):
         scheduler.describe("one")
 
 
-def test_no_cluster_is_a_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("KUBECONFIG", raising=False)
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(UserError, match="no cluster is known: there is no kubeconfig"):
-        Cluster.connect()
-    with pytest.raises(UserError, match="kubeconfig='missing'"):
-        Cluster.connect("missing")
-    path = kubeconfig(tmp_path / "config", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"context='nobody'.*get-contexts"):
-        Cluster.connect(str(path), "nobody")
-    assert Cluster.connect(str(path), "away").namespace == "default"
-
-
-def test_a_certificate_that_is_not_trusted_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = kubeconfig(tmp_path / "config", "https://127.0.0.1:9")
-    cluster = Cluster.connect(str(path), patience=Patience(total=0.1, first=0.02))
-
-    def shake(*_: Any, **__: Any) -> None:
-        raise SSLError(words)
-
-    monkeypatch.setattr(cluster._api.rest_client.pool_manager, "request", shake)
-    words = "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"
-    with pytest.raises(UserError, match=r"certificate is not trusted \(.*self-signed\): ask its owner"):
-        cluster.items("Job", "default", {})
-    words = "[SSL: UNEXPECTED_EOF_WHILE_READING]"
-    with pytest.raises(ClusterAway, match="UNEXPECTED_EOF"):
-        cluster.items("Job", "default", {})
-
-
-def test_a_pod_of_the_cluster_speaks_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("KUBECONFIG", raising=False)
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    for name in ("TOKEN", "CERT"):
-        (tmp_path / name).write_text(name)
-        monkeypatch.setattr(incluster_config, f"SERVICE_{name}_FILENAME", str(tmp_path / name))
-    (tmp_path / "namespace").write_text("team\n")
-    monkeypatch.setattr(cluster_api, "_POD_NAMESPACE", tmp_path / "namespace")
-    cluster = Cluster.connect()
-    assert cluster.namespace == "team"
-    assert cluster._api.configuration.host == "https://10.0.0.1:443"
-    assert "bearer TOKEN" in cluster._api.configuration.api_key.values()
-
-
-def test_a_dry_run_asks_nobody(scheduler: KubernetesJob, api: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dry_run_needs_no_cluster_and_no_docker_engine(
+    scheduler: KubernetesJob, api: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
     what = app()
     cfg = scheduler.run_opts().resolve({"image_repo": "registry.example.com/team"})
     # A Docker engine would be asked here, if it were not put off.
@@ -216,7 +127,7 @@ def test_a_dry_run_asks_nobody(scheduler: KubernetesJob, api: ApiServer, caplog:
     assert owned(list(yaml.safe_load_all(printed)), {}) == list(yaml.safe_load_all(printed))
     assert not api.seen
     scheduler.build_workspace_and_update_role(what.roles[0], "file:///nowhere", {"image_repo": None})
-    assert "runs as it is in torchx-lightning-pipeline:latest, without file:///nowhere" in caplog.text
+    assert "runs image torchx-lightning-pipeline:latest without the code in file:///nowhere" in caplog.text
 
 
 class Engine:
@@ -247,7 +158,7 @@ class Engine:
         return [{"status": "pushed"}]
 
 
-def test_an_image_is_patched_and_pushed_when_it_is_not_only_a_dry_run(api: ApiServer, tmp_path: Path) -> None:
+def test_an_image_is_patched_and_pushed_on_submit_only(api: ApiServer, tmp_path: Path) -> None:
     engine: Any = Engine()
     scheduler = KubernetesJob("torchx", docker_client=engine)
     what, cfg = app(image="base:1"), {"image_repo": "registry.example.com/team", "app_id": "one"}
@@ -261,7 +172,7 @@ def test_an_image_is_patched_and_pushed_when_it_is_not_only_a_dry_run(api: ApiSe
     assert container["image"] == "registry.example.com/team:abc"
 
 
-def test_no_engine_for_a_patch_is_a_users_mistake(
+def test_patching_without_a_docker_engine_is_a_user_error(
     api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
@@ -273,7 +184,7 @@ def test_no_engine_for_a_patch_is_a_users_mistake(
     assert not api.objects_of("Job")
 
 
-def test_a_user_sees_the_own_runs_the_newest_first(
+def test_list_returns_the_users_own_runs_newest_first(
     api: ApiServer, scheduler: KubernetesJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(scheduler)
@@ -294,7 +205,7 @@ def test_a_user_sees_the_own_runs_the_newest_first(
         scheduler.list()
 
 
-def test_commands_without_options_read_the_settings(
+def test_commands_without_options_read_torchxconfig(
     api: ApiServer, scheduler: KubernetesJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(scheduler, namespace="team")
@@ -308,7 +219,7 @@ def test_commands_without_options_read_the_settings(
         KubernetesJob("torchx").list()
 
 
-def test_the_role_that_is_shipped_holds_what_is_used_and_nothing_else(api: ApiServer, scheduler: KubernetesJob) -> None:
+def test_the_shipped_role_holds_exactly_what_is_used(api: ApiServer, scheduler: KubernetesJob) -> None:
     logging.disable(logging.WARNING)
     api.faults = [Fault("create jobs one-train", -1)]
     run = submit(scheduler, in_order(""), keep_nodes=True)

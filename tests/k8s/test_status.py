@@ -1,4 +1,4 @@
-"""How a run is, judged from its objects, and what else the scheduler asks in order to say why."""
+"""The state of a run, derived from its objects."""
 
 import copy
 import json
@@ -13,13 +13,11 @@ from torchx.specs import NONE, AppDef, AppState, Role
 from components.evaluate import evaluate
 from components.train import train
 from k8s.manifests import objects
-from k8s.scheduler import KubernetesJob
-from k8s.status import CANCELLED, Sight, described
+from k8s.options import RunOptions
+from k8s.status import CANCELLED, RunSnapshot, described
 from pipeline.process.error_file import parse
-from tests.support.api_server import ApiServer
 from tests.support.k8s_parts import Object, status_of
 
-pytest_plugins = ("tests.support.k8s_fixtures",)
 pytestmark = pytest.mark.timeout(60)
 
 TAKEN = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "to make room"}
@@ -31,7 +29,7 @@ def training(nodes: str = "2", **parameters: Any) -> AppDef:
 
 
 def job_of(app: AppDef, **changes: Any) -> Object:
-    job = copy.deepcopy(objects(app, "one", {})[0])
+    job = copy.deepcopy(objects(app, "one", RunOptions())[0])
     job["metadata"]["uid"] = "1"
     return {**job, **changes}
 
@@ -53,15 +51,15 @@ def ended(kind: str, reason: str = "", message: str = "") -> Object:
 
 
 def look(job: Object, *pods: Object, notes: Mapping[str, str] | None = None) -> DescribeAppResponse:
-    return described("default:one", Sight([job], list(pods), notes=notes or {}))
+    return described("default:one", RunSnapshot([job], list(pods), notes=notes or {}))
 
 
-def test_a_run_lives_from_the_queue_to_its_end() -> None:
+def test_the_states_of_a_run_from_pending_to_succeeded() -> None:
     job = job_of(training())
     found = look(job)
     assert (found.state, found.msg, found.structured_error_msg) == (AppState.PENDING, NONE, NONE)
     found = look(job, pod_of(job, 0, "Pending", reason="ContainerCreating"), pod_of(job, 1, "Pending"))
-    assert (found.state, found.msg) == (AppState.PENDING, "train 0: pulling its image, mounting its volumes")
+    assert (found.state, found.msg) == (AppState.PENDING, "train 0: pulling the image, mounting volumes")
     found = look(job, pod_of(job, 0, "Running"), pod_of(job, 1, "Running"))
     assert (found.state, found.msg, found.num_restarts) == (AppState.RUNNING, NONE, 0)
     (role,) = found.roles_statuses
@@ -76,7 +74,7 @@ def test_a_run_lives_from_the_queue_to_its_end() -> None:
     assert {str(one.state) for one in found.roles_statuses[0].replicas} == {"SUCCEEDED"}
 
 
-def test_the_roles_are_told_as_far_as_they_are_known() -> None:
+def test_roles_are_described_as_far_as_known() -> None:
     app = training(gpu=2, memory=8192, cpu=4, env={"A": "1"}, retries=5)
     (role,) = look(job_of(app)).roles
     (asked,) = app.roles
@@ -87,34 +85,34 @@ def test_the_roles_are_told_as_far_as_they_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
-        ({"reason": "ErrImagePull", "message": "pull access denied"}, "its image cannot be pulled: pull access denied"),
-        ({"reason": "ImagePullBackOff", "message": "not found"}, "its image cannot be pulled: not found"),
-        ({"reason": "InvalidImageName"}, "its image cannot be pulled: InvalidImageName"),
+        ({"reason": "ErrImagePull", "message": "pull access denied"}, "image cannot be pulled: pull access denied"),
+        ({"reason": "ImagePullBackOff", "message": "not found"}, "image cannot be pulled: not found"),
+        ({"reason": "InvalidImageName"}, "image cannot be pulled: InvalidImageName"),
         (
             {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'},
             'CreateContainerConfigError: secret "s3" not found',
         ),
     ],
 )
-def test_a_pod_that_waits_says_why(how: dict[str, Any], said: str) -> None:
+def test_a_pending_pod_shows_the_reason(how: dict[str, Any], message: str) -> None:
     job = job_of(training())
     found = look(job, pod_of(job, 0, "Pending", **how), pod_of(job, 1, "Pending", **how))
-    assert (found.state, found.msg) == (AppState.PENDING, f"train 0, train 1: {said}")
+    assert (found.state, found.msg) == (AppState.PENDING, f"train 0, train 1: {message}")
     found = look(job, pod_of(job, 0, "Running"), pod_of(job, 1, "Pending", **how))
-    assert (found.state, found.msg) == (AppState.RUNNING, f"train 1: {said}")
+    assert (found.state, found.msg) == (AppState.RUNNING, f"train 1: {message}")
 
 
-def test_a_pod_without_a_node_says_why() -> None:
+def test_an_unschedulable_pod_shows_the_reason() -> None:
     job = job_of(training(nodes="1"))
     message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     found = look(job, pod_of(job, 0, "Pending", conditions=[condition]))
-    assert (found.state, found.msg) == (AppState.PENDING, f"train 0: no node for it: {message}")
+    assert (found.state, found.msg) == (AppState.PENDING, f"train 0: no node fits: {message}")
 
 
-def test_a_run_that_restarts_says_how_many_and_why() -> None:
+def test_a_restarting_run_shows_how_many_pods_and_why() -> None:
     job = job_of(training(nodes="3"))
     first, second = pod_of(job, 1, "Failed", code=1), pod_of(job, 2, "Failed", code=137, reason="OOMKilled")
     found = look(job, pod_of(job, 0, "Running"), first, second)
@@ -122,7 +120,7 @@ def test_a_run_that_restarts_says_how_many_and_why() -> None:
     assert (found.state, found.msg, found.num_restarts) == (AppState.RUNNING, f"restarting 2 of 3: {words}", 0)
     found = look(job, first, pod_of(job, 1, "Pending", at=10, reason="ContainerCreating"))
     assert found.state == AppState.PENDING
-    assert found.msg.startswith("restarting 1 of 3: train 1 ended with status 1; train 1: pulling its image")
+    assert found.msg.startswith("restarting 1 of 3: train 1 ended with status 1; train 1: pulling the image")
     found = look(job, first, pod_of(job, 1, "Running", at=10))
     assert (found.state, found.msg, found.num_restarts) == (AppState.RUNNING, NONE, 1)
 
@@ -136,11 +134,11 @@ def failed(job: Object, reason: str, message: str, *pods: Object) -> tuple[int |
     return report.status, found.msg
 
 
-def test_a_failed_run_tells_the_pod_that_failed_first() -> None:
+def test_a_failed_run_names_the_pod_that_failed_first() -> None:
     job = job_of(training())
     pods = [pod_of(job, 0, "Failed", at=20, code=1), pod_of(job, 1, "Failed", at=10, code=7, message="Traceback\nboom")]
     spent = failed(job, "BackoffLimitExceeded", "Job has reached the specified backoff limit", *pods)
-    assert spent == (7, "train 1 ended with status 7; all its retries are spent")
+    assert spent == (7, "train 1 ended with status 7; all its retries are used up")
     # Of those that were preempted, or taken away, nothing came.
     early = pod_of(job, 0, "Failed", at=1, code=75)
     taken = pod_of(job, 0, "Failed", at=2, code=137, conditions=[TAKEN])
@@ -149,7 +147,7 @@ def test_a_failed_run_tells_the_pod_that_failed_first() -> None:
     assert (status, words[:50]) == (137, "train 0 was taken from its node with status 137 (P")
 
 
-def test_a_users_mistake_is_told_of_the_pod_that_the_job_names() -> None:
+def test_status_2_is_that_of_the_pod_that_the_job_names() -> None:
     job = job_of(training())
     pods = [pod_of(job, 0, "Failed", at=5, code=1), pod_of(job, 1, "Failed", at=9, code=2, message="error: max_epochs")]
     message = "Container train for pod default/one-train-1-9 failed with exit code 2 matching FailJob rule at index 0"
@@ -158,7 +156,7 @@ def test_a_users_mistake_is_told_of_the_pod_that_the_job_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "status", "said"),
+    ("how", "status", "message"),
     [
         (
             {"code": 137, "reason": "OOMKilled"},
@@ -173,29 +171,29 @@ def test_a_users_mistake_is_told_of_the_pod_that_the_job_names() -> None:
         ),
     ],
 )
-def test_a_container_tells_how_it_has_ended(how: dict[str, Any], status: int, said: str) -> None:
+def test_the_exit_of_a_container_is_a_sentence(how: dict[str, Any], status: int, message: str) -> None:
     job = job_of(training())
     found = failed(job, "BackoffLimitExceeded", "", pod_of(job, 1, "Failed", **how))
     assert found[0] == status
-    assert found[1].startswith(f"train 1 {said}")
+    assert found[1].startswith(f"train 1 {message}")
 
 
-def test_a_pod_tells_how_it_has_ended_without_a_container() -> None:
+def test_the_exit_of_a_pod_without_a_container_is_a_sentence() -> None:
     job = job_of(training())
     evicted = pod_of(job, 0, "Failed", code=137)
     evicted["status"].update(reason="Evicted", message="The node was low on resource: memory.")
     assert failed(job, "BackoffLimitExceeded", "", evicted)[1].startswith("train 0 was evicted: The node was low")
     refused = pod_of(job, 0, "Failed")
     refused["status"] = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no such device"}
-    spent = "; all its retries are spent"
-    said = f"train 0 never ran (UnexpectedAdmissionError: no such device){spent}"
-    assert failed(job, "BackoffLimitExceeded", "", refused) == (1, said)
+    spent = "; all its retries are used up"
+    message = f"train 0 never ran (UnexpectedAdmissionError: no such device){spent}"
+    assert failed(job, "BackoffLimitExceeded", "", refused) == (1, message)
 
 
-def test_a_deadline_and_whatever_else_may_end_a_job_are_told() -> None:
+def test_a_deadline_and_unknown_reasons_are_reported() -> None:
     job = job_of(training())
     status, words = failed(job, "DeadlineExceeded", "Job was active longer than specified deadline")
-    assert (status, words[:33]) == (1, "ran into its deadline of 604800 s")
+    assert (status, words[:33]) == (1, "exceeded its deadline of 604800 s")
     assert failed(job, "Whatever", "the words") == (1, "Whatever: the words")
 
 
@@ -209,7 +207,7 @@ def test_a_failed_replica_shows_the_end_of_its_log() -> None:
     assert role.replicas[0].structured_error_msg == NONE
 
 
-def test_a_cancelled_run_is_not_a_failed_one() -> None:
+def test_a_cancelled_run_is_not_failed() -> None:
     job = job_of(training())
     job["metadata"]["annotations"] = {CANCELLED: "2026-01-01T00:00:00Z"}
     running = pod_of(job, 0, "Running")
@@ -224,90 +222,32 @@ def test_a_cancelled_run_is_not_a_failed_one() -> None:
 def test_a_run_of_several_jobs_ends_with_the_last_one() -> None:
     resource = training().roles[0].resource
     app = AppDef("one", [Role(name, "image", entrypoint="sh", resource=resource) for name in ("server", "reader")])
-    server, reader = (one for one in objects(app, "one", {}) if one["kind"] == "Job")
+    server, reader = (one for one in objects(app, "one", RunOptions()) if one["kind"] == "Job")
     pod = pod_of(reader, 0, "Running")
     done = {**server, "status": ended("Complete")}
-    assert described("one", Sight([done, reader], [pod])).state == AppState.RUNNING
+    assert described("one", RunSnapshot([done, reader], [pod])).state == AppState.RUNNING
     lost = {**reader, "status": ended("Failed", "Whatever", "words")}
-    found = described("one", Sight([lost, done], [pod]))
+    found = described("one", RunSnapshot([lost, done], [pod]))
     assert (found.state, [role.name for role in found.roles]) == (AppState.FAILED, ["server", "reader"])
 
 
-def test_a_job_set_is_judged_by_itself() -> None:
+def test_the_state_of_a_job_set_is_its_own() -> None:
     (first,), (then,) = training().roles, evaluate(run_dir="s3://bucket/one").roles
     then.metadata["pipeline"]["after"] = "train"
-    (job_set,) = objects(AppDef("one", [first, then]), "one", {"kind": "jobset"})
-    found = described("one", Sight([], [], job_set))
+    (job_set,) = objects(AppDef("one", [first, then]), "one", RunOptions(kind="jobset"))
+    found = described("one", RunSnapshot([], [], job_set))
     assert (found.state, [role.name for role in found.roles]) == (AppState.PENDING, ["train", "evaluate"])
     child = job_of(training())
     pods = [pod_of(child, 0, "Running")]
-    found = described("one", Sight([child], pods, {**job_set, "status": {"restarts": 2}}))
+    found = described("one", RunSnapshot([child], pods, {**job_set, "status": {"restarts": 2}}))
     assert (found.state, found.num_restarts) == (AppState.RUNNING, 2)
     status = {**ended("Completed"), "restarts": 2}
-    assert described("one", Sight([child], [], {**job_set, "status": status})).state == AppState.SUCCEEDED
+    assert described("one", RunSnapshot([child], [], {**job_set, "status": status})).state == AppState.SUCCEEDED
     message = "Container train for pod default/gone failed with exit code 2 matching FailJob rule at index 0"
     child = {**child, "status": ended("Failed", "PodFailurePolicy", message)}
-    found = described("one", Sight([child], [], {**job_set, "status": ended("Failed", "FailedJobs", "one of them")}))
+    found = described(
+        "one", RunSnapshot([child], [], {**job_set, "status": ended("Failed", "FailedJobs", "one of them")})
+    )
     assert (found.state, found.msg) == (AppState.FAILED, "ended with status 2")
     job_set["spec"]["suspend"] = True
-    assert described("one", Sight([], [], job_set)).msg.startswith("suspended: `kubectl patch jobset one`")
-
-
-# What is asked besides.
-
-
-def submit(scheduler: KubernetesJob, **cfg: Any) -> str:
-    resolved = scheduler.run_opts().resolve({"app_id": "one", **cfg})
-    return scheduler.schedule(scheduler.submit_dryrun(training(), resolved))
-
-
-def now(scheduler: KubernetesJob, run: str) -> DescribeAppResponse:
-    found = scheduler.describe(run)
-    assert found is not None
-    return found
-
-
-def test_kueue_says_why_a_run_is_queued(api: ApiServer, scheduler: KubernetesJob) -> None:
-    run = submit(scheduler, queue="research")
-    job = api.change("Job", "one-train", {"spec": {"suspend": True}})
-    assert now(scheduler, run).msg == "queued by Kueue in 'research'"
-    condition = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota for nvidia.com/gpu"}
-    labels = {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]}
-    workload = {"metadata": {"name": "job-one", "labels": labels}, "status": {"conditions": [condition]}}
-    api.store("Workload", workload)
-    found = now(scheduler, run)
-    assert found.state == AppState.PENDING
-    assert found.msg == "queued by Kueue in 'research': insufficient unused quota for nvidia.com/gpu"
-    # Whoever may not look does without.
-    api.allowed.discard(("kueue.x-k8s.io", "workloads", "list"))
-    assert now(scheduler, run).msg == "queued by Kueue in 'research'"
-
-
-def test_events_say_why_there_are_no_pods(api: ApiServer, scheduler: KubernetesJob) -> None:
-    run = submit(scheduler)
-    job = api.one("Job", "one-train")
-    said = 'pods "one-train-0-abcde" is forbidden: exceeded quota: few'
-    for name, reason, uid in (("a", "FailedCreate", "other"), ("b", "Other", job["metadata"]["uid"])):
-        event = {"metadata": {"name": name}, "reason": reason, "message": "no", "involvedObject": {"uid": uid}}
-        api.store("Event", event)
-    assert now(scheduler, run).msg == NONE
-    involved = {"uid": job["metadata"]["uid"]}
-    api.store(
-        "Event", {"metadata": {"name": "c"}, "reason": "FailedCreate", "message": said, "involvedObject": involved}
-    )
-    assert now(scheduler, run).msg == f"its pods cannot be created: {said}"
-    api.start_pod("one-train", 0)
-    assert now(scheduler, run).msg == NONE
-
-
-def test_the_end_of_a_log_is_fetched_where_the_pod_does_not_have_it(api: ApiServer, scheduler: KubernetesJob) -> None:
-    run = submit(scheduler)
-    pod = api.start_pod("one-train", 1)
-    api.say(pod, *(f"line {number}" for number in range(30)))
-    api.end_pod(pod, 3)
-    api.finish("one-train", "Failed", reason="BackoffLimitExceeded")
-    report = json.loads(now(scheduler, run).roles_statuses[0].replicas[1].structured_error_msg)
-    lines = report["message"]["message"].splitlines()
-    assert (lines[0], lines[1], lines[-1], len(lines)) == ("ended with status 3", "line 10", "line 29", 21)
-    api.allowed.discard(("", "pods/log", "get"))
-    assert now(scheduler, run).msg.startswith("train 1 ended with status 3")
+    assert described("one", RunSnapshot([], [], job_set)).msg.startswith("suspended: `kubectl patch jobset one`")

@@ -1,6 +1,6 @@
 """A Kubernetes API server for tests: kmock's, with what the scheduler relies on besides.
 
-Selectors, dry runs, versions that a watch goes on from and that are forgotten, logs that are followed, faults, and
+Selectors, dry runs, versions from which a watch resumes and that expire, logs that are followed, faults, and
 the shipped Roles, which are enforced. Objects change only as a test says: it plays the controllers and the nodes.
 """
 

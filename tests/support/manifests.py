@@ -10,7 +10,8 @@ from torchx.specs import AppDef, Resource, Role, macros
 
 from components.evaluate import evaluate
 from components.train import train
-from k8s.options import Opts
+from k8s import manifests
+from k8s.options import RunOptions
 from tests.support.commands import ROOT
 
 VERSIONS = ("1.31", kubernetes_validate.latest_version())
@@ -46,6 +47,11 @@ def jobs_of(one: Object) -> Iterator[Object]:
             }
 
 
+def objects(app: AppDef, app_id: str, opts: dict[str, Any], user: str = "") -> list[Object]:
+    """The objects of an app by run options as TorchX passes them."""
+    return manifests.objects(app, app_id, RunOptions.of(opts), user)
+
+
 def training(*app_args: str, **parameters: Any) -> AppDef:
     return train(*app_args, **{"run_dir": "s3://bucket/run", "rdzv_port": 29_500, **parameters})
 
@@ -70,7 +76,7 @@ def foreign() -> AppDef:
     return AppDef("Foreign app", [server, reader])
 
 
-GOLDEN: dict[str, tuple[AppDef, Opts]] = {
+GOLDEN: dict[str, tuple[AppDef, dict[str, Any]]] = {
     "train": (training(), {}),
     "train_two_nodes": (training("--trainer.max_epochs=3", nodes="2", grace=60, shm=256, retries=5, cpu=8), {}),
     "train_gpus": (
