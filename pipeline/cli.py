@@ -318,7 +318,7 @@ class PipelineCLI(LightningCLI):
             at = "" if self.start.step is None else f" at step {self.start.step}"
             log.info("resumed%s from %s", at, self.start.url)
         kwargs["ckpt_path"] = self.start.url
-        self.preemption.trains()
+        self.preemption.mark_training()
         self.writer.begin(self.start.step if self.start.url else 0)
         self._run_model(self.trainer.fit, model, **kwargs)
         if self.run_dir is not None:

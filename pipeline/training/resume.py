@@ -166,7 +166,7 @@ class Resume(pl.Callback):
     def moved(self) -> None:
         """The ranks have heard of each other, though they stand between two batches."""
         if self.agreement is not None:
-            self.agreement.preemption.moved()
+            self.agreement.preemption.heartbeat()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Stop counting steps: what comes now is none."""

@@ -69,13 +69,13 @@ class Agreement:
         Raises:
             Preempted: This rank was asked to end, and the others have not answered in time: they are gone.
         """
-        self.preemption.moved()
+        self.preemption.heartbeat()
         if self._ranks == 1:
             self._ending = self.preemption.asked
         elif self._work is not None and not self._ending:
             self._ending = self._read()
         if self._ending:
-            self.preemption.agreed()
+            self.preemption.begin_final_save()
         elif self._ranks > 1:
             self._left -= 1
             if self._left <= 0:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.process.cgroup import Memory
+from pipeline.process.cgroup import MemoryCgroup
 from pipeline.process.timeout import within
 from pipeline.run.run_dir import RunDir, is_away, storage_error
 
@@ -82,7 +82,7 @@ def findings(needs: Needs, run_dir: str, processes: int, seconds: float) -> list
         processes: Of the job on this node.
         seconds: In which the storage must have answered.
     """
-    found = [*devices(needs.gpus, processes), memory(needs.memory, Memory().free())]
+    found = [*devices(needs.gpus, processes), memory(needs.memory, MemoryCgroup().free())]
     with suppress(OSError):  # a system without it
         shared = shutil.disk_usage("/dev/shm")  # noqa: S108 - it is what loader workers use
         found.append(shm(needs.shm, shared.total, shared.free))
