@@ -139,7 +139,7 @@ SUBCOMMANDS = {
     "preflight": Subcommand(
         "Look at the nodes of a job: devices, memory, disk, clocks, the storage, the network between them. Alone it "
         "looks at this machine; the agent runs it on all nodes before the workers, where --preflight asks it to.",
-        command.arguments,
+        command.add_arguments,
         command.run,
     ),
     "drill": Subcommand(

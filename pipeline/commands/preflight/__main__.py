@@ -1,9 +1,8 @@
-"""What the agents start on all nodes: `python -m pipeline preflight`, without what only a training needs."""
+"""What the agents start on all nodes: `python -m pipeline preflight` without the imports of a training."""
 
 import argparse
 import sys
-
-from jsonargparse import ArgumentParser
+from typing import NoReturn
 
 from pipeline.commands.preflight import command
 from pipeline.errors import USER_MUST_CHANGE, UserError
@@ -12,23 +11,24 @@ from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise, so that one rank alone prints it."""
+        raise UserError(f"{message} ({self.prog} --help lists the arguments)")
+
+
 def main() -> int:
-    """Look at this node and, with the others, at the job."""
-    parser = ArgumentParser(prog="python -m pipeline preflight", exit_on_error=False, allow_abbrev=False)
-    command.arguments(parser)
+    """Check this node and, with the others, the job."""
+    parser = _Parser(prog="python -m pipeline preflight", allow_abbrev=False)
+    command.add_arguments(parser)
     try:
-        # Who is asked to end meanwhile looks to the end: it takes some seconds, and the others wait for it.
+        # A preflight that is asked to stop runs to its end: it takes seconds, and the other nodes wait for it.
         with Preemption():
-            try:
-                config = parser.parse_args(sys.argv[1:])
-            except argparse.ArgumentError as error:
-                said = " ".join(str(error).split())
-                raise UserError(f"{said} ({parser.prog} --help shows what is allowed)") from error
-            return command.run(config)
+            return command.run(parser.parse_args(sys.argv[1:]))
     except UserError as error:
         if Topology.from_environment().rank == 0:
             for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr, flush=True)  # noqa: T201 - it is for whoever started it
+                print(f"error: {problem}", file=sys.stderr, flush=True)  # noqa: T201 - it is for the user
         return USER_MUST_CHANGE
 
 
