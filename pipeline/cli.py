@@ -77,6 +77,8 @@ def _run(arguments: list[str], topology: Topology, writer: Writer, preemption: P
     problems = find_problems(str(command.subcommand), command.asked, command.given_checkpoint, topology)
     if problems:
         raise UserError(*problems)
+    if command.subcommand == "fit":
+        preemption.grace = command.asked.grace
     preemption.check()
     run = _open_run(command, topology, writer)
     point = _choose_resume_point(command, run, topology)
@@ -192,8 +194,7 @@ def _fit(
     )
     if point.url:
         log.info("resumed%s from %s", "" if point.step is None else f" at step {point.step}", point.url)
-    preemption.grace = command.asked.grace
-    preemption.trains()
+    preemption.mark_training()
     writer.begin(point.step if point.url else 0)
     _call_trainer(command, point)
     if run is not None:

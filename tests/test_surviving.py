@@ -51,7 +51,7 @@ def test_disturbed_in_each_way_a_training_ends_like_one_that_nobody_has_disturbe
         # A rank is killed.
         os.kill(training.rank(1), signal.SIGKILL)
         goes_on(training, 2)
-        assert "ended with SIGKILL: restart 1 of 3" in training.said
+        assert "killed by SIGKILL: restart 1 of 3" in training.said
 
         # A node is asked to end, and replaced: no step is done twice.
         before = training.steps(1)
@@ -113,7 +113,7 @@ def test_with_a_node_killed_for_good_the_other_goes_on_and_a_new_one_is_taken_in
         goes_on(training, 2)
         training.agents[0] = training.start(0)
         assert [agent.wait(90) for agent in training.agents] == [0, 0], training.said
-        assert "a node joins: the nodes meet again" in training.said
+        assert "a node joins: re-running rendezvous" in training.said
         verified = command("python", "-m", "pipeline", "verify", "--run_dir", training.run)
         assert verified.status == 0, verified.text
         assert "every sample is accounted for" in verified.out

@@ -1,6 +1,8 @@
-"""The agent of a node: starts its processes, watches them and the other nodes, and ends as the job does.
+"""The agent of a node: starts its processes, watches them and the other nodes, and exits as the job does.
 
-A job goes in rounds, from one meeting of its nodes to the next. `node.py` runs them, `meeting.py` brings the nodes
-together, `round.py` does what `policy.py` decides from the news (`news.py`) that the agents tell each other, and
-`workers.py` starts and ends processes.
+A job runs in rounds, each from one rendezvous to the next. `node.py` runs them, `rendezvous.py` brings the nodes
+together, `supervisor.py` carries out what `policy.py` decides from the events that the agents share (`event_log.py`),
+`workers.py` starts and ends processes. `compat.py` holds every private member of torch that is used.
+
+May import: errors, process.
 """

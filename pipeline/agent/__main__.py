@@ -3,21 +3,21 @@
     python -m pipeline.agent --nproc_per_node 2 -m pipeline fit --config pipeline/configs/digits.yaml --run_dir runs/two
     python -m pipeline.agent --nnodes 1:4 --nproc_per_node 8 --rdzv_endpoint node0:29500 --max_restarts 3 train.py
 
-A script written for torchrun runs under it unchanged. Where the two differ:
+A script written for torchrun runs under it unchanged. The differences:
 
-* It ends as the rank that failed first in the whole job did: with its status, with 128+n where signal n ended it; with
-  2 where any rank ended with 2. Neither 2 (the user must change something) nor 75 (preempted, with a durable
-  checkpoint) is ever restarted in place.
-* SIGTERM, SIGHUP, SIGQUIT and SIGUSR1 are passed on as SIGTERM, once; the workers have --shutdown_timeout seconds to
-  save and end, and the agent ends with 75. The agents of the other nodes meet again and wait for a replacement.
-  A second signal is passed on, too, and leaves 5 s.
-* Workers die with their agent, also if it is killed.
-* After a crash of a worker, an agent or a node the nodes meet again, --max_restarts times; also where a node is
-  replaced by a new one, and where the node that the others meet at is.
-* A failure is said once: its traceback by the agent of its own node, one line by the others.
+* It exits as the rank that failed first in the whole job did: with its status, with 128+n if signal n killed it; with
+  2 if any rank exited with 2. Neither 2 (the user must change something) nor 75 (preempted, with a durable checkpoint)
+  is ever restarted in place.
+* SIGTERM, SIGHUP, SIGQUIT and SIGUSR1 are forwarded as SIGTERM, once; the workers have --shutdown_timeout seconds to
+  save and exit, and the agent exits with 75. The agents of the other nodes re-run the rendezvous and wait for a
+  replacement. A second signal is forwarded, too, and leaves 5 s.
+* Workers die with their agent, even if it is killed.
+* After a crash of a worker, an agent or a node the rendezvous is re-run, --max_restarts times; also if a node is
+  replaced by a new one, node 0 included, which hosts the rendezvous.
+* A failure is reported once: its traceback by the agent of its own node, one line by the others.
 
-One argument is not torchrun's: `--preflight ARGUMENTS`, in one string, are those of `python -m pipeline preflight`,
-which is then run on all nodes before the workers, and again where a node has come that has not been looked at.
+One option is not torchrun's: `--preflight ARGUMENTS`, in one string, are those of `python -m pipeline preflight`, which
+then runs on all nodes before the workers, and again when a node has joined that has not been checked.
 
 Only the c10d rendezvous is served; a single node needs none. How it works: `pipeline.agent.node`.
 """
@@ -32,10 +32,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import NoReturn
 
+from pipeline.agent.arguments import parser
+from pipeline.agent.policy import JobEnd
 from pipeline.agent.signals import Signals
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
-from pipeline.process import error_file as failures
-from pipeline.process.preemption import GRACE
+from pipeline.process import error_file
+from pipeline.process.preemption import GRACE, default_grace
 
 _CPP_LOG = "TORCH_CPP_LOG_LEVEL"
 
@@ -52,86 +54,90 @@ def main(arguments: Sequence[str]) -> int:
     """
     signals = Signals()
     signals.listen()
-    error_file = os.environ.get(failures.FILE)
+    # torch's launcher renames it for the workers.
+    report_to = os.environ.get(error_file.FILE)
     try:
-        status, how, stack = _run(list(arguments), signals)
+        end = _run(arguments, signals)
     except UserError as error:
-        status, how, stack = USER_MUST_CHANGE, str(error), ""
-        _say(f"error: {error}")
+        end = JobEnd(USER_MUST_CHANGE, str(error))
+        _print(f"error: {error}")
     else:
-        if status not in (DONE, USER_MUST_CHANGE) or stack:
-            _say("\n".join(filter(None, (stack.rstrip("\n"), how))))
-    if error_file and status != DONE:
-        failures.write(error_file, status, how, stack)
-    return status
+        if end.status not in (DONE, USER_MUST_CHANGE) or end.traceback:
+            _print("\n".join(filter(None, (end.traceback.rstrip("\n"), end.reason))))
+    if report_to and end.status != DONE:
+        error_file.write(report_to, end.status, end.reason, end.traceback)
+    return end.status
 
 
-def _run(arguments: list[str], signals: Signals) -> tuple[int, str, str]:
-    # torch's agent and its store warn of much that is said here in one line; a user's own levels are left as they are.
-    own_level = os.environ.setdefault(_CPP_LOG, "ERROR") if _CPP_LOG not in os.environ else None
+def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
+    options, defaults = parser().parse_args(list(arguments)), parser().parse_args(["script"])
+    grace = _check(options)
+    # torch's agent and its store warn of much that is reported here in one line; levels that the user set stay.
+    quiet = _CPP_LOG not in os.environ
+    if quiet:
+        os.environ[_CPP_LOG] = "ERROR"
     if os.environ.get("LOGLEVEL", "ERROR").upper() in ("WARNING", "ERROR", "CRITICAL"):
         logging.disable(logging.CRITICAL)
-    # It takes a second, and comes after the levels.
-    from torch.distributed.run import config_from_args, get_args_parser  # noqa: PLC0415
-
+    # It imports torch, which takes more than a second and reads the level.
+    from pipeline.agent import compat  # noqa: PLC0415
     from pipeline.agent.node import NodeAgent  # noqa: PLC0415
 
-    if own_level is not None:
-        del os.environ[_CPP_LOG]  # it is read by now, and the workers choose for themselves
-    parser = get_args_parser()
-    parser.add_argument("--preflight", default="")
-    options = parser.parse_args(arguments)
-    _check(options)
+    if quiet:
+        del os.environ[_CPP_LOG]  # the workers choose for themselves
     try:
-        config, program, rest = config_from_args(options)
-        assert isinstance(program, str)
-        agent = NodeAgent(config, [program, *rest], signals, options.preflight)
+        config, program = compat.launch_config(options, defaults)
+        agent = NodeAgent(config, program, signals, grace, options.preflight)
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"torchrun's arguments do not fit together: {error}") from error
+        raise UserError(f"invalid torchrun arguments: {error}") from error
     signals.listen(options.signals_to_handle.split(","))
-    # torch would put handlers of its own in place of ours, which raise wherever the program stands: a signal that
-    # nobody sends.
+    # torch would replace our handlers by its own, which raise wherever the program is: name a signal that is not sent.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGRTMAX"
-    os.environ[GRACE] = str(config.shutdown_timeout)
+    os.environ[GRACE] = f"{grace:.0f}"
     try:
-        ending = agent.serve()
+        return agent.serve()
     finally:
         if options.log_dir is None and config.logs_specs is not None:
             shutil.rmtree(config.logs_specs.root_log_dir, ignore_errors=True)
-    return ending.status, ending.how, ending.traceback
 
 
-def _check(options: Namespace) -> None:
-    """Make torchrun's shorthand for a single node explicit, and refuse what is not served.
+def _check(options: Namespace) -> float:
+    """Resolve torchrun's shorthand for a single node, and refuse what is not served.
+
+    Returns:
+        The seconds that workers have after SIGTERM.
 
     Raises:
-        UserError: Another rendezvous than c10d over TCP, or arguments of a preflight with a quote that is not closed.
+        UserError: Another rendezvous than c10d over TCP, or a value that torchrun would refuse later.
     """
+    problems = []
     try:
         shlex.split(options.preflight)
     except ValueError as error:
-        raise UserError(
-            f"preflight={options.preflight!r}: {error}; allowed are arguments in a shell's quotes"
-        ) from error
-    options.run_path = None  # a worker is a process of its own anyway
-    most = options.nnodes.rpartition(":")[2]
-    if options.standalone or (options.rdzv_backend == "static" and not options.rdzv_endpoint and most == "1"):
+        problems.append(f"preflight={options.preflight!r}: {error}; must be arguments in a shell's quotes")
+    if options.shutdown_timeout is not None and options.shutdown_timeout < 0:
+        problems.append(f"shutdown_timeout={options.shutdown_timeout}: must be >= 0 seconds")
+    options.run_path = False  # a worker is a process of its own anyway
+    max_nodes = options.nnodes.rpartition(":")[2]
+    if options.standalone or (options.rdzv_backend == "static" and not options.rdzv_endpoint and max_nodes == "1"):
         options.rdzv_backend, options.rdzv_endpoint, options.rdzv_id = "c10d", "localhost:0", str(uuid.uuid4())
     if options.rdzv_backend == "static" and options.rdzv_endpoint:
         options.rdzv_backend = "c10d"
     if options.rdzv_backend != "c10d" or "store_type=file" in options.rdzv_conf:
-        raise UserError(
-            f"rdzv_backend={options.rdzv_backend!r} with rdzv_conf={options.rdzv_conf!r}: nodes meet by "
+        problems.append(
+            f"rdzv_backend={options.rdzv_backend!r} with rdzv_conf={options.rdzv_conf!r}: must be "
             "--rdzv_backend c10d --rdzv_endpoint <node 0>:<port>"
         )
+    if problems:
+        raise UserError(*problems)
+    return default_grace() if options.shutdown_timeout is None else float(options.shutdown_timeout)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _exit(status: int) -> NoReturn:
-    """End now: a thread may stand in a call to a store that is gone, for which Python would wait."""
+    """Exit now: a thread may be blocked in a call to a lost store, and Python would wait for it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

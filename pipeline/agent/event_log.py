@@ -1,4 +1,4 @@
-"""A round's log in the rendezvous' store, read and written by a thread: the agent itself never waits for a network."""
+"""A round's event log in the rendezvous store, read and written by a thread: the agent never waits for a network."""
 
 import threading
 import time
@@ -9,21 +9,22 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from pipeline.agent.policy import Word, words_of, written
-from pipeline.agent.rendezvous import Handler
+from pipeline.agent.policy import Event, decode, encode
+from pipeline.agent.rendezvous import RoundHandler
 from pipeline.process.timeout import within
 
-OVER = "over"
-"""The key of the job's store that says how the job ended."""
+JOB_STATUS = "over"
+"""The key of the job's store that holds the exit status of a job that has ended."""
 
-_PAUSE = 0.25
-_TO_READ = 1.5
-"""Seconds in which the others read the log once."""
-_LOG = "pipeline.agent/log"
+_POLL_SECONDS = 0.25
+_READ_SECONDS = 1.5
+"""Time in which all other nodes read the log at least once."""
+_LEAVE_SECONDS = 3.0
+_KEY = "pipeline.agent/log"
 
 
-def round_log(handler: Handler) -> dist.Store:
-    """The store of the agents in this round, on a connection of its own: a call that waits holds up nothing.
+def round_log(handler: RoundHandler) -> dist.Store:
+    """Return the agents' store of this round, over a connection of its own, so that a blocked call delays no other.
 
     Raises:
         DistError: The store is lost.
@@ -31,51 +32,51 @@ def round_log(handler: Handler) -> dist.Store:
     return dist.PrefixStore("pipeline.agent", handler.round_store())
 
 
-class News:
-    """What this agent knows of the others, at most about a second old.
+class EventLog:
+    """What this agent knows of the other nodes, at most about a second old.
 
     Args:
         handler: Of the rendezvous.
-        store: The round's, on a connection of its own.
+        store: The round's, over a connection of its own.
 
     Attributes:
-        words: The round's log.
-        waiting: How many nodes wait to be taken in.
-        spares: How many nodes wait though there is no place for them.
-        present: The nodes of the round that show signs of life.
+        events: The round's log.
+        waiting: Nodes that wait to be admitted.
+        spares: Nodes that wait though the job is full.
+        alive: The nodes of the round that send heartbeats.
         lost: Why the store cannot be reached any more; empty while it can.
     """
 
-    def __init__(self, handler: Handler, store: dist.Store) -> None:
+    def __init__(self, handler: RoundHandler, store: dist.Store) -> None:
         self._handler = handler
-        self._store: Any = store  # of whose methods torch's stubs know not all
-        self._outbox: deque[Word] = deque()
+        self._store: Any = store  # torch's stubs lack some of its methods
+        self._outbox: deque[Event] = deque()
         self._wake = threading.Event()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="news", daemon=True)
-        self.words: tuple[Word, ...] = ()
+        self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
+        self.events: tuple[Event, ...] = ()
         self.waiting = self.spares = 0
-        self.present = handler.members()
+        self.alive = handler.members()
         self.lost = ""
 
     def start(self) -> None:
-        """Begin to read and write."""
+        """Start to read and write."""
         self._thread.start()
 
-    def say(self, word: Word) -> None:
-        """Append a word to the log soon."""
-        self._outbox.append(word)
+    def append(self, event: Event) -> None:
+        """Append an event soon."""
+        self._outbox.append(event)
         self._wake.set()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all that was said is in the log, for so long at most; returns whether it is."""
+        """Wait until all appended events are in the store; returns False after so many seconds."""
         deadline = time.monotonic() + seconds
         while self._outbox and not self.lost and time.monotonic() < deadline:
             time.sleep(0.01)
         return not self._outbox
 
     def stop(self) -> None:
-        """Read and write no more. The thread is not waited for: it may stand in a call that nobody answers."""
+        """Stop to read and write. Does not wait for the thread, which may be blocked in a call to a lost store."""
         self._stopped.set()
         self._wake.set()
         self._thread.join(0.5)
@@ -84,48 +85,48 @@ class News:
         while not self._stopped.is_set():
             try:
                 while self._outbox:
-                    self._store.append(_LOG, written(self._outbox[0]))
+                    self._store.append(_KEY, encode(self._outbox[0]))
                     self._outbox.popleft()
-                # Before the log: who waits has said why before.
-                waiting, spares, present = self._handler.look()
-                if self._store.check([_LOG]):
-                    words = words_of(self._store.get(_LOG))
-                    if len(words) != len(self.words):
-                        self.words = words
-                self.waiting, self.spares, self.present = waiting, spares, present
+                # Before the log: a node that waits has written the reason before.
+                waiting, spares, alive = self._handler.poll()
+                if self._store.check([_KEY]):
+                    events = decode(self._store.get(_KEY))
+                    if len(events) != len(self.events):
+                        self.events = events
+                self.waiting, self.spares, self.alive = waiting, spares, alive
             except (RendezvousError, RuntimeError, ValueError) as error:
                 self.lost = str(error).partition("\n")[0] or type(error).__name__
                 return
-            self._wake.wait(_PAUSE)
+            self._wake.wait(_POLL_SECONDS)
             self._wake.clear()
 
 
-def close(handler: Handler, status: int) -> None:
-    """Tell nodes that come later that the job is over, and how, within a few seconds."""
+def close_job(handler: RoundHandler, status: int) -> None:
+    """Publish the job's exit status for nodes that come later, within a few seconds."""
 
     def run() -> None:
         with suppress(RendezvousError, RuntimeError):
-            handler.job_store().set(OVER, str(status))
+            handler.job_store().set(JOB_STATUS, str(status))
             handler.set_closed()
 
-    within(3.0, run, "good-bye")
+    within(_LEAVE_SECONDS, run, "close-job")
 
 
-def go(handler: Handler, *words: Word) -> None:
-    """Take this node out of the rendezvous, within a few seconds: the others need not wait for its signs of life.
+def leave_job(handler: RoundHandler, *events: Event) -> None:
+    """Remove this node from the rendezvous, within a few seconds, so that the others need not miss its heartbeats.
 
     Args:
         handler: Of the rendezvous.
-        words: For those with whom it has met already.
+        events: For the other nodes, if the rendezvous is complete already.
     """
 
     def run() -> None:
         with suppress(RendezvousError, RuntimeError):
-            if words and handler.met:
+            if events and handler.joined:
                 store: Any = round_log(handler)
-                for word in words:
-                    store.append(_LOG, written(word))
-                time.sleep(_TO_READ if handler.hosts else 0)
-            handler.quit()
+                for event in events:
+                    store.append(_KEY, encode(event))
+                time.sleep(_READ_SECONDS if handler.hosts_store else 0)
+            handler.leave()
 
-    within(3.0, run, "good-bye")
+    within(_LEAVE_SECONDS, run, "leave-job")

@@ -1,10 +1,10 @@
-"""Starts a worker that dies with its agent, even where the agent is killed by SIGKILL.
+"""Starts a worker that dies with its agent, even if the agent is killed by SIGKILL.
 
     python -I -S pipeline/agent/pdeathsig.py <pid of the agent> <program> <arguments...>
 
-The kernel is asked to kill this process when the thread that started it ends; the program that takes its place inherits
-that. Only Linux has it; elsewhere this just starts the program. Run by path and by the standard library alone, so that
-it costs a worker a few milliseconds.
+Asks the kernel to kill this process when the thread that started it ends, then becomes the program, which inherits
+that. Only Linux supports it; elsewhere the program is just started. Run by path and with the standard library alone, so
+that it costs a worker a few milliseconds.
 """
 
 import ctypes
@@ -16,11 +16,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Become the program. Ends with 137 where the agent is gone already, with 2 where there is no such program."""
+    """Become the program. Exits with 137 if the agent is gone already, with 2 if the program cannot be started."""
     agent, program = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The agent may have ended before the kernel was asked.
+    # The agent may have died before the call.
     if os.getppid() != agent:
         os._exit(128 + signal.SIGKILL)
     try:

@@ -1,7 +1,7 @@
-"""What the agents of a job say to each other, and what follows from it: pure functions.
+"""What the agents of a job report to each other, and what follows from it: pure functions.
 
-The agents of one round (the time between two meetings) share one log that only grows. Each appends what happened on
-its node; whoever knows enough appends a verdict, and the first verdict in the log is the one that all of them follow.
+The agents of one round (from one rendezvous to the next) share an append-only log. Each appends what happened on its
+node; an agent that knows enough appends a verdict, and all agents follow the first verdict in the log.
 """
 
 import json
@@ -11,217 +11,233 @@ from enum import IntEnum, StrEnum
 from signal import SIGABRT, Signals
 
 from pipeline.errors import CRASH, DONE, PREEMPTED, USER_MUST_CHANGE
-from pipeline.process.error_file import Report
+from pipeline.process.error_file import ErrorReport
 
-TOO_LONG = 200
-"""Characters of an exception's text beyond which a line about it is cut."""
+MAX_MESSAGE = 200
+"""Characters of an exception's message in a log line; the rest is cut."""
 
 
-class Says(StrEnum):
-    """What a word of the log is about."""
+class EventType(StrEnum):
+    """What an event is about."""
 
-    LEAVING = "leaving"  # this node was signalled
-    HEARD = "heard"  # this node knows that another one leaves
-    GONE = "gone"  # ... and its workers have ended
-    JOINING = "joining"  # a node waits to be taken in
-    FAILED = "failed"  # one of this node's workers has ended with neither 0 nor 75
-    SAVED = "saved"  # one of this node's workers has ended with 75, though this node was not asked to end
-    ENDED = "ended"  # all of this node's workers have ended by themselves, with 0 or 75
+    LEAVING = "leaving"  # this node received a signal
+    ACKNOWLEDGED = "acknowledged"  # this node has read that another one is leaving
+    LEFT = "left"  # the workers of a leaving node have ended
+    JOINING = "joining"  # a node waits to be admitted
+    FAILED = "failed"  # a worker has exited with neither 0 nor 75
+    SAVED = "saved"  # a worker has exited with 75, though this node was not asked to stop
+    EXITED = "exited"  # all workers of this node have exited by themselves, with 0 or 75
     VERDICT = "verdict"  # how the round ends, for all nodes
-    READ = "read"  # this node has read of another's end, and needs the store no more
+    READ = "read"  # this node has read the verdict, and no longer needs the store
 
 
-class Kind(IntEnum):
-    """How much a failure says of where the trouble began; less is more."""
+class FailureKind(IntEnum):
+    """How close a failure is to the root cause; lower is closer."""
 
-    FIRST_HAND = 0  # an exception of its own, or a signal
-    UNKNOWN = 1  # only a status
-    LOST_PEER = 2  # an echo
+    OWN = 0  # an exception of its own, or a signal
+    UNKNOWN = 1  # only an exit status
+    LOST_PEER = 2  # an echo of another failure
 
 
 @dataclass(frozen=True)
-class Word:
+class Event:
     """One entry of a round's log.
 
     Attributes:
-        node: Who says it.
-        says: What it is about.
-        status: Of the worker that failed, of all that ended, or that the verdict ends the agents with.
-        about: The node that it is about, where that is another one.
-        rank: The worker's, -1 for none.
-        how: In words.
+        node: The node that reports it.
+        type: What it is about.
+        status: Exit status: of the failed worker, of all exited workers, or that of the verdict.
+        about: The node that it is about, if that is another one.
+        rank: The worker's rank, -1 for none.
+        reason: One line for people.
         kind: Of a failure.
-        again: A verdict: whether the nodes meet again.
-        spent: A verdict: how many restarts have been spent with this one.
+        restart: Of a verdict: whether the nodes re-run the rendezvous.
+        restarts_used: Of a verdict: restarts used, this one included.
     """
 
     node: str
-    says: Says
+    type: EventType
     status: int = DONE
     about: str = ""
     rank: int = -1
-    how: str = ""
-    kind: Kind = Kind.UNKNOWN
-    again: bool = False
-    spent: int = 0
+    reason: str = ""
+    kind: FailureKind = FailureKind.UNKNOWN
+    restart: bool = False
+    restarts_used: int = 0
 
 
 @dataclass(frozen=True)
-class Round:
-    """A round as one agent knows it.
+class RoundView:
+    """A round as one agent sees it.
 
     Attributes:
         me: This agent's node.
         nodes: All nodes of the round.
-        vanished: Those of them that send no signs of life any more and have not said that they go.
-        seconds: Since this agent first heard of something that ends the round.
-        spent: Restarts so far.
-        allowed: Restarts at most.
+        lost: Nodes that send no heartbeats any more and have not announced that they leave.
+        seconds: Since this agent first saw an event that ends the round.
+        restarts_used: Restarts so far.
+        max_restarts: Restarts at most.
     """
 
     me: str
     nodes: Collection[str]
-    vanished: Collection[str]
+    lost: Collection[str]
     seconds: float
-    spent: int
-    allowed: int
+    restarts_used: int
+    max_restarts: int
 
 
-def written(word: Word) -> str:
-    """A word as a line of the log."""
-    return json.dumps(asdict(word)) + "\n"
+@dataclass(frozen=True)
+class JobEnd:
+    """How an agent exits.
 
-
-def words_of(log: bytes) -> tuple[Word, ...]:
-    """The words of a log."""
-    values = (json.loads(line) for line in log.decode().splitlines())
-    return tuple(Word(**{**value, "says": Says(value["says"]), "kind": Kind(value["kind"])}) for value in values)
-
-
-def nodes_that(say: Says, words: Iterable[Word]) -> set[str]:
-    """The nodes that have said so."""
-    return {word.node for word in words if word.says is say}
-
-
-def plan_of(words: Iterable[Word]) -> str | None:
-    """Why the round ends, where that is because a node leaves or joins; None where it is not."""
-    return next((word.how for word in words if word.says in (Says.LEAVING, Says.JOINING)), None)
-
-
-def planned(words: Iterable[Word]) -> bool:
-    """Whether the round ends because a node leaves or joins."""
-    return plan_of(words) is not None
-
-
-def parting(words: Iterable[Word]) -> bool:
-    """Whether ranks end because somebody was asked to, so that others may fail of it."""
-    words = tuple(words)
-    return planned(words) or bool(nodes_that(Says.SAVED, words))
-
-
-def verdict_of(words: Iterable[Word]) -> Word | None:
-    """The verdict that counts."""
-    return next((word for word in words if word.says is Says.VERDICT), None)
-
-
-def first_failure(words: Iterable[Word]) -> Word | None:
-    """The failure that all the others follow from: a user's mistake, else the earliest of those that know the most."""
-    failed = [word for word in words if word.says is Says.FAILED]
-    return min(failed, key=lambda word: (word.status != USER_MUST_CHANGE, word.kind)) if failed else None
-
-
-def failure(node: str, host: str, rank: int, code: int, report: Report | None) -> Word:
-    """What a worker's end says.
-
-    Args:
-        node: Where it ran.
-        host: That node's name for people.
-        rank: Its rank.
-        code: As `subprocess` says it: negative for a signal.
-        report: What it has written down.
+    Attributes:
+        status: Its exit status.
+        reason: One line for people; empty if there is nothing to report.
+        traceback: Of the failure, if it happened on this node.
     """
-    # torch aborts where Python takes it down after an exception, which has said more; NCCL's watchdog aborts as well.
-    aborted = code == -SIGABRT
-    if code < 0 and not (aborted and report):
-        status, how, kind = 128 - code, f"ended with {_name(-code)}", Kind.UNKNOWN if aborted else Kind.FIRST_HAND
-    elif report:
-        status = CRASH if aborted else code
-        text = report.message if len(report.message) <= TOO_LONG else report.message[:TOO_LONG] + "..."
-        how = f"ended with status {status} ({text})"
-        kind = Kind.LOST_PEER if report.lost_peer else Kind.FIRST_HAND
-    else:
-        status, how, kind = code, f"ended with status {code}", Kind.UNKNOWN
-    return Word(node, Says.FAILED, status, rank=rank, how=f"rank {rank} on {host} {how}", kind=kind)
+
+    status: int
+    reason: str = ""
+    traceback: str = ""
 
 
-def patience(words: Sequence[Word], known: Round) -> float:
-    """Seconds to wait, after the first bad news, for better news from other nodes."""
-    if len(known.nodes) == 1:
-        return 0.0
-    first = first_failure(words)
-    if first is None:
-        return 0.3 if planned(words) else 2.0
-    if first.status == USER_MUST_CHANGE:
-        return 0.0
-    if first.kind is Kind.FIRST_HAND:
-        return 0.3
-    if planned(words) or known.vanished:
-        return 0.5
-    if parting(words):
-        return 2.0
-    return 1.0 if first.kind is Kind.UNKNOWN else 3.0
+def encode(event: Event) -> str:
+    """Return an event as a line of the log."""
+    return json.dumps(asdict(event)) + "\n"
 
 
-def decide(words: Sequence[Word], known: Round) -> Word | None:
-    """The verdict over a round, for an agent whose own workers have ended; None while it is too early for one."""
-    ended = {word.node: word.status for word in words if word.says is Says.ENDED}
-    if set(known.nodes) <= ended.keys() and not any(ended.values()):
-        return Word(known.me, Says.VERDICT, DONE, spent=known.spent)
-    first = first_failure(words)
-    if first is None and not known.vanished and not parting(words) and not any(ended.values()):
-        return None
-    if known.seconds < patience(words, known):
-        return None
-    if first is not None and (first.status == USER_MUST_CHANGE or not expected(first, words)):
-        return _crash(first, known)
-    if (how := plan_of(words)) is not None:
-        return Word(known.me, Says.VERDICT, PREEMPTED, how=how, again=True, spent=known.spent)
-    if known.vanished:
-        lost = min(known.vanished)
-        status = first.status if first else CRASH
-        return _crash(Word(lost, Says.FAILED, status, how=f"node {place(lost)} is gone"), known)
-    if first is not None and not parting(words):
-        return _crash(first, known)
-    how = "the workers ended with status 75 (preempted), and no node was asked to end"
-    return Word(known.me, Says.VERDICT, PREEMPTED, how=how, spent=known.spent)
-
-
-def expected(first: Word, words: Iterable[Word]) -> bool:
-    """Whether a failure only follows from ranks that were asked to end, or from a node that has vanished."""
-    return first.kind is Kind.LOST_PEER or (first.kind is Kind.UNKNOWN and parting(words))
-
-
-def _crash(cause: Word, known: Round) -> Word:
-    again = cause.status != USER_MUST_CHANGE and known.spent < known.allowed
-    return Word(
-        known.me,
-        Says.VERDICT,
-        cause.status,
-        about=cause.node,
-        rank=cause.rank,
-        how=cause.how,
-        kind=cause.kind,
-        again=again,
-        spent=known.spent + again,
+def decode(log: bytes) -> tuple[Event, ...]:
+    """Return the events of a log."""
+    values = (json.loads(line) for line in log.decode().splitlines())
+    return tuple(
+        Event(**{**value, "type": EventType(value["type"]), "kind": FailureKind(value["kind"])}) for value in values
     )
 
 
-def place(node: str) -> str:
-    """The address in a node's name, which torch makes of address, process id and a number."""
+def nodes_with(type_: EventType, events: Iterable[Event]) -> set[str]:
+    """Return the nodes that have reported an event of this type."""
+    return {event.node for event in events if event.type is type_}
+
+
+def membership_change(events: Iterable[Event]) -> str | None:
+    """Return why the round ends, if that is because a node leaves or joins; else None."""
+    return next((event.reason for event in events if event.type in (EventType.LEAVING, EventType.JOINING)), None)
+
+
+def stopping(events: Iterable[Event]) -> bool:
+    """Return whether ranks stop because they were asked to, so that their peers may fail as a consequence."""
+    events = tuple(events)
+    return membership_change(events) is not None or bool(nodes_with(EventType.SAVED, events))
+
+
+def first_verdict(events: Iterable[Event]) -> Event | None:
+    """Return the verdict that counts."""
+    return next((event for event in events if event.type is EventType.VERDICT), None)
+
+
+def root_failure(events: Iterable[Event]) -> Event | None:
+    """Return the failure that caused the others: a user's mistake, else the earliest of those closest to the cause."""
+    failed = [event for event in events if event.type is EventType.FAILED]
+    return min(failed, key=lambda event: (event.status != USER_MUST_CHANGE, event.kind)) if failed else None
+
+
+def worker_failure(node: str, host: str, rank: int, code: int, report: ErrorReport | None) -> Event:
+    """Describe a worker's exit as an event.
+
+    Args:
+        node: Where it ran.
+        host: That node's host name.
+        rank: Its rank.
+        code: As `subprocess` returns it: negative for a signal.
+        report: Its error file.
+    """
+    # torch aborts where Python tears it down after an exception, which is the cause; NCCL's watchdog aborts as well.
+    aborted = code == -SIGABRT
+    if code < 0 and not (aborted and report):
+        kind = FailureKind.UNKNOWN if aborted else FailureKind.OWN
+        status, how = 128 - code, f"killed by {_signal_name(-code)}"
+    elif report:
+        status = CRASH if aborted else code
+        text = report.message if len(report.message) <= MAX_MESSAGE else report.message[:MAX_MESSAGE] + "..."
+        how = f"exited with status {status} ({text})"
+        kind = FailureKind.LOST_PEER if report.lost_peer else FailureKind.OWN
+    else:
+        status, how, kind = code, f"exited with status {code}", FailureKind.UNKNOWN
+    return Event(node, EventType.FAILED, status, rank=rank, reason=f"rank {rank} on {host} {how}", kind=kind)
+
+
+def patience(events: Sequence[Event], view: RoundView) -> float:
+    """Return the seconds to wait, after the first event that ends the round, for a better cause from other nodes."""
+    if len(view.nodes) == 1:
+        return 0.0
+    root = root_failure(events)
+    planned = membership_change(events) is not None
+    if root is None:
+        return 0.3 if planned else 2.0
+    if root.status == USER_MUST_CHANGE:
+        return 0.0
+    if root.kind is FailureKind.OWN:
+        return 0.3
+    if planned or view.lost:
+        return 0.5
+    if stopping(events):
+        return 2.0
+    return 1.0 if root.kind is FailureKind.UNKNOWN else 3.0
+
+
+def decide(events: Sequence[Event], view: RoundView) -> Event | None:
+    """Return the verdict on a round, for an agent whose own workers have ended; None while it is too early."""
+    exited = {event.node: event.status for event in events if event.type is EventType.EXITED}
+    if set(view.nodes) <= exited.keys() and not any(exited.values()):
+        return Event(view.me, EventType.VERDICT, DONE, restarts_used=view.restarts_used)
+    root = root_failure(events)
+    if root is None and not view.lost and not stopping(events) and not any(exited.values()):
+        return None
+    if view.seconds < patience(events, view):
+        return None
+    if root is not None and (root.status == USER_MUST_CHANGE or not is_consequence(root, events)):
+        return _crash(root, view)
+    if (reason := membership_change(events)) is not None:
+        return Event(
+            view.me, EventType.VERDICT, PREEMPTED, reason=reason, restart=True, restarts_used=view.restarts_used
+        )
+    if view.lost:
+        lost = min(view.lost)
+        reason = f"node {address_of(lost)} lost (no heartbeats)"
+        return _crash(Event(lost, EventType.FAILED, root.status if root else CRASH, reason=reason), view)
+    if root is not None and not stopping(events):
+        return _crash(root, view)
+    reason = "workers exited with status 75 (preempted), and no node was asked to stop"
+    return Event(view.me, EventType.VERDICT, PREEMPTED, reason=reason, restarts_used=view.restarts_used)
+
+
+def is_consequence(failure: Event, events: Iterable[Event]) -> bool:
+    """Return whether a failure only follows from ranks that were asked to stop, or from a lost node."""
+    return failure.kind is FailureKind.LOST_PEER or (failure.kind is FailureKind.UNKNOWN and stopping(events))
+
+
+def _crash(cause: Event, view: RoundView) -> Event:
+    restart = cause.status != USER_MUST_CHANGE and view.restarts_used < view.max_restarts
+    return Event(
+        view.me,
+        EventType.VERDICT,
+        cause.status,
+        about=cause.node,
+        rank=cause.rank,
+        reason=cause.reason,
+        kind=cause.kind,
+        restart=restart,
+        restarts_used=view.restarts_used + restart,
+    )
+
+
+def address_of(node: str) -> str:
+    """Return the address in a node's name, which torch builds from address, process id and a number."""
     return node.rsplit("_", 2)[0]
 
 
-def _name(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return Signals(number).name
     except ValueError:

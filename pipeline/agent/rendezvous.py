@@ -1,6 +1,6 @@
-"""How the agents of a job meet: the name of node 0, its store, and a round of torch's rendezvous.
+"""How the nodes of a job find each other: the host name of node 0, its store, and torch's rendezvous.
 
-All of it runs in a thread, so that a signal to the agent is obeyed at once.
+All of it runs in a thread, so that the agent obeys a signal at once.
 """
 
 import socket
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import (
@@ -21,167 +21,191 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import DEFAULT_PORT, C10dRendezvousBackend
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
-    DynamicRendezvousHandler,
-    RendezvousSettings,
-    RendezvousTimeout,
-    _Action,
-    _BackendRendezvousStateHolder,
-    _RendezvousContext,
-)
-from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname, parse_rendezvous_endpoint
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousSettings
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousTimeout as TimeoutSettings
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from pipeline.agent.signals import Asked, Signals
+from pipeline.agent import compat
+from pipeline.agent.signals import Signals, StopRequested
 
-_SAY_AFTER = 5.0
-_ROLLBACK = 2.0
-"""Seconds for telling the others that this node does not come after all."""
+_T = TypeVar("_T")
+_LOG_AFTER = 5.0
+_LEAVE_SECONDS = 2.0
 
 
-class NotMet(Exception):
-    """The nodes have not met within the join limit; the text says what was missing."""
+class RendezvousTimeout(Exception):
+    """The nodes have not found each other within the join timeout; the text says what was missing."""
 
 
-class Over(Exception):
-    """The job has ended before this node came."""
+class JobAlreadyFinished(Exception):
+    """The job ended before this node joined."""
 
 
-class _State(_BackendRendezvousStateHolder):
-    """torch's shared state, whose every reading by one thread can be interrupted."""
+class InterruptibleBackend(C10dRendezvousBackend):
+    """torch's backend, each access of which can be interrupted in one thread.
+
+    Attributes:
+        interrupted: The thread.
+    """
 
     interrupted: threading.Thread | None = None
 
-    def sync(self) -> bool | None:
+    def get_state(self) -> tuple[bytes, Any] | None:
+        """See base class."""
+        self._check()
+        return super().get_state()
+
+    def set_state(self, state: bytes, token: Any = None) -> tuple[bytes, Any, bool] | None:
+        """See base class."""
+        self._check()
+        return super().set_state(state, token)
+
+    def _check(self) -> None:
         if self.interrupted is threading.current_thread():
-            raise Asked
-        return super().sync()
+            raise StopRequested
 
 
-class Handler(DynamicRendezvousHandler):
-    """torch's rendezvous, but that each round gets a fresh store for its workers.
+class RoundHandler(DynamicRendezvousHandler):
+    """torch's rendezvous, but with a new store for the workers of each round.
 
-    torch keeps the address of the first round's store, so that a node that takes the place of another one waits for an
-    address that nobody publishes (pytorch 2.13), and workers of a later round would find the keys of an earlier one.
-
-    Args:
-        parameters: As torchrun's command line gives them.
-        store: Where the nodes meet.
-        hosts: Whether the store lives in this process.
+    Attributes:
+        node: This node's name among the others.
+        tcp: The store that the rendezvous uses.
+        hosts_store: Whether that store lives in this process.
+        interruptible: Its backend.
     """
 
-    def __init__(self, parameters: RendezvousParameters, store: dist.TCPStore, hosts: bool) -> None:
-        settings = _settings(parameters)
-        backend = C10dRendezvousBackend(store, parameters.run_id)
-        node = self._node_desc_generator.generate(parameters.local_addr)
-        self._shared = _State(backend, settings)
-        super().__init__(node, settings, backend.name, store, self._shared)
-        self.tcp = store
-        self.hosts = hosts
+    node: str
+    tcp: dist.TCPStore
+    hosts_store: bool
+    interruptible: InterruptibleBackend
+
+    def __init__(self, node: Any, settings: RendezvousSettings, name: str, store: dist.Store, holder: Any) -> None:
+        super().__init__(node, settings, name, store, holder)
+        self.node = repr(node)
+        self._shared = holder  # of the state that torch's agents share
+
+    @classmethod
+    def over(cls, store: dist.TCPStore, parameters: RendezvousParameters, hosts_store: bool) -> Self:
+        """Return a handler over a store.
+
+        Args:
+            store: Where the nodes meet.
+            parameters: As torchrun's command line gives them.
+            hosts_store: Whether the store lives in this process.
+        """
+        backend = InterruptibleBackend(store, parameters.run_id)
+        handler: Self = cls.from_backend(
+            parameters.run_id,
+            store,
+            backend,
+            parameters.min_nodes,
+            parameters.max_nodes,
+            parameters.local_addr,
+            **_settings(parameters),
+        )
+        handler.tcp, handler.hosts_store, handler.interruptible = store, hosts_store, backend
+        return handler
 
     @property
-    def node(self) -> str:
-        """This node's name among the others."""
-        return repr(self._this_node)
-
-    @property
-    def met(self) -> bool:
-        """Whether this node is in a round that is complete, as last read."""
-        return self._shared.state.complete and self._this_node in self._shared.state.participants
+    def joined(self) -> bool:
+        """Whether this node is in a complete round, as last read."""
+        state = self._shared.state
+        return bool(state.complete and self.node in map(repr, state.participants))
 
     def next_rendezvous(self) -> RendezvousInfo:
         """See base class."""
-        self._bootstrap_store_info = None
-        self._shared_tcp_store_server = None
+        compat.forget_round_store(self)
         return super().next_rendezvous()
 
     def members(self) -> frozenset[str]:
-        """The nodes of this round, as last read."""
+        """Return the nodes of this round, as last read."""
         return frozenset(map(repr, self._shared.state.participants))
 
-    def look(self) -> tuple[int, int, frozenset[str]]:
-        """Read how many nodes wait, how many wait without a place, and which of this round show signs of life.
+    def poll(self) -> tuple[int, int, frozenset[str]]:
+        """Read how many nodes wait to be admitted, how many wait as spares, and which of this round send heartbeats.
 
         Raises:
             RendezvousError: The store is lost.
         """
-        with self._heartbeat_lock:
-            self._shared.sync()
-            state = self._shared.state
-            return len(state.wait_list), len(state.redundancy_list), frozenset(map(repr, state.participants))
+        waiting = self.num_nodes_waiting()
+        state = self._shared.state
+        return waiting, len(state.redundancy_list), frozenset(map(repr, state.participants))
 
     def round_store(self) -> dist.Store:
-        """The store of this round, on a connection of its own.
+        """Return the store of this round, over a connection of its own.
 
         Raises:
             DistError: The store is lost.
         """
-        tcp: Any = self.tcp  # of whose methods torch's stubs know not all
-        return self._wrap_store(tcp.clone())
+        tcp: Any = self.tcp  # torch's stubs lack `clone`
+        return dist.PrefixStore(f"pipeline.agent.{self.get_run_id()}.{self._shared.state.round}", tcp.clone())
 
     def job_store(self) -> dist.Store:
-        """A store that outlives rounds."""
+        """Return a store that outlives rounds."""
         return dist.PrefixStore(f"pipeline.agent.{self.get_run_id()}", self.tcp)
 
     def interrupt(self, thread: threading.Thread) -> None:
-        """Make `next_rendezvous` in that thread raise `Asked` within about a second."""
-        self._shared.interrupted = thread
+        """Make `next_rendezvous` in that thread raise `StopRequested` within about a second."""
+        self.interruptible.interrupted = thread
 
-    def quit(self) -> None:
-        """Take this node out of the rendezvous, so that nobody waits for it.
+    def leave(self) -> None:
+        """Remove this node from the rendezvous, so that no other waits for it.
 
         Raises:
             RendezvousError: The store is lost.
         """
-        self._shared.interrupted = None
-        self.silence()
-        self._op_executor.run(_leave, time.monotonic() + _ROLLBACK)
+        self.interruptible.interrupted = None
+        self.stop_heartbeats()
+        compat.leave(self, _LEAVE_SECONDS)
 
-    def silence(self) -> None:
-        """Send no more signs of life. Their thread is not waited for: it may stand in a call that nobody answers."""
-        if self._keep_alive_timer is not None:
-            self._keep_alive_timer._ctx.stop_event.set()
+    def stop_heartbeats(self) -> None:
+        """Send no more heartbeats. A thread of its own does it: it waits for one that is blocked in a lost store."""
+        threading.Thread(target=compat.stop_heartbeats, args=(self,), name="stop-heartbeats", daemon=True).start()
 
 
-class Meeting:
+class Rendezvous:
     """Brings this node together with the others.
 
     Args:
         parameters: As torchrun's command line gives them.
         signals: The agent's.
 
+    Attributes:
+        handler: Of the store that the nodes use now; None before the first one and after it was lost.
+
     Raises:
         ValueError: The parameters do not say where and how to meet.
     """
 
     def __init__(self, parameters: RendezvousParameters, signals: Signals) -> None:
-        _settings(parameters)
-        self._at = parse_rendezvous_endpoint(parameters.endpoint, default_port=DEFAULT_PORT)
+        self._timeout = _settings(parameters)["timeout"].join.total_seconds()
+        self._endpoint = parse_rendezvous_endpoint(parameters.endpoint, default_port=DEFAULT_PORT)
         self._parameters = parameters
         self._signals = signals
-        self._limit = (_seconds(parameters, "join_timeout") or timedelta(seconds=600)).total_seconds()
         self._stop = threading.Event()
-        self.handler: Handler | None = None
+        self.handler: RoundHandler | None = None
 
-    def meet(self, join: Callable[[Handler], None]) -> None:
-        """Meet the others.
+    def run(self, join: Callable[[RoundHandler], None]) -> None:
+        """Join the other nodes.
 
         Args:
-            join: Takes part in one round with the handler, which is new where the old one has lost its store.
+            join: Takes part in one round with the handler, which is new after the old one has lost its store.
 
         Raises:
-            Asked: This agent was signalled meanwhile.
-            NotMet: The join limit is over.
-            Over: The job has ended before.
+            StopRequested: This agent received a signal meanwhile.
+            RendezvousTimeout: The join timeout is over.
+            JobAlreadyFinished: The job has ended before.
         """
-        problems: list[BaseException] = []
+        errors: list[BaseException] = []
 
-        def run() -> None:
+        def target() -> None:
             try:
-                self._meet(join)
-            except BaseException as error:  # noqa: BLE001 - raised again in the agent's own thread
-                problems.append(error)
+                self._run(join)
+            except BaseException as error:  # noqa: BLE001 - raised again in the agent's main thread
+                errors.append(error)
 
-        thread = threading.Thread(target=run, name="meeting", daemon=True)
+        thread = threading.Thread(target=target, name="rendezvous", daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(0.05)
@@ -189,13 +213,13 @@ class Meeting:
                 self._stop.set()
                 if self.handler is not None:
                     self.handler.interrupt(thread)
-                thread.join(_ROLLBACK)
-                raise Asked
-        if problems:
-            raise problems[0]
+                thread.join(_LEAVE_SECONDS)
+                raise StopRequested
+        if errors:
+            raise errors[0]
 
-    def _meet(self, join: Callable[[Handler], None]) -> None:
-        deadline = time.monotonic() + self._limit
+    def _run(self, join: Callable[[RoundHandler], None]) -> None:
+        deadline = time.monotonic() + self._timeout
         while True:
             try:
                 if self.handler is None:
@@ -203,70 +227,73 @@ class Meeting:
                 join(self.handler)
                 return
             except (RendezvousClosedError, RendezvousGracefulExitError) as error:
-                raise Over from error
+                raise JobAlreadyFinished from error
             except RendezvousTimeoutError as error:
-                least = self._parameters.min_nodes
-                raise NotMet(f"fewer than {least} nodes have come within {self._limit:.0f} s") from error
-            except Asked:
+                raise self._timed_out(f"fewer than {self._parameters.min_nodes} nodes joined") from error
+            except StopRequested:
                 if self.handler is not None:
-                    self.handler.quit()
+                    self.handler.leave()
                 raise
             except (RendezvousError, dist.DistError) as error:
                 self._check()
-                # A store that only took too long is asked again; any other is lost with its host.
+                # A store that was only slow is used again; any other is lost with its host.
                 if not isinstance(error, dist.DistStoreError) and self.handler is not None:
-                    self.handler.silence()
+                    self.handler.stop_heartbeats()
                     self.handler = None
                 if time.monotonic() > deadline:
-                    raise NotMet(f"the nodes have not met within {self._limit:.0f} s: {error}") from error
+                    raise self._timed_out(str(error)) from error
                 self._pause(0.5)
 
-    def _connect(self, deadline: float) -> Handler:
-        parameters, (host, port) = self._parameters, self._at
-        self._wait_for_name(host, deadline)
+    def _connect(self, deadline: float) -> RoundHandler:
+        parameters, (host, port) = self._parameters, self._endpoint
+        name = f"the name {host!r} of node 0"
+        self._until(
+            lambda: socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP),
+            f"waiting for {name} to resolve",
+            f"{name} did not resolve within {self._timeout:.0f} s: is the headless service there?",
+            deadline,
+        )
         may_host = parameters.get_as_bool("is_host")
         if may_host is None:
-            may_host = _matches_machine_hostname(host)
+            may_host = compat.is_this_machine(host)
         timeout = timedelta(seconds=parameters.get_as_int("read_timeout", 60) or 60)
-        began, said = time.monotonic(), False
-        while True:
+
+        def connect() -> RoundHandler:
             if may_host:
                 try:
                     store = dist.TCPStore(host, port, is_master=True, multi_tenant=True, timeout=timeout)
-                    return Handler(parameters, store, hosts=True)
+                    return RoundHandler.over(store, parameters, hosts_store=True)
                 except dist.DistNetworkError:
                     pass  # another agent of this machine hosts it already
+            # torch would try for a minute in one call, and write a line for each attempt.
+            socket.create_connection((host, port), timeout=2).close()
+            store = dist.TCPStore(host, port, is_master=False, multi_tenant=True, timeout=timeout)
+            return RoundHandler.over(store, parameters, hosts_store=False)
+
+        return self._until(
+            connect,
+            f"waiting for node 0 to answer at {host}:{port}",
+            f"node 0 at {host}:{port} did not answer within {self._timeout:.0f} s",
+            deadline,
+        )
+
+    def _until(self, attempt: Callable[[], _T], waiting: str, failed: str, deadline: float) -> _T:
+        """Retry until an attempt succeeds; logs once that it waits."""
+        log_at = time.monotonic() + _LOG_AFTER
+        while True:
             try:
-                # torch tries for a minute in one call, and writes a line for each attempt.
-                socket.create_connection((host, port), timeout=2).close()
-                store = dist.TCPStore(host, port, is_master=False, multi_tenant=True, timeout=timeout)
-                return Handler(parameters, store, hosts=False)
+                return attempt()
             except (OSError, RendezvousError, dist.DistError) as error:
                 now = time.monotonic()
                 if now > deadline:
-                    raise NotMet(f"node 0 at {host}:{port} has not answered within {self._limit:.0f} s") from error
-                if now - began > _SAY_AFTER and not said:
-                    said = True
-                    say(f"waiting for node 0 to answer at {host}:{port}")
+                    raise RendezvousTimeout(failed) from error
+                if now > log_at:
+                    log_at = deadline
+                    log_line(waiting)
             self._pause(0.3)
 
-    def _wait_for_name(self, host: str, deadline: float) -> None:
-        began, said = time.monotonic(), False
-        while True:
-            try:
-                socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
-                return
-            except OSError as error:
-                now = time.monotonic()
-                if now > deadline:
-                    raise NotMet(
-                        f"the name {host!r} of node 0 did not resolve within {self._limit:.0f} s: is the headless "
-                        "service there?"
-                    ) from error
-                if now - began > _SAY_AFTER and not said:
-                    said = True
-                    say(f"waiting for the name {host!r} of node 0 to resolve")
-            self._pause(0.5)
+    def _timed_out(self, reason: str) -> RendezvousTimeout:
+        return RendezvousTimeout(f"rendezvous timed out after {self._timeout:.0f} s: {reason}")
 
     def _pause(self, seconds: float) -> None:
         self._stop.wait(seconds)
@@ -274,41 +301,23 @@ class Meeting:
 
     def _check(self) -> None:
         if self._stop.is_set():
-            raise Asked
+            raise StopRequested
 
 
-def say(text: str) -> None:
-    """Print a line about the job, beside what the workers print."""
+def log_line(text: str) -> None:
+    """Print a line about the job to stderr, beside what the workers print."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _leave(context: _RendezvousContext, deadline: float) -> _Action:
-    """The state machine of torch, for a node that goes wherever it stands."""
-    state, node = context.state, context.node
-    if time.monotonic() > deadline:
-        return _Action.ERROR_TIMEOUT
-    if node in state.participants:
-        return _Action.REMOVE_FROM_PARTICIPANTS
-    if node in state.wait_list:
-        return _Action.REMOVE_FROM_WAIT_LIST
-    if node in state.redundancy_list:
-        return _Action.REMOVE_FROM_REDUNDANCY_LIST
-    return _Action.FINISH
+def _settings(parameters: RendezvousParameters) -> dict[str, Any]:
+    """Return the timing of a rendezvous, in the form of `DynamicRendezvousHandler.from_backend`."""
 
+    def seconds(name: str) -> timedelta | None:
+        value = parameters.get_as_int(f"{name}_timeout")
+        return None if value is None else timedelta(seconds=value)
 
-def _settings(parameters: RendezvousParameters) -> RendezvousSettings:
-    return RendezvousSettings(
-        run_id=parameters.run_id,
-        min_nodes=parameters.min_nodes,
-        max_nodes=parameters.max_nodes,
-        timeout=RendezvousTimeout(
-            *(_seconds(parameters, f"{name}_timeout") for name in ("join", "last_call", "close", "heartbeat"))
-        ),
-        keep_alive_interval=timedelta(seconds=parameters.get_as_int("keep_alive_interval", 5) or 5),
-        keep_alive_max_attempt=parameters.get_as_int("keep_alive_max_attempt", 3) or 3,
-    )
-
-
-def _seconds(parameters: RendezvousParameters, key: str) -> timedelta | None:
-    value = parameters.get_as_int(key)
-    return None if value is None else timedelta(seconds=value)
+    return {
+        "timeout": TimeoutSettings(*map(seconds, ("join", "last_call", "close", "heartbeat"))),
+        "keep_alive_interval": parameters.get_as_int("keep_alive_interval", 5) or 5,
+        "keep_alive_max_attempt": parameters.get_as_int("keep_alive_max_attempt", 3) or 3,
+    }

@@ -1,38 +1,38 @@
-"""The signals that a node's agent receives: each sets a flag, and the agent's loop does the rest."""
+"""Signals to a node's agent: each sets a flag, and the agent's loop acts on it."""
 
 import signal
 import time
 from collections.abc import Iterable
 from types import FrameType
 
-ASKING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
-"""What ends an agent: SIGUSR1 is what Slurm sends some time before the end."""
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+"""Signals that stop an agent. Slurm sends SIGUSR1 some time before the end of a job."""
 
 
-class Asked(Exception):
-    """A signal has asked this agent to end, while it had no workers."""
+class StopRequested(Exception):
+    """A signal has asked this agent to stop while it had no workers."""
 
 
 class Signals:
-    """Whether this process has been asked to end.
+    """Whether this process has been asked to stop.
 
     Attributes:
-        received: The numbers of the signals, in their order.
-        first: When the first one came, by `time.monotonic`.
+        received: The signal numbers, in order of arrival.
+        first: When the first one arrived, by `time.monotonic`.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self.first = 0.0
 
-    def listen(self, names: Iterable[str] = ASKING) -> None:
-        """Take over these signals; only in a process's main thread. Names that this system does not know are left."""
+    def listen(self, names: Iterable[str] = STOP_SIGNALS) -> None:
+        """Install handlers, in the main thread only. Names that this system does not have are skipped."""
         for name in names:
             number = getattr(signal, name.strip(), None)
-            # nohup has SIGHUP ignored, so that what it starts outlives the terminal.
-            kept = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
-            if isinstance(number, signal.Signals) and not kept:
-                signal.signal(number, self._hear)
+            # nohup ignores SIGHUP so that what it starts outlives the terminal.
+            ignored = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if isinstance(number, signal.Signals) and not ignored:
+                signal.signal(number, self._on_signal)
 
     @property
     def interrupted(self) -> bool:
@@ -40,19 +40,19 @@ class Signals:
         return signal.SIGINT in self.received
 
     def check(self) -> None:
-        """Raise `Asked` once a signal has come."""
+        """Raise `StopRequested` if a signal has arrived."""
         if self.received:
-            raise Asked
+            raise StopRequested
 
     def name(self) -> str:
-        """The first signal's name."""
+        """Return the name of the first signal."""
         return signal.Signals(self.received[0]).name
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.first = self.first or time.monotonic()
         self.received.append(number)
 
 
-def passed_on(number: int) -> int:
-    """What the workers get of a signal to their agent: Ctrl-C as it is, and for all else what asks them to save."""
+def forwarded(number: int) -> int:
+    """Return what workers are sent for a signal to their agent: SIGINT as it is, SIGTERM for all others."""
     return signal.SIGINT if number == signal.SIGINT else signal.SIGTERM

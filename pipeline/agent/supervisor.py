@@ -1,327 +1,320 @@
-"""What an agent does from one meeting of the nodes to the next: watch its workers and the other nodes, and act."""
+"""What an agent does from one rendezvous to the next: watch its workers and the other nodes, and act."""
 
 import time
 from dataclasses import dataclass, field, replace
 
-from pipeline.agent.event_log import News, close, go
+from pipeline.agent.event_log import EventLog, close_job, leave_job
 from pipeline.agent.policy import (
-    Kind,
-    Round,
-    Says,
-    Word,
+    Event,
+    EventType,
+    FailureKind,
+    JobEnd,
+    RoundView,
     decide,
-    expected,
-    failure,
-    first_failure,
-    nodes_that,
-    parting,
-    plan_of,
-    verdict_of,
+    first_verdict,
+    is_consequence,
+    membership_change,
+    nodes_with,
+    root_failure,
+    stopping,
+    worker_failure,
 )
-from pipeline.agent.rendezvous import Handler, say
-from pipeline.agent.signals import Signals, passed_on
-from pipeline.agent.workers import HURRY, Ended, Workers
+from pipeline.agent.rendezvous import RoundHandler, log_line
+from pipeline.agent.signals import Signals, forwarded
+from pipeline.agent.workers import HURRY, WorkerExit, Workers
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE
-from pipeline.process.cgroup import Memory
+from pipeline.process.cgroup import MemoryCgroup
 
-DONE_LIMIT = 300.0
+PEERS_TIMEOUT = 300.0
 """Seconds that a node whose workers are done waits for those of the others."""
 LINGER = 10.0
-"""Seconds that the host of the store stays for the others to read how the job ended."""
+"""Seconds that the host of the store stays for the others to read the verdict."""
 LEAVING_LINGER = 3.0
-"""The same for others to read that the host leaves, after the workers of which it has gone."""
-LATE = 2.5
-"""Seconds in which a node that waits looks at the rendezvous at least once."""
+"""The same if the host was asked to stop, after its workers have ended."""
+LATECOMERS = 2.5
+"""Seconds in which a node that waits polls the rendezvous at least once."""
 _FLUSH = 2.0
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How an agent ends.
-
-    Attributes:
-        status: Its exit status.
-        how: In words; empty where there is nothing to say.
-        traceback: Of the failure, where it happened on this node.
-    """
-
-    status: int
-    how: str = ""
-    traceback: str = ""
+_RERUN = "re-running rendezvous"
 
 
 @dataclass
-class Job:
-    """What outlives a round.
+class NodeState:
+    """What a node keeps from one round to the next.
 
     Attributes:
-        host: This node's name for people.
+        host: This node's host name.
         signals: Of this process.
         grace: Seconds that workers have after SIGTERM.
-        interval: Seconds between two looks.
-        allowed: Restarts at most.
-        spent: Restarts so far.
-        after: The status to end with if the nodes do not meet again.
-        memory: What the kernel has killed here.
-        looked_at: Whether this node has been through a preflight.
+        interval: Seconds between two looks at the workers.
+        max_restarts: Restarts at most.
+        restarts_used: Restarts so far.
+        status: The exit status if the next rendezvous fails.
+        memory: Of this container.
+        preflight_passed: Whether this node has passed a preflight.
     """
 
     host: str
     signals: Signals
     grace: float
     interval: float
-    allowed: int
-    spent: int = 0
-    after: int = CRASH
-    memory: Memory = field(default_factory=Memory)
-    looked_at: bool = False
+    max_restarts: int
+    restarts_used: int = 0
+    status: int = CRASH
+    memory: MemoryCgroup = field(default_factory=MemoryCgroup)
+    preflight_passed: bool = False
 
 
 @dataclass
-class RoundOfWorkers:
+class Supervisor:
     """One round on this node, from the start of its workers to their end.
 
     Attributes:
-        job: What outlives it.
+        state: Of this node.
         handler: Of the rendezvous.
-        workers: Have been started.
-        news: Of the other nodes; has been started.
-        preflight: Whether the workers only look at the nodes, so that the nodes meet again when all went well.
+        workers: Already started.
+        log: Of the round's events, already started.
+        preflight: Whether the workers only check the nodes, so that a success re-runs the rendezvous.
     """
 
-    job: Job
-    handler: Handler
+    state: NodeState
+    handler: RoundHandler
     workers: Workers
-    news: News
+    log: EventLog
     preflight: bool = False
-    _failed: list[Word] = field(default_factory=list)
+    _failed: list[Event] = field(default_factory=list)
     _tracebacks: dict[int, str] = field(default_factory=dict)
-    _said: set[Says] = field(default_factory=set)
-    _troubled: float | None = None
-    _done: float | None = None
+    _reported: set[EventType] = field(default_factory=set)
+    _ending_since: float | None = None
+    _exited_at: float | None = None
 
     def __post_init__(self) -> None:
         self._me = self.handler.node
-        self._nodes = self.news.present
+        self._nodes = self.log.alive
 
-    def run(self) -> Ending | None:
+    def run(self) -> JobEnd | None:
         """Watch until the round is over, and end its workers.
 
         Returns:
-            How this agent ends; None where the nodes meet again.
+            How this agent exits; None if the rendezvous is to be re-run.
         """
-        ending = self._watch()
-        self.news.stop()
-        return ending
+        end = self._watch()
+        self.log.stop()
+        return end
 
-    def _watch(self) -> Ending | None:
+    def _watch(self) -> JobEnd | None:
         while True:
-            time.sleep(self.job.interval)
-            self._look()
-            if self.job.signals.received:
-                return self._leave()
-            verdict = verdict_of(self.news.words)
+            time.sleep(self.state.interval)
+            self._poll_workers()
+            if self.state.signals.received:
+                return self._stop()
+            verdict = first_verdict(self.log.events)
             if verdict is not None:
                 return self._follow(verdict)
-            if self.news.lost:
-                return self._lost()
-            if self._done is not None and time.monotonic() - self._done > DONE_LIMIT:
-                # To have looked at the nodes is not to have trained.
+            if self.log.lost:
+                return self._store_lost()
+            if self._exited_at is not None and time.monotonic() - self._exited_at > PEERS_TIMEOUT:
+                # A passed preflight is not a finished training.
                 status = CRASH if self.preflight else DONE
-                return Ending(status, f"other nodes have not ended within {DONE_LIMIT:.0f} s after this one")
+                return JobEnd(status, f"workers of other nodes still run {PEERS_TIMEOUT:.0f} s after those of this one")
             self._react()
 
     @property
-    def _words(self) -> tuple[Word, ...]:
-        """The log, and what this node has said that is not in there yet."""
-        words = self.news.words
-        return words + tuple(word for word in self._failed if word not in words)
+    def _events(self) -> tuple[Event, ...]:
+        """The log, and failures of this node that are not in it yet."""
+        events = self.log.events
+        return events + tuple(event for event in self._failed if event not in events)
 
     @property
-    def _vanished(self) -> set[str]:
-        words = self.news.words
-        return set(self._nodes) - self.news.present - nodes_that(Says.GONE, words) - {self._me}
+    def _lost(self) -> set[str]:
+        return set(self._nodes) - self.log.alive - nodes_with(EventType.LEFT, self.log.events) - {self._me}
 
-    def _say(self, says: Says, status: int = DONE, how: str = "") -> None:
-        """Say something once in a round."""
-        if says not in self._said:
-            self._said.add(says)
-            self.news.say(Word(self._me, says, status, how=how))
+    def _report(self, type_: EventType, status: int = DONE, reason: str = "") -> None:
+        """Append an event, once in a round."""
+        if type_ not in self._reported:
+            self._reported.add(type_)
+            self.log.append(Event(self._me, type_, status, reason=reason))
 
-    def _look(self) -> None:
-        """See how workers have ended, and say it."""
+    def _poll_workers(self) -> None:
+        """Report how workers have ended."""
         asked = self.workers.signalled
         for end in self.workers.poll():
             if end.crashed and (not asked or end.code == USER_MUST_CHANGE):
-                self._fail(end)
+                self._report_failure(end)
             elif end.code == PREEMPTED and not asked and not self._failed:
-                self._say(Says.SAVED)
+                self._report(EventType.SAVED)
         if not self.workers.running and not self._failed:
             codes = {end.code for end in self.workers.ended}
-            self._done = self._done or time.monotonic()
-            self._say(Says.ENDED, DONE if codes == {DONE} else PREEMPTED)
+            self._exited_at = self._exited_at or time.monotonic()
+            self._report(EventType.EXITED, DONE if codes == {DONE} else PREEMPTED)
 
-    def _fail(self, end: Ended) -> None:
-        word = failure(self._me, self.job.host, end.rank, end.code, end.report)
-        # The rank itself, or a loader worker of it.
-        if killed := self.job.memory.taken():
-            word = replace(word, how=f"{word.how}, {killed}")
+    def _report_failure(self, end: WorkerExit) -> None:
+        event = worker_failure(self._me, self.state.host, end.rank, end.code, end.report)
+        # The rank itself, or one of its loader workers.
+        if killed := self.state.memory.new_kills():
+            event = replace(event, reason=f"{event.reason}, {killed}")
         if end.report:
             self._tracebacks[end.rank] = end.report.traceback
-        self._failed.append(word)
-        self.news.say(word)
+        self._failed.append(event)
+        self.log.append(event)
 
     def _react(self) -> None:
-        """Do what the state of things asks for, and decide when it is time."""
-        words, vanished, now = self._words, self._vanished, time.monotonic()
-        if nodes_that(Says.LEAVING, words):
-            self._say(Says.HEARD)
-        first, part = first_failure(words), parting(words) or Says.SAVED in self._said
-        if first is None and not vanished and not part:
-            if self.news.waiting and self.workers.running:
-                self._say(Says.JOINING, how="a node joins")
-            self._decide(words, vanished, 0.0)
+        """Do what the events ask for, and decide when it is time."""
+        events, lost, now = self._events, self._lost, time.monotonic()
+        if nodes_with(EventType.LEAVING, events):
+            self._report(EventType.ACKNOWLEDGED)
+        stops = stopping(events) or EventType.SAVED in self._reported
+        if root_failure(events) is None and not lost and not stops:
+            if self.log.waiting and self.workers.running:
+                self._report(EventType.JOINING, reason="a node joins")
+            self._decide(events, lost, 0.0)
             return
-        self._troubled = self._troubled or now
-        seconds = now - self._troubled
+        self._ending_since = self._ending_since or now
+        seconds = now - self._ending_since
         if self.workers.running:
-            # Who goes before it had workers takes nobody's along.
-            never_came = nodes_that(Says.GONE, words) - nodes_that(Says.ENDED, words)
-            if never_came or ((first or vanished) and not (part and (first is None or expected(first, words)))):
-                self.workers.stop(self.job.grace, self.job.signals)
-            elif not self.workers.signalled and seconds > HURRY and nodes_that(Says.SAVED, words):
-                # Ranks that agreed end together: who still runs was not asked, and waits for one that is gone.
-                self.workers.stop(self.job.grace, self.job.signals)
-            elif seconds > self.job.grace:
-                self.workers.stop(HURRY, self.job.signals)
-            else:
-                self._pass_on_joining(words)
+            self._end_workers(events, lost, stops, seconds)
         if not self.workers.running:
-            self._decide(words, vanished, seconds)
+            self._decide(events, lost, seconds)
 
-    def _pass_on_joining(self, words: tuple[Word, ...]) -> None:
-        """Where a node joins, one agent asks its workers to save, and they take those of all nodes with them.
+    def _end_workers(self, events: tuple[Event, ...], lost: set[str], stops: bool, seconds: float) -> None:
+        """Stop the workers unless they end by themselves, because all ranks have agreed to save."""
+        state, root = self.state, root_failure(events)
+        # A node that leaves before it started workers takes none of the others' along.
+        never_started = nodes_with(EventType.LEFT, events) - nodes_with(EventType.EXITED, events)
+        if never_started or ((root or lost) and not (stops and (root is None or is_consequence(root, events)))):
+            self.workers.stop(state.grace, state.signals)
+        elif not self.workers.signalled and seconds > HURRY and nodes_with(EventType.SAVED, events):
+            # Ranks that agree to save exit together: those that still run were not asked, and wait for a lost peer.
+            self.workers.stop(state.grace, state.signals)
+        elif seconds > state.grace:
+            self.workers.stop(HURRY, state.signals)
+        elif not self.workers.signalled and not nodes_with(EventType.LEAVING, events):
+            # One agent asks its workers to save for the node that joins, and they take all ranks along: a signal from
+            # each agent would be a second one to workers that are about to save.
+            joining = next((event.node for event in events if event.type is EventType.JOINING), None)
+            if joining == self._me:
+                self.workers.send(forwarded(0))
 
-        If each agent asked its own, theirs would be a second signal to workers that are about to save.
-        """
-        who = next((word.node for word in words if word.says is Says.JOINING), None)
-        if who == self._me and not self.workers.signalled and not nodes_that(Says.LEAVING, words):
-            self.workers.send(passed_on(0))
-
-    def _decide(self, words: tuple[Word, ...], vanished: set[str], seconds: float) -> None:
-        if self.workers.running or Says.VERDICT in self._said:
+    def _decide(self, events: tuple[Event, ...], lost: set[str], seconds: float) -> None:
+        if self.workers.running or EventType.VERDICT in self._reported:
             return
-        known = Round(self._me, self._nodes, vanished, seconds, self.job.spent, self.job.allowed)
-        verdict = decide(words, known)
+        state = self.state
+        view = RoundView(self._me, self._nodes, lost, seconds, state.restarts_used, state.max_restarts)
+        verdict = decide(events, view)
         if verdict is not None:
-            self._said.add(Says.VERDICT)
-            self.news.say(replace(verdict, again=True) if self.preflight and verdict.status == DONE else verdict)
+            self._reported.add(EventType.VERDICT)
+            self.log.append(replace(verdict, restart=True) if self.preflight and verdict.status == DONE else verdict)
 
-    def _follow(self, verdict: Word) -> Ending | None:
+    def _follow(self, verdict: Event) -> JobEnd | None:
         """End the round as all nodes do."""
-        job = self.job
-        crashed = verdict.status not in (DONE, PREEMPTED)
-        if not verdict.again:
-            self._say(Says.READ)
-            self.news.flush(_FLUSH)
-        if crashed:
-            self.workers.stop(job.grace, job.signals)
+        state = self.state
+        if not verdict.restart:
+            self._report(EventType.READ)
+            self.log.flush(_FLUSH)
+        if verdict.status not in (DONE, PREEMPTED):
+            self.workers.stop(state.grace, state.signals)
         else:
-            self.workers.let_end(job.grace, job.signals)
+            self.workers.await_exit(state.grace, state.signals)
             self.workers.close()
-        mine = verdict.about == self._me and verdict.kind is not Kind.LOST_PEER
+        mine = verdict.about == self._me and verdict.kind is not FailureKind.LOST_PEER
         traceback = self._tracebacks.get(verdict.rank, "") if mine else ""
-        if not verdict.again:
-            self._part(verdict.status)
-            return Ending(verdict.status, verdict.how, traceback)
+        if not verdict.restart:
+            self._leave_finished_job(verdict.status)
+            return JobEnd(verdict.status, verdict.reason, traceback)
         if verdict.status == DONE:
-            job.looked_at = True
-            return None
-        self._again(verdict.how, traceback, max(job.spent, verdict.spent), verdict.status)
+            state.preflight_passed = True
+        else:
+            used = max(state.restarts_used, verdict.restarts_used)
+            self._log_restart(verdict.reason, traceback, used, verdict.status)
         return None
 
-    def _again(self, how: str, traceback: str, spent: int, after: int) -> None:
-        """Say why the workers are started anew."""
-        job = self.job
+    def _log_restart(self, reason: str, traceback: str, restarts_used: int, status: int) -> None:
+        """Report why the workers are restarted."""
+        state = self.state
         if traceback:
-            say(traceback.rstrip("\n"))
-        say(f"{how}: restart {spent} of {job.allowed}" if spent > job.spent else f"{how}: the nodes meet again")
-        job.spent, job.after = spent, after
+            log_line(traceback.rstrip("\n"))
+        counted = restarts_used > state.restarts_used
+        log_line(f"{reason}: " + (f"restart {restarts_used} of {state.max_restarts}" if counted else _RERUN))
+        state.restarts_used, state.status = restarts_used, status
 
-    def _part(self, status: int) -> None:
-        """Leave when all have read how the job ended; only the store's host needs to wait for that."""
-        if self.handler.hosts:
-            close(self.handler, status)
-            began = time.monotonic()
-            while (seconds := time.monotonic() - began) < LINGER:
-                left = set(self._nodes) - nodes_that(Says.READ, self.news.words) - self._vanished - {self._me}
-                late = self.news.waiting + self.news.spares > 0
-                if not left - nodes_that(Says.GONE, self.news.words) and (not late or seconds > LATE):
+    def _leave_finished_job(self, status: int) -> None:
+        """Leave once all nodes have read the verdict; only the store's host has to wait for that."""
+        if self.handler.hosts_store:
+            close_job(self.handler, status)
+            start = time.monotonic()
+            while (seconds := time.monotonic() - start) < LINGER:
+                events = self.log.events
+                unread = set(self._nodes) - nodes_with(EventType.READ, events) - self._lost - {self._me}
+                latecomers = self.log.waiting + self.log.spares > 0
+                if not unread - nodes_with(EventType.LEFT, events) and (not latecomers or seconds > LATECOMERS):
                     break
                 time.sleep(0.02)
-        self.handler.silence()
+        self.handler.stop_heartbeats()
 
-    def _lost(self) -> Ending | None:
-        """The store is gone, and with it its host: without a common log each node decides for itself."""
-        job, words = self.job, self._words
-        if (plan := plan_of(words)) is not None:
-            self.workers.let_end(job.grace, job.signals)
+    def _store_lost(self) -> JobEnd | None:
+        """The store's host is lost, and the common log with it: each node decides for itself."""
+        state = self.state
+        if (planned := membership_change(self._events)) is not None:
+            self.workers.await_exit(state.grace, state.signals)
             self.workers.close()
-            self._again(plan, "", job.spent, PREEMPTED)
+            self._log_restart(planned, "", state.restarts_used, PREEMPTED)
             return None
-        self.workers.stop(job.grace, job.signals)
-        self._look()
-        first = first_failure(self._words)
-        own = first_failure(self._failed)
-        status = own.status if own else PREEMPTED
-        known = first is not None and first.kind is not Kind.LOST_PEER
-        how = first.how if first is not None and known else "the node that the others meet at is gone"
-        traceback = self._tracebacks.get(first.rank, "") if first is not None and known and first == own else ""
-        if job.spent < job.allowed and (first is None or first.status != USER_MUST_CHANGE):
-            self._again(how, traceback, job.spent + 1, status)
+        self.workers.stop(state.grace, state.signals)
+        self._poll_workers()
+        root, own = root_failure(self._events), root_failure(self._failed)
+        status, reason, traceback = own.status if own else PREEMPTED, "node 0 (rendezvous store) lost", ""
+        if root is not None and root.kind is not FailureKind.LOST_PEER:
+            reason = root.reason
+            traceback = self._tracebacks.get(root.rank, "") if root == own else ""
+        if root is not None and root.status == USER_MUST_CHANGE:
+            return JobEnd(USER_MUST_CHANGE, reason, traceback)
+        if state.restarts_used < state.max_restarts:
+            self._log_restart(reason, traceback, state.restarts_used + 1, status)
             return None
-        return Ending(first.status if first and first.status == USER_MUST_CHANGE else status, how, traceback)
+        return JobEnd(status, reason, traceback)
 
-    def _leave(self) -> Ending:
-        """This node was asked to end: say so before any worker can end of it, pass it on, and go."""
-        job, signals = self.job, self.job.signals
-        crash = first_failure(self._failed)
-        how = f"node {job.host} was asked to end by {signals.name()}"
-        self._say(Says.LEAVING, how=how)
-        self.news.flush(_FLUSH)
-        passed = list(signals.received)
-        for number in dict.fromkeys(passed_on(number) for number in passed):
+    def _stop(self) -> JobEnd:
+        """This node received a signal: report it before any worker can exit because of it, forward it, and leave."""
+        state, signals = self.state, self.state.signals
+        crash = root_failure(self._failed)
+        reason = f"node {state.host} received {signals.name()}"
+        self._report(EventType.LEAVING, reason=reason)
+        self.log.flush(_FLUSH)
+        received = list(signals.received)
+        for number in dict.fromkeys(map(forwarded, received)):
             self.workers.send(number)
-        grace = HURRY if len(passed) > 1 else job.grace
-        self.workers.let_end(max(0.0, grace - (time.monotonic() - signals.first)), signals)
-        ended = list(self.workers.ended)
-        for end in ended:
-            if end.code == USER_MUST_CHANGE and not self._failed:
-                self._fail(end)
+        grace = HURRY if len(received) > 1 else state.grace
+        self.workers.await_exit(max(0.0, grace - (time.monotonic() - signals.first)), signals)
+        mistake = next((end for end in self.workers.ended if end.code == USER_MUST_CHANGE), None)
+        if mistake is not None and not self._failed:
+            self._report_failure(mistake)
         self.workers.close()
-        ending = self._left(crash, ended, how)
-        self._say(Says.ENDED, ending.status if ending.status in (DONE, PREEMPTED) else PREEMPTED)
-        self._say(Says.GONE)
-        self.news.flush(_FLUSH)
-        if self.handler.hosts:
-            heard = (Says.HEARD, Says.LEAVING, Says.READ)
-            deadline = time.monotonic() + LEAVING_LINGER
-            while time.monotonic() < deadline and not set(self._nodes) - {self._me} - self._vanished <= {
-                word.node for word in self.news.words if word.says in heard
-            }:
-                time.sleep(0.02)
-        go(self.handler)
-        return ending
+        end = self._end_of_stopped(crash, mistake, reason)
+        self._report(EventType.EXITED, end.status if end.status in (DONE, PREEMPTED) else PREEMPTED)
+        self._report(EventType.LEFT)
+        self.log.flush(_FLUSH)
+        if self.handler.hosts_store:
+            self._await_acknowledgement()
+        leave_job(self.handler)
+        return end
 
-    def _left(self, crash: Word | None, ended: list[Ended], how: str) -> Ending:
-        """The ending of an agent that was signalled."""
-        mistake = next((end for end in ended if end.code == USER_MUST_CHANGE), None)
+    def _await_acknowledgement(self) -> None:
+        """Wait until all nodes know that this one leaves, and the store with it."""
+        deadline = time.monotonic() + LEAVING_LINGER
+        known = (EventType.ACKNOWLEDGED, EventType.LEAVING, EventType.READ)
+        while time.monotonic() < deadline:
+            informed = {event.node for event in self.log.events if event.type in known}
+            if set(self._nodes) - {self._me} - self._lost <= informed:
+                return
+            time.sleep(0.02)
+
+    def _end_of_stopped(self, crash: Event | None, mistake: WorkerExit | None, reason: str) -> JobEnd:
+        """Return how an agent exits that received a signal."""
         if mistake is not None:
-            return Ending(USER_MUST_CHANGE, f"rank {mistake.rank} on {self.job.host} ended with status 2")
+            return JobEnd(USER_MUST_CHANGE, f"rank {mistake.rank} on {self.state.host} exited with status 2")
         if crash is not None:
-            return Ending(crash.status, crash.how, self._tracebacks.get(crash.rank, ""))
-        if self.job.signals.interrupted:
-            return Ending(INTERRUPTED, how)
-        if all(end.code == DONE for end in ended) and not self.preflight:
-            return Ending(DONE)
-        return Ending(PREEMPTED, how)
+            return JobEnd(crash.status, crash.reason, self._tracebacks.get(crash.rank, ""))
+        if self.state.signals.interrupted:
+            return JobEnd(INTERRUPTED, reason)
+        if all(end.code == DONE for end in self.workers.ended) and not self.preflight:
+            return JobEnd(DONE)
+        return JobEnd(PREEMPTED, reason)

@@ -3,51 +3,51 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
-from pipeline.agent.signals import Signals, passed_on
+from pipeline.agent.signals import Signals, forwarded
 from pipeline.errors import DONE, PREEMPTED
-from pipeline.process.error_file import Report, read
+from pipeline.process.error_file import ErrorReport, read
 
 HURRY = 5.0
-"""Seconds that are left to the workers after a second signal."""
-_LOOK = 0.05
+"""Seconds that workers have after a second signal."""
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Ended:
+class WorkerExit:
     """How a worker ended.
 
     Attributes:
         rank: Its rank.
-        code: As `subprocess` says it: negative for a signal.
-        report: What it has written down.
+        code: As `subprocess` returns it: negative for a signal.
+        report: Its error file.
     """
 
     rank: int
     code: int
-    report: Report | None
+    report: ErrorReport | None
 
     @property
     def crashed(self) -> bool:
-        """Whether it ended with neither 0 nor 75: by a crash or a user's mistake."""
+        """Whether it exited with neither 0 nor 75: by a crash or a user's mistake."""
         return self.code not in (DONE, PREEMPTED)
 
 
 class Workers:
-    """Looks after processes that have been started. torch's own context ends all as soon as one has failed.
+    """Watches started processes. torch's own context ends all of them as soon as one has failed.
 
     Args:
         context: Of the started processes.
         ranks: The rank of each by its local rank.
 
     Attributes:
-        ended: Those that have ended so far, in the order in which that was seen.
-        signalled: Whether this agent has asked them to end.
+        ended: The exits so far, in the order in which they were seen.
+        signalled: Whether this agent has asked them to stop.
     """
 
     def __init__(self, context: SubprocessContext, ranks: Mapping[int, int]) -> None:
@@ -55,7 +55,7 @@ class Workers:
         self._ranks = dict(ranks)
         self._processes = {local: handler.proc for local, handler in context.subprocess_handlers.items()}
         self._seen: set[int] = set()
-        self.ended: list[Ended] = []
+        self.ended: list[WorkerExit] = []
         self.signalled = False
 
     @property
@@ -63,21 +63,21 @@ class Workers:
         """Whether one of them still runs, as far as `poll` has seen."""
         return len(self._seen) < len(self._processes)
 
-    def poll(self) -> list[Ended]:
-        """Those that have ended since the last call; of several, the likely first one first."""
+    def poll(self) -> list[WorkerExit]:
+        """Return the exits since the last call, the likely first one first."""
         new = []
         for local, process in self._processes.items():
             if local not in self._seen and (code := process.poll()) is not None:
                 self._seen.add(local)
                 report = read(self._context.error_files[local]) if code not in (DONE, PREEMPTED) else None
-                new.append(Ended(self._ranks[local], code, report))
-        # Who was killed has lost no peer; of reports, the earlier one.
+                new.append(WorkerExit(self._ranks[local], code, report))
+        # A killed process has not failed because of a peer; of error files, the earlier one.
         new.sort(key=lambda end: (end.code >= 0, end.report.time if end.report else 0.0))
         self.ended += new
         return new
 
     def send(self, number: int) -> None:
-        """Send a signal to each that runs, and not to its children: a loader's worker would die of it."""
+        """Send a signal to each that runs, but not to its children: it would kill loader workers."""
         self.signalled = True
         for local, process in self._processes.items():
             if local not in self._seen:
@@ -88,10 +88,10 @@ class Workers:
         for process in self._processes.values():
             if process.poll() is None:
                 self._kill_group(process.pid)
-        # One that waits for a device in the kernel cannot be killed, and must not hold up the agent.
+        # A process that waits for a device in the kernel cannot be killed, and must not block the agent.
         self.wait(HURRY)
 
-    def wait(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Wait until all have ended, for so long at most; returns whether they have."""
         deadline = time.monotonic() + seconds
         while True:
@@ -100,37 +100,35 @@ class Workers:
                 return True
             if time.monotonic() >= deadline:
                 return False
-            meanwhile()
-            time.sleep(_LOOK)
+            time.sleep(_POLL_SECONDS)
 
-    def stop(self, grace: float, signals: Signals, number: int = signal.SIGTERM) -> None:
-        """Ask those that run to end, and kill what is left after the grace; a further signal to the agent hurries it.
-
-        Args:
-            grace: Seconds.
-            signals: The agent's own.
-            number: The signal.
-        """
+    def stop(self, grace: float, signals: Signals) -> None:
+        """Send SIGTERM to those that run, and kill what is left after the grace. See `await_exit`."""
         self.poll()
         if self.running:
-            self.send(number)
-            self.let_end(grace, signals)
+            self.send(signal.SIGTERM)
+            self.await_exit(grace, signals)
         self.close()
 
-    def let_end(self, grace: float, signals: Signals) -> None:
-        """Let those that run end by themselves, and kill what is left after the grace. See `stop`."""
-        deadline, heard = time.monotonic() + grace, len(signals.received)
+    def await_exit(self, grace: float, signals: Signals) -> None:
+        """Wait for those that run, and kill what is left after the grace.
+
+        Args:
+            grace: Seconds; a further signal to the agent is forwarded and shortens them.
+            signals: The agent's.
+        """
+        deadline, count = time.monotonic() + grace, len(signals.received)
         while not self.wait(min(0.2, max(0.0, deadline - time.monotonic()))):
-            for number in signals.received[heard:]:
-                self.send(passed_on(number))
+            for number in signals.received[count:]:
+                self.send(forwarded(number))
                 deadline = min(deadline, time.monotonic() + HURRY)
-            heard = len(signals.received)
+            count = len(signals.received)
             if time.monotonic() >= deadline:
                 self.kill()
                 return
 
     def close(self) -> None:
-        """Clean up when all have ended: children that a worker left behind, and what copies the logs."""
+        """Clean up after all have ended: orphaned children of a worker, and torch's log readers."""
         for local, process in self._processes.items():
             if local in self._seen and process.returncode != DONE:
                 self._kill_group(process.pid)

@@ -1,4 +1,4 @@
-"""The memory of this container, as its control group says (cgroups 1 and 2): its limit, and whether it was too little.
+"""The memory limit of this container and its OOM kills, from its control group (cgroups 1 and 2).
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
 https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
@@ -7,54 +7,53 @@ https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
 import re
 from pathlib import Path
 
-_GROUPS = Path("/sys/fs/cgroup")
-_MACHINE = Path("/proc/meminfo")
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 
-class Memory:
-    """What the kernel has killed since this was made, or since the last question.
+class MemoryCgroup:
+    """The memory of this container.
 
     Args:
-        groups: Where the kernel shows control groups.
-        machine: Where it shows the memory of the machine.
+        cgroups: Where the kernel shows control groups.
+        meminfo: Where it shows the memory of the machine.
     """
 
-    def __init__(self, groups: Path = _GROUPS, machine: Path = _MACHINE) -> None:
-        self._groups = groups
-        self._machine = machine
-        self._known = self._kills()
+    def __init__(self, cgroups: Path = _CGROUPS, meminfo: Path = _MEMINFO) -> None:
+        self._cgroups = cgroups
+        self._meminfo = meminfo
+        self._known_kills = self._kills()
 
-    def taken(self) -> str:
-        """What to say of processes that were killed for memory; empty where none was, or where it cannot be known."""
-        before, self._known = self._known, self._kills()
-        if self._known <= before:
+    def new_kills(self) -> str:
+        """Describe OOM kills since the last call; empty for none, or if they cannot be known."""
+        before, self._known_kills = self._known_kills, self._kills()
+        if self._known_kills <= before:
             return ""
         limit = self.limit()
         return "killed for memory" + (f": the limit here is {limit >> 20} MB" if limit is not None else "")
 
     def limit(self) -> int | None:
-        """Bytes that this container may take; None for no limit, or where it cannot be known."""
-        for name in ("memory.max", "memory/memory.limit_in_bytes"):
-            text = _read(self._groups / name).strip()
-            # Without a limit version 2 says max, and version 1 a number near 2**63.
-            if text.isdecimal() and int(text) < 1 << 60:
-                return int(text)
-        return None
+        """Return the bytes that this container may use; None for no limit, or if it cannot be known."""
+        limit = self._first_number("memory.max", "memory/memory.limit_in_bytes")
+        # Without a limit version 2 reads max, and version 1 a number near 2**63.
+        return limit if limit is not None and limit < 1 << 60 else None
 
     def free(self) -> int | None:
-        """Bytes that can still be taken here: of the limit, or of the machine's memory where that is less."""
-        found = re.search(r"^MemAvailable:\s+(\d+) kB$", _read(self._machine), re.MULTILINE)
+        """Return the bytes that are still free here: of the limit or of the machine, whichever is less."""
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", _read(self._meminfo), re.MULTILINE)
         free = [int(found[1]) << 10] if found else []
-        limit = self.limit()
-        for name in ("memory.current", "memory/memory.usage_in_bytes"):
-            text = _read(self._groups / name).strip()
-            if limit is not None and text.isdecimal():
-                free.append(max(0, limit - int(text)))
+        limit, used = self.limit(), self._first_number("memory.current", "memory/memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            free.append(max(0, limit - used))
         return min(free, default=None)
+
+    def _first_number(self, *names: str) -> int | None:
+        texts = (_read(self._cgroups / name).strip() for name in names)
+        return next((int(text) for text in texts if text.isdecimal()), None)
 
     def _kills(self) -> int:
         for name in ("memory.events", "memory/memory.oom_control"):
-            if found := re.search(r"^oom_kill (\d+)$", _read(self._groups / name), re.MULTILINE):
+            if found := re.search(r"^oom_kill (\d+)$", _read(self._cgroups / name), re.MULTILINE):
                 return int(found[1])
         return 0
 

@@ -1,10 +1,10 @@
-"""Why a process failed, written down for whoever started it, so that a job says it once.
+"""Why a process failed, written to a file for its parent, so that a job reports it once.
 
-torch's agent names a file to each worker, and TorchX one to each agent: TORCHELASTIC_ERROR_FILE. What is written there
-has the form of `torch.distributed.elastic.multiprocessing.errors`, with two fields more: the exit status, and whether
-the failure is only that a peer was lost, which is an echo of the peer's own.
+torch's agent names a file for each worker, and TorchX one for each agent: TORCHELASTIC_ERROR_FILE. The content has the
+form of `torch.distributed.elastic.multiprocessing.errors` with two more fields: the exit status, and whether the
+process failed only because it lost a peer, which is an echo of the peer's own failure.
 
-The standard library alone: this must be there before torch is imported.
+Uses the standard library alone: this must work before torch is imported.
 """
 
 import atexit
@@ -24,9 +24,9 @@ FILE = "TORCHELASTIC_ERROR_FILE"
 """The environment variable that names the file."""
 
 _UNDER_AN_AGENT = "TORCHELASTIC_RUN_ID"
-_GONE = ("DistStoreError", "DistNetworkError")
-"""torch's errors that only a lost peer, or a lost host of the store, raises."""
-_ECHO = re.compile(
+_LOST_PEER_TYPES = ("DistStoreError", "DistNetworkError")
+"""torch's exceptions that only a lost peer, or a lost host of the store, raises."""
+_LOST_PEER_TEXT = re.compile(
     # gloo
     r"Connection closed by peer|Connection reset by peer|Broken pipe|Socket closed|Connection refused"
     r"|Timed out waiting \d+ms|failed to pass monitoredBarrier|[Cc]onnect timeout|connectFullMesh failed"
@@ -40,14 +40,14 @@ _COLLECTIVE = re.compile(r"gloo|NCCL|nccl|monitoredBarrier|TCPStore|ProcessGroup
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a process has written down about its end.
+class ErrorReport:
+    """The content of an error file.
 
     Attributes:
         message: One line: the exception's type and text.
-        traceback: As Python prints it; empty where nothing was raised.
-        lost_peer: Whether it failed only because another process had.
-        status: The exit status that it meant, None where the file does not say.
+        traceback: As Python prints it; empty if nothing was raised.
+        lost_peer: Whether the process failed only because another one had.
+        status: The exit status, None if the file does not have it.
         time: Seconds since 1970.
     """
 
@@ -59,16 +59,16 @@ class Report:
 
 
 def guarded(main: Callable[[], int], environment: Mapping[str, str] = os.environ) -> int:
-    """Run a program, and write down how it failed where somebody has named a file for that.
+    """Run a program, and write how it failed to the error file, if one is named.
 
-    Under an agent, which prints it once for the whole job, nothing is printed here and the process ends at once with
-    status 1: a torch whose peers are gone may abort while Python takes it down.
+    Under an agent, which reports a failure once for the whole job, nothing is printed here and the process exits at
+    once with status 1: torch may abort while Python tears it down after a lost peer.
 
     Returns:
         The program's own exit status.
 
     Raises:
-        Exception: What the program raised, where no agent would say it.
+        Exception: What the program raised, if no agent reports it.
     """
     path, under_an_agent = environment.get(FILE), _UNDER_AN_AGENT in environment
     try:
@@ -77,32 +77,35 @@ def guarded(main: Callable[[], int], environment: Mapping[str, str] = os.environ
         if path:
             write(path, CRASH, summary(error), traceback.format_exc(), lost_peer=is_lost_peer(error))
             if under_an_agent:
-                leave(CRASH)
+                exit_now(CRASH)
         raise
-    except SystemExit as ended:
-        if path and not under_an_agent and ended.code:
-            write(path, ended.code if isinstance(ended.code, int) else CRASH, f"ended with status {ended.code}")
+    except SystemExit as end:
+        if path and not under_an_agent and end.code:
+            write(path, end.code if isinstance(end.code, int) else CRASH, f"exited with status {end.code}")
         raise
     if path and not under_an_agent and status != DONE:
-        write(path, status, f"ended with status {status}")
+        write(path, status, f"exited with status {status}")
     return status
 
 
-def leave(status: int) -> NoReturn:
-    """End this process now: what is registered for the end is done, and no thread is waited for."""
-    atexit._run_exitfuncs()
+def exit_now(status: int) -> NoReturn:
+    """Exit without waiting for threads, after the functions that `atexit` holds.
+
+    Those can only be run by a private function of CPython: without it they are skipped.
+    """
+    getattr(atexit, "_run_exitfuncs", lambda: None)()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def summary(error: BaseException) -> str:
-    """An exception in one line, as the last one of its traceback."""
+    """Return an exception in one line, as the last one of its traceback."""
     return " ".join("".join(traceback.format_exception_only(error)).split())
 
 
 def write(path: str, status: int, message: str, stack: str = "", *, lost_peer: bool = False) -> None:
-    """Write down how this process ends. A file that cannot be written is let be: the status says the most of it."""
+    """Write an error file. A file that cannot be written is skipped: the exit status tells the most."""
     try:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(content(status, message, stack, lost_peer=lost_peer), file)
@@ -111,14 +114,14 @@ def write(path: str, status: int, message: str, stack: str = "", *, lost_peer: b
 
 
 def content(status: int, message: str, stack: str = "", *, lost_peer: bool = False) -> dict[str, Any]:
-    """A report as JSON, in torch's form."""
+    """Return the content of an error file, in torch's form."""
     now = time.time()
     extra = {"py_callstack": stack, "timestamp": str(int(now)), "time": now, "lost_peer": lost_peer}
     return {"message": {"message": message, "errorCode": status, "extraInfo": extra}}
 
 
-def read(path: str) -> Report | None:
-    """What a process has written down; None where it has written nothing that can be read."""
+def read(path: str) -> ErrorReport | None:
+    """Read an error file; None if there is none, or none that can be read."""
     try:
         with open(path, encoding="utf-8") as file:
             return parse(json.load(file))
@@ -126,8 +129,8 @@ def read(path: str) -> Report | None:
         return None
 
 
-def parse(content: Any) -> Report | None:
-    """A report from its JSON, which may be torch's own and have none of our fields; None for anything else."""
+def parse(content: Any) -> ErrorReport | None:
+    """Parse the content of an error file, which may be torch's own without our fields; None for anything else."""
     message = content.get("message") if isinstance(content, dict) else None
     if isinstance(message, str):
         message = {"message": message, "extraInfo": content}
@@ -137,26 +140,26 @@ def parse(content: Any) -> Report | None:
     extra = extra if isinstance(extra, dict) else {}
     text = str(message.get("message", ""))
     status = message.get("errorCode")
-    return Report(
+    return ErrorReport(
         message=text.partition("\n")[0],
         traceback=str(extra.get("py_callstack", "")),
-        lost_peer=bool(extra.get("lost_peer", is_echo(text))),
+        lost_peer=bool(extra.get("lost_peer", is_lost_peer_text(text))),
         status=status if isinstance(status, int) else None,
         time=float(extra.get("time", extra.get("timestamp", 0)) or 0),
     )
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an exception only says that another process is gone or does not answer.
+    """Return whether an exception only means that another process is lost or does not answer.
 
-    Of a chain of exceptions the first one decides: what fails later may fail for it.
+    Of a chain of exceptions the first one decides: later ones may be its consequences.
     """
     first = chain(error)[-1]
-    if any(kind.__name__ in _GONE and kind.__module__.startswith("torch") for kind in type(first).__mro__):
+    if any(kind.__name__ in _LOST_PEER_TYPES and kind.__module__.startswith("torch") for kind in type(first).__mro__):
         return True
-    return isinstance(first, RuntimeError) and is_echo(str(first))
+    return isinstance(first, RuntimeError) and is_lost_peer_text(str(first))
 
 
-def is_echo(text: str) -> bool:
-    """Whether the text of an error of gloo, NCCL or the store says that a peer is gone."""
-    return bool(_COLLECTIVE.search(text) and _ECHO.search(text))
+def is_lost_peer_text(text: str) -> bool:
+    """Return whether a message of gloo, NCCL or the store means that a peer is lost."""
+    return bool(_COLLECTIVE.search(text) and _LOST_PEER_TEXT.search(text))

@@ -1,11 +1,10 @@
-"""A request to end: SIGTERM, or SIGUSR1 as Slurm sends it. A signal sets a flag here, and nothing else.
+"""Requests to stop: SIGTERM, or SIGUSR1 as Slurm sends it. A signal sets a flag here, and nothing else.
 
-Training looks at the flag between two steps, where all ranks agree on one (`pipeline.training.stop_vote`), saves there
-and ends with status 75. A thread watches over that: Python's own C code tells it of a signal even while the main
-thread stands in a collective whose peers are gone. It leaves where the main thread does not within the grace that the
-launcher gives.
+Training polls the flag between two steps, where all ranks agree on one (`pipeline.training.stop_vote`), saves there and
+exits with status 75. A thread watches that: Python's C code wakes it for a signal even while the main thread is blocked
+in a collective whose peers are lost. It ends the process if the main thread has not within the launcher's grace.
 
-This module is imported before torch and Lightning, so that a signal in the seconds that those take is heard, too.
+Imported before torch and Lightning, so that a signal in the seconds of their import is not missed.
 """
 
 import os
@@ -22,24 +21,24 @@ from typing import Any, NoReturn, Self
 from pipeline.errors import INTERRUPTED, PREEMPTED, Preempted, UserError
 
 GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-"""The environment variable by which torch's agent says how many seconds its processes have after SIGTERM."""
+"""The environment variable by which torch's agent tells its processes how many seconds they have after SIGTERM."""
 
 LIMIT = 5.0
-"""Seconds in which who has nothing to save must have ended, and in which peers must have answered."""
+"""Seconds in which a process with nothing to save must have exited, and in which peers must have answered."""
 
-_ASKING = (signal.SIGTERM, signal.SIGUSR1)
-_SAME = 1.0
-"""Seconds within which a second signal is the first one once more: who signals all processes signals the agent, too,
-and that passes it on."""
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_DUPLICATE = 1.0
+"""Seconds within which a second signal counts as the first one: whoever signals all processes also signals the agent,
+which forwards it."""
 
 
 class Preemption:
-    """Whether this process is asked to end, from the beginning of the `with` block to its end. One for a process.
+    """Whether this process is asked to stop, within a `with` block. One per process.
 
     Attributes:
-        grace: Seconds between the signal and the end that somebody else would put.
-        durable: Says on rank 0 what is safe, for an end that the last save has not reached.
-        saving: Whether an upload is under way.
+        grace: Seconds between the signal and SIGKILL.
+        durable: Describes on rank 0 what is durable, for an exit that the last save has not reached.
+        saving: Whether an upload is in progress.
     """
 
     def __init__(self) -> None:
@@ -49,136 +48,135 @@ class Preemption:
         self._asked: float | None = None
         self._signalled: float | None = None
         self._interrupted: float | None = None
-        self._trains = self._agreed = False
-        self._moved = self._longest = 0.0
-        self._before: dict[int, Any] = {}
-        self._ears: tuple[socket.socket, socket.socket] | None = None
+        self._training = self._final_save = False
+        self._last_batch = self._longest_batch = 0.0
+        self._old_handlers: dict[int, Any] = {}
+        self._wakeup_sockets: tuple[socket.socket, socket.socket] | None = None
 
     @property
     def asked(self) -> bool:
-        """Whether this process has been asked to end."""
+        """Whether this process has been asked to stop."""
         return self._asked is not None
 
     def ask(self) -> None:
-        """Ask this process to end, for the others have been."""
+        """Ask this process to stop, because other ranks have been asked."""
         self._asked = self._asked or time.monotonic()
 
     def check(self) -> None:
-        """Leave if asked to, while there is nothing yet to save.
+        """Stop here if asked to, while there is nothing to save yet.
 
         Raises:
-            Preempted: It is.
+            Preempted: This process has been asked to stop.
         """
         if self.asked:
             raise Preempted("preempted before training began: nothing to save")
 
-    def trains(self) -> None:
-        """From now on an end takes a step, a save and its upload."""
-        self._trains, self._moved = True, time.monotonic()
+    def mark_training(self) -> None:
+        """Allow a stop from now on the time of a step, a save and its upload."""
+        self._training, self._last_batch = True, time.monotonic()
 
-    def moved(self) -> None:
-        """Training has come to its next batch; from this the thread knows a slow step from peers that are gone."""
+    def heartbeat(self) -> None:
+        """Note that training has reached its next batch, which tells a slow step from one with lost peers."""
         now = time.monotonic()
-        self._longest, self._moved = max(self._longest, now - self._moved), now
+        self._longest_batch, self._last_batch = max(self._longest_batch, now - self._last_batch), now
 
-    def agreed(self) -> None:
-        """All ranks end here: what remains is to save, for which the whole grace is there."""
+    def begin_final_save(self) -> None:
+        """Allow the whole grace from now on: all ranks stop at this step, and what remains is to save it."""
         self.ask()
-        self._agreed = True
+        self._final_save = True
 
     def __enter__(self) -> Self:
-        """Listen to signals; only in a process's main thread."""
-        ears = self._ears = socket.socketpair()
-        for end in ears:
+        """Install signal handlers; only in a process's main thread."""
+        sockets = self._wakeup_sockets = socket.socketpair()
+        for end in sockets:
             end.setblocking(False)
-        signal.set_wakeup_fd(ears[1].fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(sockets[1].fileno(), warn_on_full_buffer=False)
         # SIGINT keeps its own handler, which raises KeyboardInterrupt.
-        self._before = {number: signal.signal(number, _only_wake) for number in _ASKING}
+        self._old_handlers = {number: signal.signal(number, _only_wake) for number in _STOP_SIGNALS}
         os.register_at_fork(after_in_child=self._in_child)
-        threading.Thread(target=self._watch, args=(ears[0],), name="preemption", daemon=True).start()
+        threading.Thread(target=self._watch, args=(sockets[0],), name="preemption", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Listen no more; the process is about to end."""
-        if self._ears is not None:
-            self._forget()
-            self._ears[1].close()  # which ends the thread
-            self._ears = None
+        """Restore the old signal handlers; the process is about to exit."""
+        if self._wakeup_sockets is not None:
+            self._restore_handlers()
+            self._wakeup_sockets[1].close()  # which ends the thread
+            self._wakeup_sockets = None
 
-    def _forget(self) -> None:
-        """Give signals back."""
-        if self._before:
+    def _restore_handlers(self) -> None:
+        if self._old_handlers:
             signal.set_wakeup_fd(-1)
-            for number, handler in self._before.items():
+            for number, handler in self._old_handlers.items():
                 signal.signal(number, handler)
-            self._before = {}
+            self._old_handlers = {}
 
     def _in_child(self) -> None:
-        """A child that was forked, such as a loader's worker, is not asked; Slurm's SIGUSR1 to all must not end it."""
-        if self._before:
-            self._forget()
+        """Restore the handlers in a forked child, such as a loader worker; Slurm's SIGUSR1 to all must not kill it."""
+        if self._old_handlers:
+            self._restore_handlers()
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
-    def _watch(self, ear: socket.socket) -> None:
+    def _watch(self, wakeups: socket.socket) -> None:
         while True:
             waiting = self.asked or self._interrupted is not None
-            heard, _, _ = select.select([ear], [], [], 0.1 if waiting else None)
-            if heard:
-                numbers = ear.recv(64)
+            readable, _, _ = select.select([wakeups], [], [], 0.1 if waiting else None)
+            if readable:
+                numbers = wakeups.recv(64)
                 if not numbers:
-                    ear.close()
+                    wakeups.close()
                     return
                 for number in numbers:
-                    self._hear(number)
-            self._leave_in_time()
+                    self._on_signal(number)
+            self._exit_in_time()
 
-    def _hear(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         now = time.monotonic()
         if number == signal.SIGINT:
             if self._interrupted is not None:
-                self._leave(INTERRUPTED)
+                self._exit(INTERRUPTED)
             self._interrupted = now
-        elif number in _ASKING:
-            # Only what this process was sent itself: that the ranks agree because of another one is no first signal.
-            if self._signalled is not None and now - self._signalled > _SAME:
-                self._leave(PREEMPTED)
+        elif number in _STOP_SIGNALS:
+            # Only signals to this process count: a stop that another rank has asked for is no first signal.
+            if self._signalled is not None and now - self._signalled > _DUPLICATE:
+                self._exit(PREEMPTED)
             self._signalled = self._signalled or now
             self.ask()
 
-    def _leave_in_time(self) -> None:
-        """Where the main thread has not ended, end the process."""
-        began, status = (self._asked, PREEMPTED) if self._asked is not None else (self._interrupted, INTERRUPTED)
-        if began is None:
+    def _exit_in_time(self) -> None:
+        """Exit if the main thread has not by now."""
+        start, status = (self._asked, PREEMPTED) if self._asked is not None else (self._interrupted, INTERRUPTED)
+        if start is None:
             return
         now = time.monotonic()
-        # A little before somebody else does it.
-        if now - began > self.grace - min(2.0, self.grace / 10):
-            self._leave(status)
-        if self._trains and (self._agreed or self.saving()):
+        # A little before SIGKILL.
+        if now - start > self.grace - min(2.0, self.grace / 10):
+            self._exit(status)
+        if self._training and (self._final_save or self.saving()):
             return
-        # Three times the longest batch so far: who stands still for longer waits for peers that are gone.
-        if now - max(began, self._moved) > LIMIT + 3 * self._longest:
-            self._leave(status)
+        # A main thread that stands still for three times its longest batch waits for lost peers.
+        if now - max(start, self._last_batch) > LIMIT + 3 * self._longest_batch:
+            self._exit(status)
 
-    def _leave(self, status: int) -> NoReturn:
+    def _exit(self, status: int) -> NoReturn:
         try:
-            if os.environ.get("RANK", "0") == "0":  # which speaks for all
-                print(f"leaving now: {self.durable()}", file=sys.stderr, flush=True)  # noqa: T201
+            if os.environ.get("RANK", "0") == "0":  # which reports for all
+                print(f"exiting now: {self.durable()}", file=sys.stderr, flush=True)  # noqa: T201
         finally:
             os._exit(status)
 
 
 def default_grace(environment: Mapping[str, str] = os.environ) -> float:
-    """Seconds that the launcher gives after SIGTERM: those of torch's agent, whose own default is 30.
+    """Return the seconds that the launcher gives after SIGTERM: those of torch's agent, whose own default is 30.
 
     Raises:
-        UserError: The variable is no number above 0.
+        UserError: The variable is not a whole number above 0.
     """
     text = environment.get(GRACE, "30")
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{GRACE}={text!r}: allowed are whole seconds above 0, such as 30")
+        raise UserError(f"{GRACE}={text!r}: must be whole seconds >= 1, such as 30")
     return float(text)
 
 
 def _only_wake(number: int, frame: FrameType | None) -> None:
-    """Nothing: the thread has been told already."""
+    """Do nothing: Python has woken the thread already."""

@@ -1,8 +1,8 @@
-"""Which process this is among how many, as the launcher's environment says, and how all agree before training.
+"""The rank of this process and the world size, from the launcher's environment; and how ranks agree before training.
 
 Topology belongs to the launcher: torch's elastic agent sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE,
-GROUP_RANK and GROUP_WORLD_SIZE; without it there is one process. What must be the same for all ranks (the run
-directory, the checkpoint to go on from) is decided by rank 0 and passed on through the launcher's own key-value store,
+GROUP_RANK and GROUP_WORLD_SIZE; without it there is one process. What must be the same on all ranks (the run
+directory, the checkpoint to resume from) is decided by rank 0 and shared through the launcher's own key-value store,
 before a model is built or a device is taken.
 """
 
@@ -23,13 +23,13 @@ from pipeline.errors import UserError
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
 _TIMEOUT = timedelta(minutes=5)
-_HEARD_EVERY = 30.0
-"""Seconds."""
+_HEARTBEAT = 30.0
+"""Seconds between two signs of life of rank 0 while it decides."""
 
 
 @dataclass(frozen=True)
 class Topology:
-    """The place of this process: `nodes` x `processes` (per node) make up `world_size`."""
+    """The rank of this process; `nodes` x `processes` (per node) make up `world_size`."""
 
     rank: int
     local_rank: int
@@ -40,10 +40,10 @@ class Topology:
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Topology":
-        """Read the launcher's variables; none of them means one process.
+        """Read the launcher's variables; without them there is one process.
 
         Raises:
-            UserError: Some are set and others not, or one is no number, or they contradict each other.
+            UserError: Some of them are not set or not a number, or they contradict each other.
         """
         if "WORLD_SIZE" not in environment and "RANK" not in environment:
             return Topology(rank=0, local_rank=0, world_size=1, processes=1, node=0, nodes=1)
@@ -74,17 +74,17 @@ class Topology:
 
     @cached_property
     def store(self) -> Store:
-        """The launcher's, for this attempt of the job alone."""
+        """The launcher's key-value store, under a prefix of this attempt."""
         store, _, _ = next(rendezvous("env://", self.rank, self.world_size, timeout=_TIMEOUT))
-        # A restart in place may meet the same store again, with the answers of the attempt before.
+        # A restart in place may use the same store, which holds the answers of the previous attempt.
         return PrefixStore(f"pipeline/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
     def agree(self, name: str, decide: Callable[[], Any]) -> Any:
-        """Rank 0 decides, all ranks get its answer.
+        """Return on all ranks what rank 0 decides.
 
         Args:
-            name: What is decided; each name is decided once.
-            decide: Called on rank 0 only; what it returns must survive JSON.
+            name: Of the decision; each name is used once.
+            decide: Called on rank 0 only; its result must survive JSON.
 
         Raises:
             UserError: On every rank, if `decide` raised one on rank 0.
@@ -93,7 +93,7 @@ class Topology:
             return decide()
         if self.rank == 0:
             try:
-                with self._heard(name):
+                with self._heartbeats(name):
                     answer = {"value": decide()}
             except UserError as error:
                 answer = {"problems": list(error.problems)}
@@ -105,47 +105,46 @@ class Topology:
         return answer["value"]
 
     @contextmanager
-    def _heard(self, name: str) -> Iterator[None]:
-        """On rank 0: let the others know, for as long as it takes, that it is still at it."""
-        over = threading.Event()
+    def _heartbeats(self, name: str) -> Iterator[None]:
+        """Show the other ranks, for as long as it takes, that rank 0 is still deciding."""
+        done = threading.Event()
         store: Any = self.store.clone()  # type: ignore[attr-defined]
 
-        def say() -> None:
+        def run() -> None:
             number = 0
-            while not over.wait(_HEARD_EVERY):
+            while not done.wait(_HEARTBEAT):
                 number += 1
-                store.set(f"{name}/heard/{number}", "")
+                store.set(f"{name}/heartbeat/{number}", "")
 
-        saying = threading.Thread(target=say, name="decides", daemon=True)
-        saying.start()
+        thread = threading.Thread(target=run, name="heartbeats", daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            over.set()
-            saying.join()
+            done.set()
+            thread.join()
 
     def _answer(self, name: str) -> bytes:
-        """On the others: wait for rank 0's answer while it is heard of; it may have to fetch a large file first."""
+        """Wait for rank 0's answer while it sends heartbeats; it may have to fetch a large file first."""
         number = 1
         while True:
             try:
                 return self.store.get(name)
             except DistError:
-                # The key is there if rank 0 has been heard of so often.
-                if not self.store.check([f"{name}/heard/{number}"]):
+                if not self.store.check([f"{name}/heartbeat/{number}"]):
                     raise
-                while self.store.check([f"{name}/heard/{number}"]):
+                while self.store.check([f"{name}/heartbeat/{number}"]):
                     number += 1
 
     def gather(self, name: str, value: Any) -> list[Any]:
-        """Every rank's value, by rank, on every rank."""
+        """Return every rank's value, by rank, on every rank."""
         if self.world_size == 1:
             return [value]
         self.store.set(f"{name}/{self.rank}", json.dumps(value))
         return [json.loads(self.store.get(f"{name}/{rank}")) for rank in range(self.world_size)]
 
     def together(self, name: str, do: Callable[[], None]) -> None:
-        """All ranks do it; a user's mistake on any of them is raised on all, so that none waits for the others.
+        """Call a function on all ranks; a user's mistake on any of them is raised on all, so that none waits.
 
         Raises:
             UserError: With the problems of every rank, each once.
@@ -166,12 +165,12 @@ class Topology:
             )
 
     def signal(self, name: str) -> None:
-        """Let `wait` return on every rank."""
+        """Make `wait` return on every rank."""
         if self.world_size > 1:
             self.store.set(name, "")
 
     def wait(self, name: str, seconds: float) -> bool:
-        """Whether `signal` was called on some rank, within a limit."""
+        """Wait until `signal` is called on some rank; returns False after so many seconds."""
         try:
             self.store.wait([name], timedelta(seconds=seconds))
         except DistError:

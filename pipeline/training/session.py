@@ -258,7 +258,7 @@ class TrainingSession:
             is_done: Waits for so many seconds at most, and returns whether it is.
         """
         while not self.state.broadcast(not self.state.is_global_zero or is_done(_HEARTBEAT)):
-            self.vote.preemption.moved()
+            self.vote.preemption.heartbeat()
 
     def _report(self, saver: Saver, step: int) -> None:
         """Log what saving costs, and whether the storage fails."""

@@ -83,7 +83,7 @@ class StopVote:
         Raises:
             Preempted: This rank was asked to stop, and the others have not answered in time: they are gone.
         """
-        self.preemption.moved()
+        self.preemption.heartbeat()
         due = False
         if self._ranks == 1:
             self._stop, due = self.preemption.asked, minutes
@@ -92,7 +92,7 @@ class StopVote:
             if not self._stop:
                 self._cast(minutes)
         if self._stop:
-            self.preemption.agreed()
+            self.preemption.begin_final_save()
         return Vote(self._stop, due)
 
     def _cast(self, minutes: bool) -> None:

@@ -117,9 +117,9 @@ class Running:
         ("0", 0, 1, ""),
         ("2", 2, 1, ""),
         ("75", 75, 1, "status 75 (preempted)"),
-        ("1", 1, 3, "rank 0 on {host} ended with status 1"),
-        ("7", 7, 3, "rank 0 on {host} ended with status 7"),
-        ("SIGKILL", 137, 3, "rank 0 on {host} ended with SIGKILL"),
+        ("1", 1, 3, "rank 0 on {host} exited with status 1"),
+        ("7", 7, 3, "rank 0 on {host} exited with status 7"),
+        ("SIGKILL", 137, 3, "rank 0 on {host} killed by SIGKILL"),
     ],
 )
 def test_the_agent_ends_as_its_process_did_and_restarts_crashes_alone(
@@ -161,7 +161,7 @@ def test_a_lost_peer_is_a_line_without_a_traceback(started: Running) -> None:
     started.start("loses")
     ended = started.ended()
     assert ended.status == 1
-    assert ended.err == f"rank 0 on {os.uname().nodename} ended with status 1 (RuntimeError: closed by peer)\n"
+    assert ended.err == f"rank 0 on {os.uname().nodename} exited with status 1 (RuntimeError: closed by peer)\n"
 
 
 def test_what_nohup_has_started_outlives_its_terminal(started: Running) -> None:
@@ -178,7 +178,7 @@ def test_after_a_crash_the_others_are_asked_to_end_and_the_first_one_counts(star
     ended = started.ended()
     assert ended.status == 7
     assert started.signalled(1) == 1
-    assert ended.err == f"rank 0 on {os.uname().nodename} ended with status 7\n"
+    assert ended.err == f"rank 0 on {os.uname().nodename} exited with status 7\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
@@ -189,7 +189,7 @@ def test_a_signal_is_passed_on_once_as_sigterm_and_the_agent_ends_with_75(starte
     assert ended.status == 75
     assert (started.signalled(0), started.signalled(1)) == (1, 1)
     name = signal.Signals(number).name
-    assert ended.err == f"node {os.uname().nodename} was asked to end by {name}\n"
+    assert ended.err == f"node {os.uname().nodename} received {name}\n"
 
 
 def test_a_second_signal_is_passed_on_too_and_leaves_five_seconds(started: Running) -> None:
@@ -272,7 +272,7 @@ def test_the_agent_writes_how_it_ended_where_its_own_launcher_looks(tmp_path: Pa
     command(*AGENT, tmp_path / "table.py", tmp_path, "7", env={"TORCHELASTIC_ERROR_FILE": str(file)})
     message = json.loads(file.read_text())["message"]
     assert message["errorCode"] == 7
-    assert message["message"] == f"rank 0 on {os.uname().nodename} ended with status 7"
+    assert message["message"] == f"rank 0 on {os.uname().nodename} exited with status 7"
 
 
 @pytest.mark.timeout(90)

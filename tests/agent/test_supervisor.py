@@ -49,12 +49,12 @@ def test_a_crash_on_one_node_restarts_both_until_the_budget_is_spent(job: Start)
     assert len({line[4] for line in started}) == 2, "each round has a store of its own"
     rank = next(line[1] for line in started[:2] if line[0] == "b")
     for name in ("a", "b"):
-        assert nodes.said(name) == f"rank {rank} on 127.0.0.2 ended with SIGKILL: restart 1 of 1\n"
+        assert nodes.said(name) == f"rank {rank} on 127.0.0.2 killed by SIGKILL: restart 1 of 1\n"
     nodes.tell("a", 7)
     assert nodes.statuses("a", "b") == [7, 7]
     rank = next(line[1] for line in started[2:] if line[0] == "a")
     for name in ("a", "b"):
-        assert nodes.said(name).splitlines()[1:] == [f"rank {rank} on 127.0.0.1 ended with status 7"]
+        assert nodes.said(name).splitlines()[1:] == [f"rank {rank} on 127.0.0.1 exited with status 7"]
 
 
 def test_a_users_mistake_on_one_node_ends_all_with_2_and_adds_nothing(job: Start) -> None:
@@ -76,7 +76,7 @@ def test_a_node_that_leaves_is_waited_for_and_costs_no_restart(job: Start) -> No
     assert [line[3] for line in started] == ["0"] * 4
     nodes.finish()
     assert nodes.statuses("a", "b") == [0, 0]
-    assert nodes.said("a") == "node 127.0.0.2 was asked to end by SIGUSR1: the nodes meet again\n"
+    assert nodes.said("a") == "node 127.0.0.2 received SIGUSR1: re-running rendezvous\n"
 
 
 def test_where_no_replacement_comes_the_others_end_with_75(job: Start) -> None:
@@ -84,7 +84,7 @@ def test_where_no_replacement_comes_the_others_end_with_75(job: Start) -> None:
     nodes.begin("a", "b")
     nodes.send("b")
     assert nodes.statuses("a", "b") == [75, 75]
-    assert "fewer than 2 nodes have come within 4 s" in nodes.said("a")
+    assert "rendezvous timed out after 4 s: fewer than 2 nodes joined" in nodes.said("a")
 
 
 def test_workers_that_were_signalled_themselves_end_all_with_75(job: Start) -> None:
@@ -112,7 +112,7 @@ def test_a_node_that_is_killed_is_replaced_at_the_cost_of_one_restart(job: Start
     assert [line[3] for line in started] == ["0", "0", "1", "1"], "the new node knows the job's budget"
     nodes.finish()
     assert nodes.statuses("a", "b") == [0, 0]
-    assert nodes.said("a") == "node 127.0.0.2 is gone: restart 1 of 1\n"
+    assert nodes.said("a") == "node 127.0.0.2 lost (no heartbeats): restart 1 of 1\n"
 
 
 def test_where_one_is_enough_the_others_go_on_and_a_later_one_is_taken_in(job: Start) -> None:
@@ -130,8 +130,8 @@ def test_where_one_is_enough_the_others_go_on_and_a_later_one_is_taken_in(job: S
     nodes.finish()
     assert nodes.statuses("a", "b") == [0, 0]
     assert nodes.said("a").splitlines()[-2:] == [
-        "node 127.0.0.2 is gone: restart 1 of 1",
-        "a node joins: the nodes meet again",
+        "node 127.0.0.2 lost (no heartbeats): restart 1 of 1",
+        "a node joins: re-running rendezvous",
     ]
 
 
@@ -144,7 +144,7 @@ def test_the_node_that_hosts_the_store_is_replaced_too(job: Start) -> None:
     assert [line[3] for line in started[2:] if line[0] == "b"] == ["1"]
     nodes.finish()
     assert nodes.statuses("a", "b") == [0, 0]
-    assert nodes.said("b") == "the node that the others meet at is gone: restart 1 of 1\n"
+    assert nodes.said("b") == "node 0 (rendezvous store) lost: restart 1 of 1\n"
 
 
 def test_a_node_that_is_done_goes_along_when_another_one_restarts(job: Start) -> None:
@@ -166,4 +166,4 @@ def test_a_signal_in_the_rendezvous_is_obeyed_at_once(job: Start) -> None:
     time.sleep(1)
     nodes.send("a")
     assert nodes.statuses("a", seconds=4) == [75]
-    assert nodes.said("a") == "node 127.0.0.1 was asked to end by SIGTERM while it had no workers\n"
+    assert nodes.said("a") == "node 127.0.0.1 received SIGTERM before its workers were started\n"

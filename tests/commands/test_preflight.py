@@ -1,4 +1,4 @@
-"""What a node has against what a training needs, each told in words with what to do."""
+"""What a node has against what the job requires, each finding with what to do."""
 
 import threading
 import time
@@ -8,13 +8,20 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.commands.preflight import node
-from pipeline.commands.preflight.job import Job, Node, _ring, _turns
-from pipeline.commands.preflight.node import Finding, Needs, Verdict, devices, disk, findings, memory, shm, storage
-from pipeline.commands.preflight.report import told
+from pipeline.commands.preflight.network import CheckedNode, report
+from pipeline.commands.preflight.node import (
+    CheckStatus,
+    NodeFinding,
+    NodeRequirements,
+    check_disk,
+    check_gpus,
+    check_memory,
+    check_node,
+    check_shm,
+    check_storage,
+)
 from tests.support.agent_harness import free_port
 from tests.support.commands import Ended
 
@@ -23,41 +30,41 @@ App = Callable[..., Ended]
 
 
 @pytest.mark.parametrize(
-    ("finding", "verdict", "words"),
+    ("finding", "status", "words"),
     [
-        (memory(0, 100 * MB), Verdict.FINE, "0.1 GB free"),
-        (memory(200, 100 * MB), Verdict.MUST_CHANGE, "200 MB are needed"),
-        (memory(200, None), Verdict.FINE, "unknown"),
-        (shm(0, 64 * MB, 64 * MB), Verdict.DOUBTFUL, "bus error"),
-        (shm(0, 65 * MB, 1 * MB), Verdict.FINE, "1 of 65 MB free"),
-        (shm(64, 64 * MB, 64 * MB), Verdict.FINE, "64 of 64 MB free"),
-        (shm(128, 64 * MB, 64 * MB), Verdict.MUST_CHANGE, "ask for more by --shm"),
-        (disk(0, "/tmp", 5000 * MB), Verdict.FINE, "4.9 GB free in /tmp"),
-        (disk(0, "/tmp", 100 * MB), Verdict.DOUBTFUL, "set TMPDIR"),
-        (disk(200, "/tmp", 100 * MB), Verdict.MUST_CHANGE, "200 MB are needed"),
+        (check_memory(0, 100 * MB), CheckStatus.OK, "0.1 GB free"),
+        (check_memory(200, 100 * MB), CheckStatus.ACTION_REQUIRED, "200 MB are required"),
+        (check_memory(200, None), CheckStatus.OK, "unknown"),
+        (check_shm(0, 64 * MB, 64 * MB), CheckStatus.WARNING, "bus error"),
+        (check_shm(0, 65 * MB, 1 * MB), CheckStatus.OK, "1 of 65 MB free"),
+        (check_shm(64, 64 * MB, 64 * MB), CheckStatus.OK, "64 of 64 MB free"),
+        (check_shm(128, 64 * MB, 64 * MB), CheckStatus.ACTION_REQUIRED, "request more by --shm"),
+        (check_disk(0, "/tmp", 5000 * MB), CheckStatus.OK, "4.9 GB free in /tmp"),
+        (check_disk(0, "/tmp", 100 * MB), CheckStatus.WARNING, "set TMPDIR"),
+        (check_disk(200, "/tmp", 100 * MB), CheckStatus.ACTION_REQUIRED, "200 MB are required"),
     ],
 )
-def test_what_is_there_is_held_against_what_is_needed(finding: Finding, verdict: Verdict, words: str) -> None:
-    assert finding.verdict is verdict
+def test_what_is_there_is_held_against_what_is_needed(finding: NodeFinding, status: CheckStatus, words: str) -> None:
+    assert finding.status is status
     assert words in f"{finding.found} {finding.advice}"
-    assert bool(finding.advice) == (verdict is not Verdict.FINE)
+    assert bool(finding.advice) == (status is not CheckStatus.OK)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without GPUs")
 def test_gpus_that_are_not_there_must_be_asked_for_or_done_without() -> None:
-    (asked,) = devices(2, 1)
-    assert (asked.verdict, asked.found) == (Verdict.MUST_CHANGE, "0 of 2 GPUs")
-    assert [one.verdict for one in devices(0, 4)] == [one.verdict for one in devices(None, 4)] == [Verdict.FINE]
+    (asked,) = check_gpus(2, 1)
+    assert (asked.status, asked.found) == (CheckStatus.ACTION_REQUIRED, "0 of 2 GPUs")
+    assert [one.status for one in check_gpus(0, 4)] == [one.status for one in check_gpus(None, 4)] == [CheckStatus.OK]
 
 
 @pytest.mark.parametrize(
     ("cuda", "driver", "words"),
     [
         (None, None, "torch is built without CUDA here: build the image with TORCH=cuda"),
-        ("13.0", None, "no NVIDIA driver is seen here: ask the launcher for GPUs (--gpu)"),
+        ("13.0", None, "no NVIDIA driver here: request GPUs from the launcher (--gpu)"),
         ("13.0", "535.183.01", "the driver 535.183 is too old for CUDA 13.0, for which torch is built: 580 or newer"),
-        ("13.0", "580.65.06", "the driver gives this container none"),
-        ("12.8", "535.183.01", "the driver gives this container none"),
+        ("13.0", "580.65.06", "the driver shows this container none"),
+        ("12.8", "535.183.01", "the driver shows this container none"),
     ],
 )
 def test_why_there_are_no_gpus_is_said(
@@ -65,34 +72,34 @@ def test_why_there_are_no_gpus_is_said(
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(node, "_DRIVER_SAYS", tmp_path / "version")
+    monkeypatch.setattr(node, "_DRIVER_VERSION", tmp_path / "version")
     if driver:
         text = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build  (builder)  Fri\n"
         (tmp_path / "version").write_text(text)
-    (found,) = devices(1, 1)
+    (found,) = check_gpus(1, 1)
     assert words in found.advice
 
 
 def test_a_storage_that_keeps_is_fine_and_nothing_stays_there(storage: str) -> None:
     from pipeline.run.run_dir import RunDir
 
-    found = node.storage(storage)
-    assert [one.verdict for one in found] == [Verdict.FINE], found
+    found = node.check_storage(storage)
+    assert [one.status for one in found] == [CheckStatus.OK], found
     run = RunDir(storage)
     assert not run.fs.exists(run.path) or not run.fs.ls(run.path)
 
 
 def test_a_storage_that_does_not_keep_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    (found,) = storage(str(tmp_path / "file/run"))
-    assert found.verdict is Verdict.MUST_CHANGE
+    (found,) = check_storage(str(tmp_path / "file/run"))
+    assert found.status is CheckStatus.ACTION_REQUIRED
     assert "NotADirectoryError" in found.found
 
 
 @pytest.mark.usefixtures("s3")
 def test_a_bucket_that_is_not_there_is_the_users_to_mend() -> None:
-    (found,) = storage("s3://no-such-bucket-here/run")
-    assert found.verdict is Verdict.MUST_CHANGE
+    (found,) = check_storage("s3://no-such-bucket-here/run")
+    assert found.status is CheckStatus.ACTION_REQUIRED
 
 
 def test_a_storage_that_is_away_may_be_back_at_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,47 +109,33 @@ def test_a_storage_that_is_away_may_be_back_at_the_next_try(monkeypatch: pytest.
         monkeypatch.setenv(name, "testing")
     kind = fsspec.get_filesystem_class("s3")
     kind.clear_instance_cache()
-    (found,) = storage("s3://bucket/run")
+    (found,) = check_storage("s3://bucket/run")
     kind.clear_instance_cache()
-    assert found.verdict is Verdict.BROKEN
+    assert found.status is CheckStatus.FAILED
     assert "s3://bucket/run does not answer" in found.advice
 
 
 @pytest.mark.parametrize(("off", "words"), [(3600.0, "3600 s ahead of"), (-3600.0, "3600 s behind"), (2.0, "")])
 def test_a_clock_that_is_off_from_the_storages_is_told(tmp_path: Path, off: float, words: str) -> None:
-    found = storage(str(tmp_path), lambda: time.time() + off)
-    told = [one for one in found if one.about == "clock"]
+    found = check_storage(str(tmp_path), lambda: time.time() + off)
+    told = [one for one in found if one.check == "clock"]
     assert len(told) == bool(words)
     for one in told:
         assert one.found.startswith(words[:4])
         assert words[5:] in one.found
 
 
-@given(st.integers(2, 40))
-def test_every_link_of_the_ring_is_tried_once_and_no_node_has_two_at_a_time(nodes: int) -> None:
-    turns = list(_turns(nodes))
-    assert sorted(link for turn in turns for link in turn) == sorted(_ring(nodes))
-    assert len(turns) <= 3
-    for turn in turns:
-        busy = [number for link in turn for number in link]
-        assert len(busy) == len(set(busy))
-    assert {number for link in _ring(nodes) for number in link} == set(range(nodes))
-
-
 def test_the_report_has_a_line_for_each_node_and_for_each_trouble() -> None:
-    job = Job(
-        [
-            Node("a", [Finding("memory", "8.0 GB free"), Finding("devices", "CPU")], link=2e9),
-            Node("b", [Finding("clock", "7 s behind", Verdict.DOUBTFUL, "set it")], link=1.5e9),
-        ],
-        reduced=(1e9, 32 << 20),
-    )
-    assert told(job, 2, 0).splitlines() == [
+    nodes = [
+        CheckedNode("a", [NodeFinding("memory", "8.0 GB free"), NodeFinding("devices", "CPU")], link=2e9),
+        CheckedNode("b", [NodeFinding("clock", "7 s behind", CheckStatus.WARNING, "set it")], link=1.5e9),
+    ]
+    assert report(nodes, 2, 0, 1e9).splitlines() == [
         "preflight of 2 nodes x 2 processes: ready",
         "  node 0 (a)  memory: 8.0 GB free; devices: CPU; best link: 2000 MB/s",
         "  node 1 (b)  best link: 1500 MB/s",
         "  all-reduce of 32 MB: 1000 MB/s",
-        "doubtful: node 1 (b): clock: 7 s behind: set it",
+        "warning: node 1 (b): clock: 7 s behind: set it",
     ]
 
 
@@ -154,8 +147,8 @@ def test_alone_it_looks_at_this_machine(app: App, tmp_path: Path) -> None:
         assert word in ended.out
     ended = app("preflight", "--run_dir", tmp_path / "run", "--memory", 1 << 30)
     assert ended.status == 2
-    assert "preflight of 1 node x 1 process: you must change something" in ended.out
-    assert f"{1 << 30} MB are needed: ask for more (--memory), or take a node that has it" in ended.out
+    assert "preflight of 1 node x 1 process: action required" in ended.out
+    assert f"{1 << 30} MB are required: request more (--memory), or use a node that has it" in ended.out
 
 
 @pytest.mark.parametrize(
@@ -170,20 +163,20 @@ def test_a_mistake_is_said(app: App, arguments: list[str], words: list[str]) -> 
 
 
 def test_all_of_a_node_is_looked_at(tmp_path: Path) -> None:
-    about = [one.about for one in findings(Needs(), str(tmp_path), 1, 30.0) if one.about != "disk"]
+    about = [one.check for one in check_node(NodeRequirements(), str(tmp_path), 1, 30.0) if one.check != "disk"]
     assert about == ["devices", "memory", "shared memory", "storage"]
 
 
 def test_a_storage_that_never_answers_is_left_after_its_limit() -> None:
     over = threading.Event()
 
-    def look() -> list[Finding]:
+    def look() -> list[NodeFinding]:
         over.wait()
         return []
 
-    (found,) = node.in_time(look, "s3://bucket/run", 0.1)
+    (found,) = node.storage_within(0.1, look, "s3://bucket/run")
     over.set()
-    assert found.verdict is Verdict.BROKEN
+    assert found.status is CheckStatus.FAILED
     assert "s3://bucket/run does not answer" in found.advice
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.process.cgroup import Memory
+from pipeline.process.cgroup import MemoryCgroup
 
 V1 = {"limit": "memory/memory.limit_in_bytes", "kills": "memory/memory.oom_control", "none": f"{(1 << 63) - 4096}"}
 V2 = {"limit": "memory.max", "kills": "memory.events", "none": "max"}
@@ -20,21 +20,21 @@ def shows(groups: Path, files: dict[str, str], kills: int, limit: str) -> None:
 @pytest.mark.parametrize("files", [V1, V2], ids=["v1", "v2"])
 def test_a_kill_is_said_once_with_the_limit(tmp_path: Path, files: dict[str, str]) -> None:
     shows(tmp_path, files, 3, str(1500 << 20))
-    memory = Memory(tmp_path)
+    memory = MemoryCgroup(tmp_path)
     assert memory.limit() == 1500 << 20
-    assert memory.taken() == "", "those were killed before"
+    assert memory.new_kills() == "", "those were killed before"
     shows(tmp_path, files, 5, str(1500 << 20))
-    assert memory.taken() == "killed for memory: the limit here is 1500 MB"
-    assert memory.taken() == ""
+    assert memory.new_kills() == "killed for memory: the limit here is 1500 MB"
+    assert memory.new_kills() == ""
 
 
 @pytest.mark.parametrize("files", [V1, V2], ids=["v1", "v2"])
 def test_without_a_limit_none_is_said(tmp_path: Path, files: dict[str, str]) -> None:
     shows(tmp_path, files, 0, files["none"])
-    memory = Memory(tmp_path)
+    memory = MemoryCgroup(tmp_path)
     shows(tmp_path, files, 1, files["none"])
     assert memory.limit() is None
-    assert memory.taken() == "killed for memory"
+    assert memory.new_kills() == "killed for memory"
 
 
 @pytest.mark.parametrize("files", [V1, V2], ids=["v1", "v2"])
@@ -46,14 +46,14 @@ def test_what_is_free_is_the_less_of_container_and_machine(
     usage = "memory.current" if files is V2 else "memory/memory.usage_in_bytes"
     (tmp_path / usage).write_text(f"{400 << 20}\n")
     (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:   {machine << 10} kB\n")
-    assert Memory(tmp_path, tmp_path / "meminfo").free() == free << 20
+    assert MemoryCgroup(tmp_path, tmp_path / "meminfo").free() == free << 20
 
 
 def test_where_nothing_is_shown_nothing_is_said(tmp_path: Path) -> None:
-    assert Memory(tmp_path).taken() == ""
-    assert Memory(tmp_path).limit() is None
+    assert MemoryCgroup(tmp_path).new_kills() == ""
+    assert MemoryCgroup(tmp_path).limit() is None
     (tmp_path / "memory.max").write_bytes(b"\xff\x00")
-    assert Memory(tmp_path).limit() is None
-    assert Memory(tmp_path, tmp_path / "meminfo").free() is None
-    assert Memory().taken() == ""
-    assert (Memory().free() or 0) > 0
+    assert MemoryCgroup(tmp_path).limit() is None
+    assert MemoryCgroup(tmp_path, tmp_path / "meminfo").free() is None
+    assert MemoryCgroup().new_kills() == ""
+    assert (MemoryCgroup().free() or 0) > 0

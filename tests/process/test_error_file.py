@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.process.error_file import guarded, is_lost_peer, parse, read, write
-from tests.support.commands import ROOT, torchrun
+from tests.support.commands import ROOT, command, torchrun
 
 
 def test_a_report_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -129,3 +129,16 @@ def test_it_needs_neither_torch_nor_lightning() -> None:
     modules = "pipeline.process.error_file, pipeline.process.preemption"
     program = f"import sys, {modules}; assert not {{'torch', 'lightning'}} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_an_exit_that_waits_for_no_thread_runs_what_is_registered_for_the_end() -> None:
+    """By a private function of CPython, which a new version may not have."""
+    program = (
+        "import atexit, threading, time\n"
+        "from pipeline.process.error_file import exit_now\n"
+        "atexit.register(print, 'registered')\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "exit_now(7)"
+    )
+    ended = command(sys.executable, "-c", program)
+    assert (ended.status, ended.out) == (7, "registered\n"), ended.text

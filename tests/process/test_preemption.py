@@ -51,7 +51,7 @@ def test_who_stands_still_leaves_in_a_few_seconds_and_says_what_is_durable(tmp_p
         process.until("stuck")
         process.signalled(signal.SIGTERM)
         assert process.ended(20) == 75, "long before its grace of 30 s is over"
-        assert "leaving now: step 3 is durable" in process.said
+        assert "exiting now: step 3 is durable" in process.said
 
 
 @pytest.mark.timeout(90)
@@ -64,7 +64,7 @@ def test_a_second_signal_is_obeyed_at_once(tmp_path: Path) -> None:
         began = time.monotonic()
         assert process.ended(20) == 75
         assert time.monotonic() - began < 3
-        assert "leaving now: step 3 is durable" in process.said
+        assert "exiting now: step 3 is durable" in process.said
 
 
 @pytest.mark.timeout(90)
@@ -91,7 +91,7 @@ def test_a_save_that_takes_longer_than_the_grace_is_named(tmp_path: Path) -> Non
         folder.write_text("in the way")
         process.signalled(signal.SIGTERM)
         assert process.ended(20) == 75
-        assert "leaving now: step 7 is durable, step " in process.said
+        assert "exiting now: step 7 is durable, step " in process.said
         assert "was still on its way" in process.said
 
 
@@ -100,8 +100,8 @@ def test_who_ends_because_another_rank_was_asked_takes_its_own_first_signal_for_
         "import os, signal, time\n"
         "from pipeline.process.preemption import Preemption\n"
         "with Preemption() as preemption:\n"
-        "    preemption.trains()\n"
-        "    preemption.agreed()\n"
+        "    preemption.mark_training()\n"
+        "    preemption.begin_final_save()\n"
         "    time.sleep(1.5)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(0.5)\n"

@@ -99,7 +99,7 @@ def test_a_mistake_under_torchrun_is_said_once_and_by_rank_0() -> None:
 
 
 def test_an_answer_that_takes_longer_than_a_rank_would_wait_in_silence_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.process.topology._HEARD_EVERY", 0.1)
+    monkeypatch.setattr("pipeline.process.topology._HEARTBEAT", 0.1)
     monkeypatch.setattr("pipeline.process.topology._TIMEOUT", timedelta(seconds=0.6))
 
     def decide() -> str:

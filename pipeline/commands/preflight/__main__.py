@@ -1,4 +1,4 @@
-"""What the agents start on all nodes: `python -m pipeline preflight`, without what only a training needs."""
+"""What the agents start on all nodes: `python -m pipeline preflight` without the imports of a training."""
 
 import sys
 
@@ -11,17 +11,17 @@ from pipeline.process.topology import Topology
 
 
 def main() -> int:
-    """Look at this node and, with the others, at the job."""
+    """Check this node and, with the others, the job."""
     parser = CommandParser("preflight", "Check the nodes of a job.")
     command.add_arguments(parser)
     try:
-        # Who is asked to end meanwhile looks to the end: it takes some seconds, and the others wait for it.
+        # A preflight that is asked to stop runs to its end: it takes seconds, and the other nodes wait for it.
         with Preemption():
             return command.run(parser.parse(sys.argv[1:]))
     except UserError as error:
         if Topology.from_environment().rank == 0:
             for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr, flush=True)  # noqa: T201 - it is for whoever started it
+                print(f"error: {problem}", file=sys.stderr, flush=True)  # noqa: T201
         return USER_MUST_CHANGE
 
 

@@ -1,0 +1,70 @@
+"""The agent's command line is torchrun's, and costs no import of torch."""
+
+import sys
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from pipeline.agent.arguments import parser
+from tests.support.commands import command
+
+OURS = {"preflight"}
+NEWER = {"log_line_prefix_template", "print_completion"}
+"""Options of torch 2.14 that have their defaults here."""
+SINCE = {
+    "duplicate_stdout_filters",
+    "duplicate_stderr_filters",
+    "signals_to_handle",
+    "virtual_local_rank",
+    "shutdown_timeout",
+}
+"""Options that an older torch of the declared range does not have."""
+
+
+def test_the_options_are_those_of_torchrun_with_its_defaults() -> None:
+    torchs, ours = vars(get_args_parser().parse_args(["script"])), vars(parser().parse_args(["script"]))
+    assert torchs.keys() - NEWER <= ours.keys()
+    assert ours.keys() - torchs.keys() <= OURS | SINCE
+    assert {name: ours[name] for name in torchs.keys() - NEWER} == {
+        name: torchs[name] for name in torchs.keys() - NEWER
+    }
+    flags, known = set(get_args_parser()._option_string_actions), set(parser()._option_string_actions)
+    assert {flag for flag in flags if flag.strip("-").replace("-", "_") not in NEWER} <= known
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nproc-per-node=2", "--duplicate_stdout_filters=a,,b,c", "-m", "a.b", "--nnodes", "3"],
+        ["-r", "3", "-t", "0:1", "--standalone", "--max_restarts", "4", "--monitor-interval=2", "x.py", "-m"],
+    ],
+)
+def test_a_command_line_is_read_as_torchrun_reads_it(arguments: list[str]) -> None:
+    ours = vars(parser().parse_args(arguments))
+    torchs = vars(get_args_parser().parse_args(arguments))
+    assert {name: ours[name] for name in torchs.keys() & ours.keys()} == {
+        name: torchs[name] for name in torchs.keys() & ours.keys()
+    }
+
+
+def test_the_environment_gives_defaults_as_it_does_to_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MAX_RESTARTS": "3", "STANDALONE": "1", "RDZV_ENDPOINT": "a:1"}.items():
+        monkeypatch.setenv(f"PET_{name}", value)
+    read = parser().parse_args(["script"])
+    assert (read.max_restarts, read.standalone, read.rdzv_endpoint) == (3, True, "a:1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["--help"], 0), (["--no-such-option"], 2), (["--rdzv-backend=etcd", "x.py"], 2)]
+)
+def test_help_and_mistakes_do_not_import_torch(arguments: list[str], status: int) -> None:
+    program = (
+        "import sys\n"
+        "from pipeline.agent.__main__ import main\n"
+        "try:\n    status = main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    status = end.code or 0\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(status)"
+    )
+    ended = command(sys.executable, "-c", program, *arguments)
+    assert ended.status == status, ended.text
