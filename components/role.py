@@ -9,6 +9,8 @@ from typing import Any
 
 from torchx import specs
 
+from pipeline.run.run_dir import run_dir_problem
+
 IMAGE = "torchx-lightning-pipeline:latest"
 
 _NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
@@ -117,13 +119,8 @@ def problems_of(
 ) -> list[str]:
     """What cannot work in the parameters that every component has."""
     found = []
-    if not run_dir.strip():
-        found.append("run_dir is empty: give a local path or an fsspec URL such as s3://bucket/run")
-    elif run_dir.startswith("memory:"):
-        found.append(
-            f"run_dir={run_dir!r} lives within one process and is gone with it: use a folder or a URL such as "
-            "s3://bucket/run"
-        )
+    if problem := run_dir_problem(run_dir):
+        found.append(problem)
     least_of = {"cpu": (cpu, 1), "memory": (memory, 1), "gpu": (gpu, 0), "shm": (shm, 0), "retries": (retries, 0)}
     for name, (value, least) in least_of.items():
         if value < least:

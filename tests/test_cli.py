@@ -115,8 +115,6 @@ def test_the_resolved_configuration_replays_anywhere(app: App, storage: str) -> 
     resolved = yaml.safe_load(RunDir(first).read("fit.yaml") or b"")
     assert not {"run_dir", "config"} & set(resolved)
     assert not {"devices", "num_nodes"} & set(resolved["trainer"])
-    if storage.startswith("memory"):
-        return  # another process could not read it anyway
     assert app("fit", "--config", RunDir(first).url_of("fit.yaml"), "--run_dir", second).status == 0
     assert RunDir(second).read("fit.yaml") == RunDir(first).read("fit.yaml")
     for name in (RunDir.checkpoint(3), RunDir.checkpoint(6)):
@@ -201,18 +199,7 @@ def test_validate_and_predict_use_the_runs_checkpoint(app: App, tmp_path: Path) 
         assert ended.status == 0, ended.err
 
 
-def test_a_run_directory_in_memory_is_refused_where_there_are_several_processes(
-    app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in zip(
-        ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
-        "002201"[:6],
-        strict=True,
-    ):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
-    monkeypatch.setenv("GROUP_RANK", "0")
-    monkeypatch.setattr("pipeline.process.topology.Topology.signal", lambda *_: None)
+def test_a_run_directory_in_memory_is_refused(app: App) -> None:
     ended = app(*FIT, "--run_dir", "memory://x")
     assert ended.status == 2
     assert "lives within one process" in ended.err

@@ -13,7 +13,8 @@ from pipeline.commands.drill.proxy import Proxy
 from pipeline.config import resume_point as start
 from pipeline.errors import chain
 from pipeline.process.error_file import is_lost_peer
-from pipeline.run.run_dir import RunDir, is_away
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import is_away
 from tests.support.commands import Ended
 from tests.support.processes import fit_process
 from tests.support.runs import FIT

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.commit import read_record
-from pipeline.run.run_dir import CHECKPOINTS, UNFINISHED, RunDir, storage_error
+from pipeline.run.run_dir import CHECKPOINTS, RunDir
+from pipeline.run.storage import UNFINISHED
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from pipeline.checkpoint.commit import CommitRecord, committed
 from pipeline.errors import UserError
-from pipeline.run.run_dir import CHECKPOINTS, RunDir, storage_error
+from pipeline.run.run_dir import CHECKPOINTS, RunDir
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def delete(run: RunDir, record: CommitRecord) -> bool:
     try:
         _remove(run, RunDir.record(record.step))
         # Else a power failure could leave the record alone, of a file that is gone.
-        run.durable(CHECKPOINTS)
+        run.sync(CHECKPOINTS)
         _remove(run, record.name)
     except Exception as error:  # noqa: BLE001 - every storage has errors of its own
         log.warning("step %d is not deleted yet: %s", record.step, storage_error(error))

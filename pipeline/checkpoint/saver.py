@@ -17,7 +17,8 @@ from pipeline.checkpoint.load import check
 from pipeline.checkpoint.snapshot import Snapshots
 from pipeline.checkpoint.transfer import PART, open_writer
 from pipeline.errors import LeaseLost
-from pipeline.run.run_dir import RunDir, storage_error
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +236,7 @@ class Saver:
             # torch reports a failed write as a position that it did not expect.
             raise file.error or error from error
         file.close()
-        run.durable(name)
+        run.sync(name)
         stored, tag = run.size_and_tag(name)
         if stored != file.bytes:
             raise OSError(f"{run.url_of(name)}: wrote {file.bytes} bytes, the storage reports {stored}")

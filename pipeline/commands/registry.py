@@ -16,7 +16,8 @@ from pipeline.commands.preflight import command
 from pipeline.commands.probe import probe
 from pipeline.commands.verify import verify
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
-from pipeline.run.run_dir import RunDir, storage_error
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import raise_for_user
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,12 @@ def _readable(url: str) -> RunDir:
     run = RunDir(url)
     try:
         run.steps()
-    except Exception as error:
-        raise UserError(
-            f"run_dir={run.label!r} cannot be read: {storage_error(error)}. Mend the name, or this user's permissions "
-            "or credentials there"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        raise_for_user(
+            error,
+            f"run_dir={run.label!r} cannot be read",
+            "Fix the name, or this user's permissions or credentials there",
+        )
     return run
 
 

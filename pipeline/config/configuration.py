@@ -16,7 +16,8 @@ from pipeline.config import compatibility as drift
 from pipeline.errors import UserError, chain, did_you_mean
 from pipeline.process.preemption import GRACE, default_grace
 from pipeline.process.topology import Topology
-from pipeline.run.run_dir import RunDir, storage_error
+from pipeline.run.run_dir import RunDir, run_dir_problem
+from pipeline.run.storage_errors import raise_for_user
 
 FROM_RUN = ("validate", "test", "predict")
 """Subcommands that take model and data from the run's own fit.yaml."""
@@ -89,10 +90,8 @@ def with_run_config(arguments: list[str]) -> list[str]:
     run = RunDir(url)
     try:
         saved = saved_config(run, "fit")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"run_dir={url!r} cannot be read: {storage_error(error)}") from error
+    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        raise_for_user(error, f"run_dir={url!r} cannot be read", "Fix the name, or this user's permissions there")
     if saved is None:
         raise UserError(
             f"run_dir={url!r} holds no fit.yaml: nothing was trained there. Train first, or name the right directory"
@@ -137,11 +136,8 @@ def problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology
         found.append(f"ckpt_path={ckpt_path!r}: give the URL of a checkpoint file. {hint}")
     if ckpt_path is not None and config.get("checkpoint") is not None:
         found.append(f"ckpt_path={ckpt_path!r} and checkpoint={config.checkpoint!r} both name a checkpoint: give one")
-    if config.run_dir is not None and topology.world_size > 1 and str(config.run_dir).startswith("memory:"):
-        found.append(
-            f"run_dir={config.run_dir!r} lives within one process, and there are {topology.world_size}: use storage "
-            "that all of them see, such as a folder or s3://"
-        )
+    if config.run_dir is not None and (problem := run_dir_problem(str(config.run_dir))):
+        found.append(problem)
     if subcommand == "explain_resume" and config.run_dir is None:
         found.append("run_dir is missing: name the run whose resume to explain, --run_dir <url>")
     if subcommand == "test" and config.run_dir is None and not trainer.fast_dev_run:

@@ -19,7 +19,8 @@ from pipeline.config import configuration
 from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import ended_well_at
-from pipeline.run.run_dir import RunDir, is_away, storage_error
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 
 log = logging.getLogger(__name__)
 
@@ -164,12 +165,13 @@ def sha256(url: str) -> str:
 
     Raises:
         UserError: It cannot be read.
+        StorageAway: Its storage does not answer.
     """
     digest = hashlib.sha256()
     try:
         with fsspec.open(url, "rb") as file:
             while part := file.read(1 << 22):
                 digest.update(part)
-    except Exception as error:
-        raise UserError(f"ckpt_path={url!r} cannot be read: {storage_error(error)}") from error
+    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        raise_for_user(error, f"ckpt_path={url!r} cannot be read", "Name a checkpoint file that this user may read")
     return f"sha256:{digest.hexdigest()}"

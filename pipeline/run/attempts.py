@@ -25,7 +25,8 @@ from pipeline.process.topology import Topology
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import History
 from pipeline.run.lease import Lease, launch_id
-from pipeline.run.run_dir import RunDir, now, storage_error
+from pipeline.run.run_dir import RunDir, now
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from pipeline.checkpoint.commit import CommitRecord, read_record
 from pipeline.checkpoint.load import load
 from pipeline.checkpoint.serializable import plain
 from pipeline.errors import UserError
-from pipeline.run.run_dir import SCHEMA, RunDir, storage_error
+from pipeline.run.run_dir import SCHEMA, RunDir
+from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 
 OWN_KEY = "pipeline"
 """What this project adds to Lightning's checkpoint stands under this key."""
@@ -101,6 +102,8 @@ def read_own(url: str) -> dict[str, Any] | None:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         own = checkpoint.get(OWN_KEY)
     except Exception as error:
+        if is_away(error):
+            raise_for_user(error, f"{url} cannot be read", "")
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = f"it holds a {code[1]}, which only executes as code" if code else storage_error(error)
         raise UserError(f"{url} cannot be read as a checkpoint: {why}") from error

@@ -161,7 +161,7 @@ def test_more_uploads_than_one_page_holds_are_all_found() -> None:
             asked.append(kwargs)
             return pages[len(asked) - 1]
 
-    run = RunDir("memory://bucket/a")
+    run = RunDir("s3://bucket/a")
     run.path, run.fs = "bucket/a", Paged()
     assert list(open_uploads(run, "")) == [("x", "1"), ("x", "2")]
     assert asked[1]["KeyMarker"] == "a/x"

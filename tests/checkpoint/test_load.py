@@ -230,8 +230,8 @@ def test_a_damage_after_this_node_has_verified_it_is_found_by_the_next_start(sto
         check(run, record)
 
 
-def test_a_copy_that_somebody_wrote_to_is_fetched_again(tmp_path: Path) -> None:
-    run = RunDir(f"memory://{tmp_path.name}/run")
+def test_a_copy_that_somebody_wrote_to_is_fetched_again(other_storage: str) -> None:
+    run = RunDir(other_storage)
     record = commit(run, 2)
     path = fetch_verified(run, record)
     path.chmod(0o644)
@@ -254,8 +254,8 @@ def test_a_copy_from_before_the_machine_went_down_is_hashed_first(
     assert hashed == ([] if run.is_local else [path])
 
 
-def test_a_storage_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunDir(f"memory://{tmp_path.name}/run")
+def test_a_storage_that_fails_is_no_damage(other_storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(other_storage)
     commit(run, 1)
     commit(run, 2)
 
@@ -382,9 +382,9 @@ def test_a_large_checkpoint_is_verified_in_bounded_memory(tmp_path: Path, remote
 
 
 def test_the_cache_keeps_its_limit_and_says_where_a_checkpoint_does_not_fit(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    other_storage: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunDir(f"memory://{tmp_path.name}/run")
+    run = RunDir(other_storage)
     records = [commit(run, step, torch.arange(100_000) + step) for step in (1, 2, 3)]
     monkeypatch.setenv("PIPELINE_CACHE_BYTES", str(records[0].bytes * 2 + 1000))
     paths = [fetch_verified(run, record) for record in records]
@@ -392,7 +392,7 @@ def test_the_cache_keeps_its_limit_and_says_where_a_checkpoint_does_not_fit(
     assert sorted(path.suffix for path in cache.iterdir()) == [".bin", ".bin", ".json", ".json", ".lock", ".lock"]
     assert json.loads(paths[1].with_suffix(".json").read_text())["url"] == run.url_of(records[1].name)
     monkeypatch.setenv("PIPELINE_CACHE_BYTES", "1000")
-    with pytest.raises(UserError, match=r"PIPELINE_CACHE_BYTES=1000: memory.*step-00000001.ckpt"):
+    with pytest.raises(UserError, match=r"PIPELINE_CACHE_BYTES=1000: ram.*step-00000001.ckpt"):
         fetch_verified(run, records[0])
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,12 +257,12 @@ def test_pruning_says_what_it_cannot_do(tmp_path: Any) -> None:
 
 
 @pytest.fixture
-def two_thousand() -> Iterator[RunDir]:
-    run = RunDir("memory://two-thousand/run")
+def two_thousand(other_storage: str) -> Iterator[RunDir]:
+    run = RunDir(other_storage)
     for step in range(1, 2001):
         commit(run, step)
     yield run
-    fsspec.filesystem("memory").rm("/two-thousand", recursive=True)
+    run.fs.rm(run.path, recursive=True)
 
 
 @pytest.mark.parametrize("before", [0, 1900])
