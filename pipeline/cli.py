@@ -41,7 +41,7 @@ from pipeline.errors import (
 )
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
-from pipeline.run.attempts import Writer
+from pipeline.run.attempts import AttemptLog
 from pipeline.run.run_dir import RunDir, next_run_dir
 from pipeline.training import console
 from pipeline.training import epoch_loop as loops
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
     try:
         topology = Topology.from_environment()
         console.set_up(topology.rank)
-        with Writer() as writer:
+        with AttemptLog() as writer:
             PipelineCLI(list(arguments), topology, writer, preemption or Preemption())
     except UserError as error:
         console.say_problems(error, topology)
@@ -107,7 +107,7 @@ class PipelineCLI(LightningCLI):
         preemption: Whether this process is asked to end.
     """
 
-    def __init__(self, arguments: list[str], topology: Topology, writer: Writer, preemption: Preemption) -> None:
+    def __init__(self, arguments: list[str], topology: Topology, writer: AttemptLog, preemption: Preemption) -> None:
         set_parsing_settings(config_read_mode_fsspec_enabled=True)
         self.topology = topology
         self.writer = writer

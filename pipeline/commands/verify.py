@@ -6,7 +6,7 @@ from pipeline.checkpoint.commit import UNCOMMITTED, CommitRecord, examined
 from pipeline.checkpoint.load import Corrupt, check
 from pipeline.data.epoch_record import Account
 from pipeline.errors import UserError
-from pipeline.run.goodput_report import History
+from pipeline.run.goodput_report import GoodputReport
 from pipeline.run.run_dir import RunDir
 from pipeline.training.checkpoint_io import read_own
 
@@ -46,7 +46,7 @@ def verify(run: RunDir, mtbf_hours: float | None = None) -> Verdict:
         if not failed:
             raise
         verdict = Verdict("\n".join(error.problems), True)
-    spent = History.of(run).whole(mtbf_hours)
+    spent = GoodputReport.of(run).lines(mtbf_hours=mtbf_hours)
     text = "\n".join(["", *spent, *([""] if spent else []), verdict.text, *damaged])
     return Verdict(text, verdict.holds and not failed)
 

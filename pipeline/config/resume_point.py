@@ -18,7 +18,7 @@ from pipeline.checkpoint.load import newest_verified, select_verified
 from pipeline.config import configuration
 from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
-from pipeline.run.attempts import ended_well_at
+from pipeline.run.attempts import finished_at
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 
@@ -75,7 +75,7 @@ def of_training(run: RunDir, resolved: dict[str, Any], given: str | None, compar
             f"ckpt_path={given!r}: {run} stands at step {record.step} already, and committed steps are never written "
             "again. To go on from another checkpoint give a new --run_dir; to go on with this run leave --ckpt_path out"
         )
-    finished = saved == resolved and ("end" in record.reason or ended_well_at(run) == record.step)
+    finished = saved == resolved and ("end" in record.reason or finished_at(run) == record.step)
     return Start(own, record.step, record.sha256, own=True, finished=finished)
 
 
