@@ -17,7 +17,7 @@ from jsonargparse import dict_to_namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pipeline.checkpoint.cleanup import sweep
+from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.commands.explain_resume import explain
 from pipeline.commands.registry import SUBCOMMANDS
 from pipeline.config import compatibility as drift
@@ -215,7 +215,7 @@ class PipelineCLI(LightningCLI):
         if self.subcommand == "fit":
             assert self.run_dir is not None
             chosen = start.of_training(self.run_dir, resolved, self.given_checkpoint)
-            sweep(self.run_dir, spare=chosen.url)
+            remove_leftovers(self.run_dir, spare=chosen.url)
             return chosen
         if self.given_checkpoint is not None or config.run_dir is None:
             return Start(url=self.given_checkpoint)

@@ -96,7 +96,7 @@ def test_a_chain_of_exceptions_that_ends_in_itself_is_walked_once() -> None:
 def test_where_logs_cannot_be_written_training_goes_on(tmp_path: Path) -> None:
     more = ("--model=tests.support.killable.Slowly", "--trainer.max_epochs=6", "--trainer.log_every_n_steps=1")
     with fit_process(tmp_path, *more) as running:
-        running.until("saved step 7 ")
+        running.until("saved checkpoint step 7 ")
         # The whole run directory goes away, as a network folder does, and comes back.
         running.run.rename(tmp_path / "away")
         running.run.write_text("in the way")

@@ -353,7 +353,7 @@ class Checkpoints(Checkpoint):
         if known != record:
             if self._held is not None:
                 self._held()
-            write_record(self.run, known, over=True)
+            write_record(self.run, known, overwrite=True)
 
     def _report(self, trainer: pl.Trainer) -> None:
         """Log what saving costs, and whether the storage fails."""

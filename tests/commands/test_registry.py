@@ -20,7 +20,7 @@ def test_pruning_by_hand_lists_first_and_deletes_then(app: App, storage: str) ->
     listed = app("prune", "--run_dir", storage, "--keep_last=1", "--dry_run=true")
     assert (listed.status, listed.out.splitlines()[-2:]) == (
         0,
-        ["would go: 2 of 3 checkpoints, 3 bytes", "kept: 1 checkpoint, the newest at step 3"],
+        ["would be deleted: 2 of 3 checkpoints, 3 bytes", "kept: 1 checkpoint, the newest at step 3"],
     )
     assert steps(run) == [1, 2, 3]
     assert app("prune", "--run_dir", storage, "--keep_last=1", "--keep_every_n_steps=2").status == 0
@@ -41,7 +41,7 @@ def test_a_pruned_run_goes_on(app: App, storage: str) -> None:
     ("arguments", "said"),
     [
         (("prune", "--run_dir=runs/none"), "keep_last"),
-        (("prune", "--run_dir=runs/none", "--keep_last=0"), "keep_last=0: allowed are 1 and more"),
+        (("prune", "--run_dir=runs/none", "--keep_last=0"), "keep_last=0 must be >= 1"),
         (("prune", "--run_dir=runs/none", "--keep_last=1"), "has no good checkpoint"),
         (("prune", "--run_dir=s3://pipeline-tests-no-such-bucket/x", "--keep_last=1"), "has no good checkpoint"),
         (("verify", "--run_dir=runs/none"), "has no checkpoint"),
