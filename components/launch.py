@@ -30,7 +30,8 @@ from components.stages import LaunchTarget, cfg_of, echo, run_stage, submit
 from components.train import train
 from pipeline.checkpoint.commit import newest
 from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean
-from pipeline.run.run_dir import RECEIPT, RunDir, storage_error
+from pipeline.run.run_dir import RECEIPT, RunDir
+from pipeline.run.storage_errors import storage_error
 
 _IN_CONTAINERS = ("local_docker", "kubernetes_job", "kubernetes")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torchx import specs
 
+from pipeline.run.run_dir import run_dir_problem
+
 IMAGE = "torchx-lightning-pipeline:latest"
 
 _NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
@@ -74,13 +76,8 @@ class NodeSpec:
     def problems(self, run_dir: str) -> list[str]:
         """Return what cannot work, one sentence per mistake."""
         found = []
-        if not run_dir.strip():
-            found.append("run_dir is empty: give a local path or an fsspec URL such as s3://bucket/run")
-        elif run_dir.startswith("memory:"):
-            found.append(
-                f"run_dir={run_dir!r} lives within one process and is gone with it: use a folder or a URL such as "
-                "s3://bucket/run"
-            )
+        if problem := run_dir_problem(run_dir):
+            found.append(problem)
         for name, least in {"cpu": 1, "memory": 1, "gpu": 0, "shm": 0, "retries": 0}.items():
             if getattr(self, name) < least:
                 found.append(f"{name}={getattr(self, name)}: must be >= {least}")

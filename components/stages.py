@@ -13,7 +13,8 @@ from torchx.specs import NONE, AppDef, AppHandle, AppState, AppStatus, is_termin
 
 from pipeline.errors import CRASH, DONE, PREEMPTED, UserError
 from pipeline.process.error_file import parse
-from pipeline.run.run_dir import RunDir, storage_error
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import storage_error
 
 SESSION = "torchx"
 """TorchX's default name of a session, so that its other commands take the same handles."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pipeline.checkpoint.cleanup import sweep
+from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.config import compatibility, resume_point, saved_config
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
@@ -22,7 +22,7 @@ from pipeline.data.ledger import Ledger
 from pipeline.errors import DONE, UserError, outcome
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
-from pipeline.run.attempts import Writer
+from pipeline.run.attempts import AttemptLog
 from pipeline.run.run_dir import RunDir, next_run_dir
 from pipeline.training import console, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
     try:
         topology = Topology.from_environment()
         console.set_up(topology.rank)
-        with Writer() as writer:
+        with AttemptLog() as writer:
             _run(list(arguments), topology, writer, preemption or Preemption())
     except (Exception, KeyboardInterrupt) as error:
         ended = outcome(error)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
     return DONE
 
 
-def _run(arguments: list[str], topology: Topology, writer: Writer, preemption: Preemption) -> None:
+def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemption: Preemption) -> None:
     """Run one subcommand, from its flags to its outcome."""
     command = CommandLine(arguments, topology)
     if command.subcommand == "summary":
@@ -107,7 +107,7 @@ def _summarize(command: CommandLine) -> None:
     command.trainer.summary(**command.trainer_arguments())  # type: ignore[attr-defined]
 
 
-def _open_run(command: CommandLine, topology: Topology, writer: Writer) -> RunDir | None:
+def _open_run(command: CommandLine, topology: Topology, writer: AttemptLog) -> RunDir | None:
     """Return the run directory, the same for all nodes, of which a fit becomes the one writer; None for a dry run."""
     asked = command.asked
     fits = command.subcommand == "fit"
@@ -128,7 +128,7 @@ def _choose_resume_point(command: CommandLine, run: RunDir | None, topology: Top
         if command.subcommand == "fit":
             assert run is not None
             point = resume_point.for_training(run, resolved, command.given_checkpoint)
-            sweep(run, spare=point.url)
+            remove_leftovers(run, spare=point.url)
             return point
         if command.given_checkpoint is not None or asked.run_dir is None:
             return ResumePoint(url=command.given_checkpoint)
@@ -147,7 +147,7 @@ def _attach_session(
     run: RunDir | None,
     point: ResumePoint,
     topology: Topology,
-    writer: Writer,
+    writer: AttemptLog,
     preemption: Preemption,
 ) -> None:
     """Compare with the run that is resumed, and have the training session called between two batches."""
@@ -179,7 +179,7 @@ def _fit(
     run: RunDir | None,
     point: ResumePoint,
     topology: Topology,
-    writer: Writer,
+    writer: AttemptLog,
     preemption: Preemption,
 ) -> None:
     """Train from the resume point."""

@@ -1,5 +1,6 @@
 """Real parts for the tests: an S3 server, the app in this process, and ranks started by torchrun."""
 
+import importlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -51,15 +52,20 @@ def s3() -> Iterator[str]:
         server.stop()
 
 
-@pytest.fixture(params=["folder", "memory", "s3"])
+@pytest.fixture(params=["folder", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh URL on each kind of storage."""
     unique = uuid.uuid4().hex[:12]
     if request.param == "folder":
         return str(tmp_path / "run")
-    if request.param == "memory":
-        return f"memory://{unique}/run"
     return f"{request.getfixturevalue('s3')}/{unique}/run"
+
+
+@pytest.fixture
+def other_storage() -> str:
+    """A fresh URL on a storage of a protocol that nothing here treats in a way of its own."""
+    importlib.import_module("tests.support.ram")
+    return f"ram://{uuid.uuid4().hex[:12]}/run"
 
 
 @pytest.fixture

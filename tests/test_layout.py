@@ -40,7 +40,6 @@ WITHOUT_TESTS = {
     "examples/digits.py",
     "examples/mnist.py",
     "process/timeout.py",
-    "run/goodput_report.py",
     "run/lease_storage.py",
     "training/checkpoint_io.py",
     "training/checkpoints.py",

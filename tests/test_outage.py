@@ -13,7 +13,8 @@ from pipeline.commands.drill.proxy import Proxy
 from pipeline.config import resume_point
 from pipeline.errors import chain
 from pipeline.process.error_file import is_lost_peer
-from pipeline.run.run_dir import RunDir, is_away
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import is_away
 from tests.support.commands import Ended
 from tests.support.processes import fit_process
 from tests.support.runs import FIT
@@ -95,7 +96,7 @@ def test_a_chain_of_exceptions_that_ends_in_itself_is_walked_once() -> None:
 def test_where_logs_cannot_be_written_training_goes_on(tmp_path: Path) -> None:
     more = ("--model=tests.support.killable.Slowly", "--trainer.max_epochs=6", "--trainer.log_every_n_steps=1")
     with fit_process(tmp_path, *more) as running:
-        running.until("saved step 7 ")
+        running.until("saved checkpoint step 7 ")
         # The whole run directory goes away, as a network folder does, and comes back.
         running.run.rename(tmp_path / "away")
         running.run.write_text("in the way")

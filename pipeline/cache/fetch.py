@@ -33,7 +33,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.cache.folder import CacheFolder
 from pipeline.cache.mapping import Mapped, Source, map_file
 from pipeline.errors import UserError
-from pipeline.run.run_dir import SCHEMA, now, storage_error
+from pipeline.run.run_dir import SCHEMA, now
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from pipeline.errors import UserError
-from pipeline.run.run_dir import SCHEMA, storage_error
+from pipeline.run.run_dir import SCHEMA
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 

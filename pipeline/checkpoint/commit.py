@@ -1,7 +1,7 @@
 """Commit records: the small JSON files that make a checkpoint exist.
 
-A `.ckpt` without its record does not exist. The record is written last, after the bytes are durable, and says what
-they must be. Needs no torch, so the submitter reads results with it.
+A `.ckpt` without its record does not exist. The record is written last, after the bytes are durable, and holds their
+length and digest. Needs no torch, so the submitter can read results.
 """
 
 import logging
@@ -14,10 +14,10 @@ from pipeline.run.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
-UNCOMMITTED = "it has no commit record: its save did not come to its end"
+UNCOMMITTED = "it has no commit record: its save did not finish"
 
 _AT_ONCE = 64
-"""Records read at the same time at most."""
+"""Records that are read concurrently, at most."""
 _SHOWN = 20
 
 
@@ -27,7 +27,7 @@ class Corrupt(Exception):
 
 @dataclass(frozen=True)
 class Monitor:
-    """The value that tells which checkpoint is best: `mode` says whether the least or the greatest is."""
+    """The value that says which checkpoint is best: `mode` is `min` or `max`."""
 
     name: str
     value: float
@@ -40,8 +40,8 @@ class CommitRecord:
 
     Attributes:
         step: Optimizer steps done, Lightning's `global_step`.
-        epoch: The epoch that training goes on with, counted from 0.
-        position: Training samples of that epoch consumed by all ranks together; None where the data is foreign.
+        epoch: The epoch that training resumes in, counted from 0.
+        position: Training samples of that epoch consumed by all ranks together; None for foreign data.
         bytes: Length of the `.ckpt`.
         sha256: Its digest, `sha256:<hex>`.
         monitor: The monitored value at this step; None without one.
@@ -93,37 +93,37 @@ class CommitRecord:
 Check = Callable[[CommitRecord], object]
 
 
-def trust(record: CommitRecord) -> None:
-    """Take the record's word for it."""
+def skip_verification(record: CommitRecord) -> None:
+    """Accept a checkpoint by its record alone."""
 
 
-def write_record(run: RunDir, record: CommitRecord, over: bool = False) -> bool:
-    """Commit: from here on the checkpoint exists.
+def write_record(run: RunDir, record: CommitRecord, overwrite: bool = False) -> bool:
+    """Commit: from now on the checkpoint exists.
 
     Args:
         run: The run directory.
         record: Of the checkpoint.
-        over: Whether to write over a record of the same step.
+        overwrite: Whether to replace a record of the same step.
 
     Returns:
-        Whether it is written: False where there is one already and it is not to be written over.
+        Whether it was written: False where there is one already that must not be replaced.
     """
     name = RunDir.record(record.step)
-    if not over:
+    if not overwrite:
         return run.create_json(name, asdict(record))
     run.write_json(name, asdict(record))
     return True
 
 
 def read_record(run: RunDir, step: int) -> CommitRecord | None:
-    """The record of a step, or None where it is missing or is not one."""
+    """Return the record of a step, or None where it is missing or is not one."""
     return _record(step, run.read_json(RunDir.record(step)))
 
 
 def examined(run: RunDir) -> Iterator[tuple[int, CommitRecord | str]]:
-    """Every step that has left a file, newest first: its record, or why there is no checkpoint of it.
+    """Yield every step that has left a file, newest first, with its record or with why there is no checkpoint of it.
 
-    One listing, and the records as they are asked for: the first one alone, then more and more at once.
+    One listing, and the records as they are consumed: the first one alone, then growing batches.
     """
     found = run.steps()
     left = sorted({*found["json"], *found["ckpt"]}, reverse=True)
@@ -134,15 +134,15 @@ def examined(run: RunDir) -> Iterator[tuple[int, CommitRecord | str]]:
         values = run.read_jsons(RunDir.record(step) for step in steps if step in found["json"])
         for step in steps:
             record = _record(step, values.get(RunDir.record(step)))
-            yield step, _judged(step, record, found)
+            yield step, _assess(step, record, found)
 
 
-def committed(run: RunDir, check: Check = trust) -> Iterator[CommitRecord]:
-    """The committed checkpoints, newest first. One that is not as its record says is passed over with a warning.
+def committed(run: RunDir, check: Check = skip_verification) -> Iterator[CommitRecord]:
+    """Yield the committed checkpoints, newest first. One that differs from its record is skipped with a warning.
 
     Args:
         run: The run directory.
-        check: Raises `Corrupt` for one whose bytes are not as its record says.
+        check: Raises `Corrupt` for one whose bytes differ from its record.
     """
     for step, found in examined(run):
         problem = found
@@ -155,50 +155,50 @@ def committed(run: RunDir, check: Check = trust) -> Iterator[CommitRecord]:
                 yield found
                 continue
         if problem is not UNCOMMITTED:
-            log.warning("passing over step %d: %s", step, problem)
+            log.warning("skipping checkpoint step %d: %s", step, problem)
 
 
-def newest(run: RunDir, check: Check = trust) -> CommitRecord | None:
-    """The newest good checkpoint, or None in a run directory that has never had one.
+def newest(run: RunDir, check: Check = skip_verification) -> CommitRecord | None:
+    """Return the newest good checkpoint, or None in a run directory that has never had one.
 
     Args:
         run: The run directory.
         check: As for `committed`.
 
     Raises:
-        UserError: There are commits, but none is good: starting afresh in silence would bury them.
+        UserError: There are commits, but none is good: starting from scratch without a word would bury them.
     """
     record = next(committed(run, check), None)
     if record is None and run.steps()["json"]:
         raise UserError(
             f"run_dir={run.label!r} has commit records but no good checkpoint (the warnings above say why). "
-            "Mend the files, or start a new run with another --run_dir"
+            "Restore the files, or start a new run with another --run_dir"
         )
     return record
 
 
-def select(run: RunDir, which: str | None = None, check: Check = trust) -> CommitRecord:
-    """The checkpoint to evaluate.
+def select(run: RunDir, which: str | None = None, check: Check = skip_verification) -> CommitRecord:
+    """Return the checkpoint to evaluate.
 
     Args:
         run: The run directory.
-        which: `best` (by the value that the newest one with any monitors), `latest`, a step, or None: the best where
-            one was monitored, else the latest.
+        which: `best` (by the monitor of the newest checkpoint that has one), `latest`, a step, or None: the best if
+            there is a monitor, else the latest.
         check: As for `committed`.
 
     Raises:
-        UserError: There is none such, or the step that was asked for is damaged.
+        UserError: There is no such checkpoint, or the step that was asked for is damaged.
     """
     if which is not None and which.isdecimal():
         return _of_step(run, int(which), check)
     if which not in (None, "best", "latest"):
-        raise UserError(f"checkpoint={which!r}: allowed are 'best', 'latest' and a committed step")
+        raise UserError(f"checkpoint={which!r} must be 'best', 'latest' or a committed step")
     records = [] if which == "latest" else list(committed(run))
     for record in _best_first(records):
         try:
             check(record)
         except Corrupt as error:
-            log.warning("passing over step %d: %s", record.step, error)
+            log.warning("skipping checkpoint step %d: %s", record.step, error)
         else:
             return record
     if which == "best" and records:
@@ -214,21 +214,23 @@ def select(run: RunDir, which: str | None = None, check: Check = trust) -> Commi
 
 def _of_step(run: RunDir, step: int, check: Check) -> CommitRecord:
     found = run.steps()
-    judged = _judged(step, read_record(run, step), found) if step in found["json"] else UNCOMMITTED
+    assessed = _assess(step, read_record(run, step), found) if step in found["json"] else UNCOMMITTED
     try:
-        if isinstance(judged, CommitRecord):
-            check(judged)
-            return judged
+        if isinstance(assessed, CommitRecord):
+            check(assessed)
+            return assessed
     except Corrupt as error:
-        judged = str(error)
-    if judged is UNCOMMITTED:
+        assessed = str(error)
+    if assessed is UNCOMMITTED:
         steps = ", ".join(map(str, sorted(found["json"].keys() & found["ckpt"].keys())[-_SHOWN:])) or "none"
-        raise UserError(f"checkpoint={step}: allowed are 'best', 'latest' and the committed steps, now {steps}")
-    raise UserError(f"checkpoint={step} is damaged: {judged}. Name another step, 'best' or 'latest', or mend the file")
+        raise UserError(f"checkpoint={step} must be 'best', 'latest' or a committed step, now {steps}")
+    raise UserError(
+        f"checkpoint={step} is damaged: {assessed}. Name another step, 'best' or 'latest', or restore the file"
+    )
 
 
 def _best_first(records: list[CommitRecord]) -> list[CommitRecord]:
-    """Those with a value of the newest one's monitor, best first, the newest of equals first."""
+    """Return those with a value of the newest one's monitor, best first, the newest of equals first."""
     monitored = [(each.monitor, each) for each in records if each.monitor is not None]
     if not monitored:
         return []
@@ -239,7 +241,7 @@ def _best_first(records: list[CommitRecord]) -> list[CommitRecord]:
     return [each for _, each in sorted(comparable, key=lambda pair: sign * pair[0])]
 
 
-def _judged(step: int, record: CommitRecord | None, found: dict[str, dict[int, int]]) -> CommitRecord | str:
+def _assess(step: int, record: CommitRecord | None, found: dict[str, dict[int, int]]) -> CommitRecord | str:
     size = found["ckpt"].get(step)
     if step not in found["json"]:
         return UNCOMMITTED

@@ -1,14 +1,14 @@
-"""Checkpoints come back verified: downloaded once a node, hashed as they arrive, memory-mapped by all its processes.
+"""Load checkpoints verified: downloaded once per node, hashed as they arrive, memory-mapped by all its processes.
 
-A checkpoint on a local disk is read where it lies. Any other goes into the cache folder of `pipeline.cache`, under
-names that its eviction understands; <key> stands for one URL, <digest> for what its commit record says:
+A checkpoint on a local disk is read in place. Any other goes into the cache folder of `pipeline.cache`, under
+names that its eviction knows; <key> stands for one URL, <digest> for that of its commit record:
 
-    <key>-<digest>.part   a download under way, or what a killed one left
-    <key>-<digest>.bin    the bytes, equal to their record; for a local checkpoint an empty note that it was hashed
-    <key>-<digest>.json   when and from which version they came, written last: bytes without it do not exist
+    <key>-<digest>.part   a download in progress, or the leftover of a killed one
+    <key>-<digest>.bin    the bytes, as their record says; for a local checkpoint an empty note that it was hashed
+    <key>-<digest>.json   from which version they came, written last: bytes without it do not exist
 
-Nothing here is forced to the disk, which would cost a third of the time: bytes that were fetched before the machine
-went down are hashed again.
+Nothing here is fsynced, which would cost a third of the time: bytes that were fetched before the machine went down are
+hashed again.
 """
 
 import errno
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 4
 _AHEAD = 6
-"""Parts that are under way or wait for those before them."""
+"""Parts that are in flight or wait for those before them."""
 _TRIES = 3
 
 
@@ -99,10 +99,10 @@ class _Verified:
 
 
 def load(run: RunDir, record: CommitRecord, map_location: Any = None, weights_only: bool = True) -> dict[str, Any]:
-    """A checkpoint whose bytes match its record, memory-mapped: what is not used is not read.
+    """Load a checkpoint whose bytes match its record, memory-mapped: what is not used is not read.
 
-    The mapping is private: writing to a tensor changes memory alone, and it outlives the name of its file. Parameters
-    are copied out of it; on a CPU the optimizer takes its tensors as they are.
+    The mapping is private: writing to a tensor changes memory only, and it outlives its file's name. Parameters are
+    copied out of it; on a CPU the optimizer uses its tensors as they are.
 
     Raises:
         Corrupt: The bytes do not match.
@@ -117,7 +117,7 @@ def load(run: RunDir, record: CommitRecord, map_location: Any = None, weights_on
 
 
 def check(run: RunDir, record: CommitRecord) -> None:
-    """Compare the bytes of a checkpoint with its record, and keep none of them.
+    """Compare the bytes of a checkpoint with its record, without keeping them.
 
     Raises:
         Corrupt: They do not match.
@@ -132,7 +132,7 @@ def check(run: RunDir, record: CommitRecord) -> None:
 
 @contextmanager
 def _held(run: RunDir, record: CommitRecord, revalidate: bool = False) -> Iterator[Path]:
-    """Verified bytes, which stay in the cache until the block ends."""
+    """Yield the path of verified bytes, which the cache keeps until the block ends."""
     url = run.url_of(record.name)
     if run.is_local:
         yield _noted(run, record, revalidate)
@@ -148,17 +148,19 @@ def _held(run: RunDir, record: CommitRecord, revalidate: bool = False) -> Iterat
         with folder.lock(key, fcntl.LOCK_EX):  # the processes of a node wait for the one that fetches
             if not _is_whole(stem, record, version):
                 _download(run, record, folder, stem, version or _version(run, record))
-    raise OSError(f"{url} was fetched, but its copy in {folder.path} is gone or damaged: what else writes?")
+    raise OSError(
+        f"{url} was fetched, but its copy in {folder.path} is gone or damaged: does something else write there?"
+    )
 
 
 def _noted(run: RunDir, record: CommitRecord, revalidate: bool) -> Path:
-    """A file on a local disk: one process of the node hashes it, the others find its note."""
+    """Return the path of a file on a local disk: one process of the node hashes it, the others find its note."""
     path = Path(run.path, record.name).absolute()
     try:
         state = path.stat()
     except FileNotFoundError as error:
         raise Corrupt("its file is missing") from error
-    key = _digest(f"checkpoints {path.parent}")[:32]  # one note for a run, not one for each of its checkpoints
+    key = _digest(f"checkpoints {path.parent}")[:32]  # one note per run, not per checkpoint
     seen = (path, record.sha256, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     note: Path | None = None
     with ExitStack() as locked:
@@ -194,7 +196,7 @@ def _compare(record: CommitRecord, length: int, digest: str | None) -> None:
 
 
 def _version(run: RunDir, record: CommitRecord) -> str:
-    """What changes when the storage gets another file of that name: its tag or its times, whatever it tells."""
+    """Return what changes when the storage gets another file of that name: its tag or times, whatever it reports."""
     try:
         info = run.fs.info(f"{run.path}/{record.name}")
     except FileNotFoundError as error:
@@ -204,7 +206,7 @@ def _version(run: RunDir, record: CommitRecord) -> str:
 
 
 def _is_whole(stem: Path, record: CommitRecord, version: str) -> bool:
-    """Whether the cache has the bytes of a record, and of that version if one is asked for."""
+    """Return whether the cache has the bytes of a record, and of that version if one is given."""
     path, known = stem.with_suffix(".bin"), None
     try:
         known = json.loads(stem.with_suffix(".json").read_bytes())
@@ -213,19 +215,19 @@ def _is_whole(stem: Path, record: CommitRecord, version: str) -> bool:
             return False
         if version not in ("", known.get("version")):
             return False
-        # Somebody wrote to it or copied it; or the machine went down, perhaps before all of it was on the disk.
+        # It was written to or copied; or the machine went down, perhaps before all of it was on the disk.
         boot = _boot()
         if not boot or (boot, state.st_mtime_ns) != (known.get("boot"), known.get("mtime_ns")):
             _hash_file(path, record)
     except (OSError, ValueError, Corrupt):
         return False
-    with suppress(OSError):  # another user's file; its own uses keep it
+    with suppress(OSError):  # another user's file
         os.utime(path, ns=(time.time_ns(), state.st_mtime_ns))
     return True
 
 
 def _download(run: RunDir, record: CommitRecord, folder: CacheFolder, stem: Path, version: str) -> None:
-    """Put the bytes into the cache, if they match. Killed in between it leaves nothing that counts."""
+    """Put the bytes into the cache, if they match. A kill leaves nothing that counts."""
     url = run.url_of(record.name)
 
     def fill(file: BinaryIO) -> dict[str, Any]:
@@ -247,7 +249,7 @@ def _write(descriptor: int, start: int, data: memoryview) -> None:
 
 
 def _stream(run: RunDir, record: CommitRecord, place: Callable[[int, memoryview], None] | None = None) -> None:
-    """Read a file in parallel parts and hash them in order; only a few are in memory.
+    """Read a file in parallel parts and hash them in order; only a few are in memory at a time.
 
     Args:
         run: The run directory.
@@ -258,7 +260,7 @@ def _stream(run: RunDir, record: CommitRecord, place: Callable[[int, memoryview]
         Corrupt: The bytes do not match the record.
     """
     read, digest, length = open_ranges(run, record.name), hashlib.sha256(), 0
-    placing = Lock()  # threads that write to one file at a time would only wait for one another, at work
+    placing = Lock()  # threads that write to one file would only wait for one another
 
     def fetch(start: int) -> memoryview:
         data = memoryview(read(start, min(start + PART, record.bytes)))
@@ -282,7 +284,7 @@ def _stream(run: RunDir, record: CommitRecord, place: Callable[[int, memoryview]
 
 
 def _boot() -> str:
-    """What is another one after the machine has been restarted, "" where it does not tell."""
+    """Return what changes when the machine is restarted, "" where the system does not say."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

@@ -1,8 +1,8 @@
-"""Which checkpoints stay: the last k, the best k by the monitored value, and one for every m steps.
+"""Keep the last k checkpoints, the best k by the monitored value, and one for every m steps; delete the others.
 
-Nothing goes before a newer commit is durable. Deleting begins with the commit record, so that at no instant a reader
-takes a checkpoint that is not whole; a `.ckpt` that a crash leaves without its record is swept by the next start.
-Needs no torch, but for hashing in `prune`.
+Nothing is deleted before a newer commit is durable. Deleting starts with the commit record, so that at no instant a
+reader accepts a checkpoint that is not whole; the next start removes a `.ckpt` that a crash leaves without its record.
+Needs no torch, except for hashing in `prune`.
 """
 
 import logging
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from pipeline.checkpoint.commit import CommitRecord, committed
 from pipeline.errors import UserError
-from pipeline.run.run_dir import CHECKPOINTS, RunDir, storage_error
+from pipeline.run.run_dir import CHECKPOINTS, RunDir
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +22,12 @@ _AT_ONCE = 50
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints of a run stay; the newest one and the best one always do.
+    """Which checkpoints of a run are kept; the newest one and the best one always are.
 
     Attributes:
-        last: So many of the newest; None: everything stays.
-        best: So many of the best by the monitored value.
-        every_n_steps: The first one at or after each multiple of so many steps, too; None: none for its step.
+        last: How many of the newest; None keeps everything.
+        best: How many of the best by the monitored value.
+        every_n_steps: Also the first one at or after each multiple of this; None: none for its step.
     """
 
     last: int | None = None
@@ -34,13 +35,13 @@ class Keep:
     every_n_steps: int | None = None
 
     def problems(self, prefix: str = "checkpoints.keep_") -> list[str]:
-        """What the user must change, one sentence for each mistake.
+        """Return what the user must change, one sentence for each mistake.
 
         Args:
-            prefix: What stands before `last`, `best` and `every_n_steps` in the name that the user gave.
+            prefix: What precedes `last`, `best` and `every_n_steps` in the name that the user gave.
         """
         found = [
-            f"{prefix}{name}={value}: allowed are 1 and more"
+            f"{prefix}{name}={value} must be >= 1"
             for name, value in (("last", self.last), ("best", self.best), ("every_n_steps", self.every_n_steps))
             if value is not None and value < 1
         ]
@@ -55,55 +56,55 @@ class Keep:
 
 
 def surplus(records: Iterable[CommitRecord], keep: Keep, protected_steps: Collection[int] = ()) -> list[CommitRecord]:
-    """The checkpoints that may go, oldest first.
+    """Return the checkpoints that may be deleted, oldest first.
 
-    What may go once may go after any newer commit, too.
+    What may be deleted once may be deleted after any newer commit, too.
 
     Args:
         records: All good checkpoints, in any order.
-        keep: Which of them stay.
-        protected_steps: Steps that stay whatever `keep` says.
+        keep: Which of them to keep.
+        protected_steps: Steps to keep whatever `keep` says.
     """
     if keep.last is None:
         return []
     ordered = sorted(records, key=lambda record: record.step)
-    stays = {*protected_steps, *(record.step for record in ordered[-max(keep.last, 1) :])}
-    stays.update(_best(ordered, max(keep.best, 1)))
+    kept = {*protected_steps, *(record.step for record in ordered[-max(keep.last, 1) :])}
+    kept.update(_best(ordered, max(keep.best, 1)))
     if keep.every_n_steps is not None:
         passed = 0
         for record in ordered:
             # A save seldom falls on a multiple itself: epochs end where they end.
             if record.step // keep.every_n_steps > passed:
                 passed = record.step // keep.every_n_steps
-                stays.add(record.step)
-    return [record for record in ordered if record.step not in stays]
+                kept.add(record.step)
+    return [record for record in ordered if record.step not in kept]
 
 
 def delete(run: RunDir, record: CommitRecord) -> bool:
-    """Delete a checkpoint: first what makes it exist, then its bytes. Again and again, until nothing is left.
+    """Delete a checkpoint: first its record, then its bytes. May be repeated until nothing is left.
 
     Returns:
         Whether all of it is gone; an error of the storage is logged.
     """
     try:
         _remove(run, RunDir.record(record.step))
-        # Else a power failure could leave the record alone, of a file that is gone.
-        run.durable(CHECKPOINTS)
+        # Else a power failure could leave a record whose file is gone.
+        run.sync(CHECKPOINTS)
         _remove(run, record.name)
     except Exception as error:  # noqa: BLE001 - every storage has errors of its own
-        log.warning("step %d is not deleted yet: %s", record.step, storage_error(error))
+        log.warning("checkpoint step %d not deleted yet: %s", record.step, storage_error(error))
         return False
-    log.info("deleted step %d (%d bytes)", record.step, record.bytes)
+    log.info("deleted checkpoint step %d (%d bytes)", record.step, record.bytes)
     return True
 
 
 class Retention:
-    """Deletes what need not stay, after each commit of this process. The records are read from the storage once.
+    """Deletes surplus checkpoints after each commit of this process. The records are read from the storage once.
 
     Args:
         run: The run directory, of which this process is the only writer.
-        keep: Which checkpoints stay.
-        resumed_step: The step that this process went on from, if the run itself committed it.
+        keep: Which checkpoints to keep.
+        resumed_step: The step that this process resumed from, if the run itself committed it.
     """
 
     def __init__(self, run: RunDir, keep: Keep, resumed_step: int | None = None) -> None:
@@ -112,36 +113,36 @@ class Retention:
         self.resumed_step = resumed_step
         self._records: dict[int, CommitRecord] = {}
         self._has_read = False
-        self._going: dict[int, CommitRecord] = {}
+        self._deleting: dict[int, CommitRecord] = {}
 
     def after_commit(self, record: CommitRecord) -> None:
-        """Delete what may go, now that this commit is durable; what fails is tried again after the next one."""
+        """Delete what may be deleted, now that this commit is durable; failures are retried after the next one."""
         if self.keep.last is None:
             return
         self._records[record.step] = record
-        self._going.pop(record.step, None)
+        self._deleting.pop(record.step, None)
         if not self._has_read:
             try:
                 self._records = {**self._read(), **self._records}
             except Exception as error:  # noqa: BLE001 - every storage has errors of its own
-                log.warning("nothing is deleted yet, the commit records cannot be read: %s", storage_error(error))
+                log.warning("no checkpoint is deleted yet, the commit records cannot be read: %s", storage_error(error))
                 return
             self._has_read = True
         protected = {record.step}
         if self.resumed_step is not None and max(self._records) <= self.resumed_step:
             protected.add(self.resumed_step)
         for each in surplus(self._records.values(), self.keep, protected):
-            self._going[each.step] = self._records.pop(each.step)
-        for step in sorted(self._going)[:_AT_ONCE]:
-            if not delete(self.run, self._going[step]):
-                return  # the next save is not to wait for a storage that fails
-            del self._going[step]
+            self._deleting[each.step] = self._records.pop(each.step)
+        for step in sorted(self._deleting)[:_AT_ONCE]:
+            if not delete(self.run, self._deleting[step]):
+                return  # the next save must not wait for a storage that fails
+            del self._deleting[step]
 
     def _read(self) -> dict[int, CommitRecord]:
-        """What the run had committed before.
+        """Return what the run had committed before.
 
-        What lies after the resumed step was passed over: it is damaged, though its record may look good, and must
-        never make a good one go.
+        What comes after the resumed step was skipped: it is damaged, though its record may look good, and must never
+        cause a good one to be deleted.
         """
         return {
             record.step: record
@@ -151,45 +152,45 @@ class Retention:
 
 
 def prune(run: RunDir, keep: Keep, dry_run: bool = False) -> tuple[str, bool]:
-    """Delete by hand what need not stay, or only list it.
+    """Delete surplus checkpoints by hand, or only list them.
 
-    The newest checkpoint is hashed before anything goes: one that is damaged counts for nothing, and stays.
+    The newest checkpoint is hashed before anything is deleted: a damaged one counts for nothing, and is kept.
 
     Returns:
-        A text to read: each step that goes with its bytes, and the sum; and whether all that was to go is gone.
+        A text to read: each deleted step with its bytes, and the sum; and whether all of them are gone.
 
     Raises:
-        UserError: `keep` is not allowed, or there is no good checkpoint.
+        UserError: `keep` is invalid, or there is no good checkpoint.
         Exception: The storage failed before anything was deleted.
     """
     problems = keep.problems("keep_")
     if problems:
         raise UserError(*problems)
     if keep.last is None:
-        return f"nothing goes from {run}: without keep_last everything is kept", True
+        return f"nothing to delete in {run}: without keep_last everything is kept", True
     records = _good(run)
     if not records:
         raise UserError(f"run_dir={run.label!r} has no good checkpoint: there is nothing to prune")
-    going = surplus(records, keep)
+    surplus_records = surplus(records, keep)
     failed: list[int] = []
     lines = []
-    for record in going:
-        words = "would go" if dry_run else "deleted"
+    for record in surplus_records:
+        words = "would be deleted" if dry_run else "deleted"
         if not dry_run and not delete(run, record):
             words = "FAILED (the warning above says why; prune again)"
             failed.append(record.step)
         lines.append(f"step {record.step}  {record.bytes} bytes  {words}")
-    gone = [record for record in going if record.step not in failed]
-    verb = "would go" if dry_run else "deleted"
-    stay = len(records) - len(going)
+    gone = [record for record in surplus_records if record.step not in failed]
+    verb = "would be deleted" if dry_run else "deleted"
+    remaining = len(records) - len(surplus_records)
     lines.append(f"{verb}: {len(gone)} of {len(records)} checkpoints, {sum(each.bytes for each in gone)} bytes")
-    lines.append(f"kept: {stay} checkpoint{'s' * (stay != 1)}, the newest at step {records[0].step}")
+    lines.append(f"kept: {remaining} checkpoint{'s' * (remaining != 1)}, the newest at step {records[0].step}")
     return "\n".join(lines), not failed
 
 
 def _good(run: RunDir) -> list[CommitRecord]:
-    """The good checkpoints, newest first, of which the first one's bytes are as its record says."""
-    from pipeline.checkpoint.load import check  # noqa: PLC0415 - it needs torch, deciding what goes does not
+    """Return the good checkpoints, newest first; the bytes of the first one match its record."""
+    from pipeline.checkpoint.load import check  # noqa: PLC0415 - it needs torch, deciding what to delete does not
 
     records: list[CommitRecord] = []
 
@@ -203,7 +204,7 @@ def _good(run: RunDir) -> list[CommitRecord]:
 
 
 def _best(ordered: list[CommitRecord], count: int) -> list[int]:
-    """The steps of the best ones, the newest of equals first; values of different monitors are never compared."""
+    """Return the steps of the best ones, the newest of equals first; different monitors are never compared."""
     monitors: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for record in ordered:
         if record.monitor is not None:

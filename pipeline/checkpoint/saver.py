@@ -1,4 +1,4 @@
-"""Writes checkpoints behind training: one at a time, durable before it is committed, again and again while it fails."""
+"""Write checkpoints in the background: one at a time, durable before the commit, retried while the storage fails."""
 
 import hashlib
 import logging
@@ -17,7 +17,8 @@ from pipeline.checkpoint.load import check
 from pipeline.checkpoint.snapshot import Snapshots
 from pipeline.checkpoint.transfer import PART, open_writer
 from pipeline.errors import LeaseLost
-from pipeline.run.run_dir import RunDir, storage_error
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 
@@ -25,22 +26,22 @@ _PIECE = PART // 16
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _STALLED = 10.0
-"""Seconds without a piece written after which training does not wait for its storage."""
+"""Seconds without upload progress after which training does not wait for its storage."""
 
 
 class SaveFailed(Exception):
-    """A checkpoint could not be made durable within the budget that the user set."""
+    """A checkpoint could not be made durable within the user's `storage_budget`."""
 
 
 class Saver:
-    """Takes a snapshot of a checkpoint and commits it from a thread of its own.
+    """Takes a snapshot of a checkpoint and commits it in a background thread.
 
-    Memory holds one snapshot. A save that comes while one is under way waits for its turn; one that comes while the
-    storage fails is left out, so that training goes on: the last good checkpoint stands, and the next save is newer.
+    Memory holds one snapshot. A save that is due during another one blocks until that is durable. A save that is due
+    while the storage fails is skipped, so that training continues: the last good checkpoint stands, the next is newer.
 
     Args:
         run: The run directory.
-        budget: Seconds for which the storage may fail before it is fatal.
+        budget: Seconds for which the storage may fail before that is fatal.
         before_commit: Called before a commit record is written; raises if this process may not commit any more.
         after_commit: Called after each commit.
 
@@ -68,22 +69,22 @@ class Saver:
         self._figures: dict[str, float] = {}
         self._knows_tags = True
         self._moved = time.monotonic()
-        self._said = -math.inf
+        self._warned = -math.inf
         self._waited = 0.0
 
     @property
     def figures(self) -> dict[str, float]:
         """Seconds by name, of the last save: for telemetry.
 
-        `stopped`, for which training stood still for the snapshot; `waited`, for the save before it; `behind`, until
-        the last one that is committed was; and for how long the storage has been `failing`.
+        `stopped`: training was paused for the snapshot. `waited`: it was blocked on the previous save. `behind`: from
+        the snapshot to the last commit. `failing`: how long the storage has been failing.
         """
         return {f"checkpoint/{name}_seconds": value for name, value in self._figures.items()} | {
             "checkpoint/failing_seconds": self.failing
         }
 
     def save(self, checkpoint: dict[str, Any], record: CommitRecord) -> bool:
-        """Take a snapshot and return; the rest happens behind.
+        """Take a snapshot and return; the rest happens in the background.
 
         Args:
             checkpoint: What `torch.save` is to write.
@@ -97,14 +98,14 @@ class Saver:
         """
         self.ready(math.inf)
         if self.saving:
-            # A client may try again by itself for minutes, and say nothing.
-            what, seconds = "taken nothing" if self._failing_since is None else "failed", self.failing
-            if time.monotonic() - self._said > _LONGEST_PAUSE:
-                log.warning("step %d is not saved: the storage has %s for %.0f s", record.step, what, seconds)
-                self._said = time.monotonic()
+            # A client may retry by itself for minutes, and say nothing.
+            why = "no upload progress" if self._failing_since is None else "storage failing"
+            if time.monotonic() - self._warned > _LONGEST_PAUSE:
+                log.warning("checkpoint at step %d skipped: %s for %.0f s", record.step, why, self.failing)
+                self._warned = time.monotonic()
             return False
         if self._waited:
-            log.info("step %d waited %.1f s for the save before it", record.step, self._waited)
+            log.info("checkpoint at step %d blocked %.1f s on the previous upload", record.step, self._waited)
         self._figures["waited"], self._waited, began = self._waited, 0.0, time.monotonic()
         snapshot = self._snapshots.take(checkpoint)
         self._figures["stopped"] = stopped = time.monotonic() - began
@@ -117,17 +118,17 @@ class Saver:
 
     @property
     def saving(self) -> bool:
-        """Whether a save is under way."""
+        """Whether a save is in progress."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def durable(self) -> str:
-        """What is safe by now, in words. Any thread may ask."""
+        """Which steps are durable, in words. Safe in any thread."""
         known = "nothing is durable yet" if self.committed is None else f"step {self.committed} is durable"
-        return known + (f", step {self._taken} was still on its way" if self.saving else "")
+        return known + (f", step {self._taken} was still being uploaded" if self.saving else "")
 
     def ready(self, seconds: float) -> bool:
-        """Wait for so many seconds at most until `save` need not wait: no save is under way, or the storage fails.
+        """Wait until `save` would not block: no save is in progress, or the storage fails. Return whether that is so.
 
         Raises:
             SaveFailed: An earlier one failed for longer than the budget.
@@ -135,7 +136,7 @@ class Saver:
         return self._wait(seconds, lambda: self.failing > 0)
 
     def finished(self, seconds: float) -> bool:
-        """Wait for so many seconds at most until no save is under way.
+        """Wait until no save is in progress. Return whether that is so.
 
         Raises:
             SaveFailed: It failed for longer than the budget.
@@ -153,7 +154,7 @@ class Saver:
 
     @property
     def failing(self) -> float:
-        """For how many seconds the storage has failed, or taken nothing of a save if that is long."""
+        """For how many seconds the storage has failed, or has made no progress if that is long."""
         since = self._failing_since
         if since is not None:
             return time.monotonic() - since
@@ -161,7 +162,7 @@ class Saver:
         return still if still >= _STALLED else 0.0
 
     def check(self) -> None:
-        """Say if a save behind has failed for good.
+        """Raise if a save in the background has failed for good.
 
         Raises:
             SaveFailed: It has.
@@ -170,7 +171,7 @@ class Saver:
             raise self._fatal
 
     def finish(self) -> None:
-        """Wait until the save that is under way has come to its end.
+        """Wait until the save that is in progress has ended.
 
         Raises:
             SaveFailed: It failed for longer than the budget.
@@ -193,12 +194,12 @@ class Saver:
                 self._failing_since = self._failing_since or now
                 if now - self._failing_since + pause > self.budget:
                     self._fatal = SaveFailed(
-                        f"step {record.step} could not be saved in {self.run} for {self.failing:.0f} s "
+                        f"checkpoint at step {record.step} could not be saved in {self.run} for {self.failing:.0f} s "
                         f"(checkpoints.storage_budget={self.budget:g} s): {storage_error(error)}"
                     )
                     self._fatal.__cause__ = error
                     return
-                log.warning("step %d: saving failed, trying again: %s", record.step, storage_error(error))
+                log.warning("checkpoint at step %d failed, retrying: %s", record.step, storage_error(error))
                 # With jitter: all runs of a cluster see the same outage end.
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -206,12 +207,18 @@ class Saver:
         self.committed = record.step
         value = f", {record.monitor.name} {record.monitor.value:.6g}" if record.monitor else ""
         self._figures["behind"] = seconds = time.monotonic() - began
-        log.info("saved step %d%s (%.1f s behind, training stopped for %.3f s)", record.step, value, seconds, stopped)
+        log.info(
+            "saved checkpoint step %d%s (upload %.1f s in background, training paused %.0f ms)",
+            record.step,
+            value,
+            seconds,
+            1000 * stopped,
+        )
         if self.after_commit is not None:
             try:
                 self.after_commit(written)
-            except Exception as error:  # noqa: BLE001 - the checkpoint is committed, whatever comes after
-                log.warning("after step %d: %s", record.step, storage_error(error))
+            except Exception as error:  # noqa: BLE001 - the checkpoint is committed, whatever happens after
+                log.warning("after the commit of step %d: %s", record.step, storage_error(error))
 
     def _may_commit(self) -> None:
         try:
@@ -224,32 +231,32 @@ class Saver:
         self._moved = time.monotonic()
 
     def _write(self, snapshot: dict[str, Any], record: CommitRecord) -> CommitRecord:
-        """One try: bytes, then their proof, then the record."""
+        """Try once: bytes, then their verification, then the record."""
         run, name = self.run, record.name
         self._may_commit()  # also before: a stale writer must not touch the file of a newer one
         tagged = run.is_s3 and self._knows_tags
-        file = Hashing(open_writer(run, name), tagged, self._moves)
+        file = HashingWriter(open_writer(run, name), tagged, self._moves)
         try:
             torch.save(snapshot, cast("BinaryIO", file))
         except RuntimeError as error:
             # torch reports a failed write as a position that it did not expect.
             raise file.error or error from error
         file.close()
-        run.durable(name)
+        run.sync(name)
         stored, tag = run.size_and_tag(name)
         if stored != file.bytes:
             raise OSError(f"{run.url_of(name)}: wrote {file.bytes} bytes, the storage reports {stored}")
         written = replace(record, bytes=file.bytes, sha256=f"sha256:{file.digest.hexdigest()}")
         if tagged and tag is not None and tag != file.tag:
-            # Damaged on its way; or the storage makes its tags otherwise (encrypted, in other parts).
+            # Damaged in transit; or the storage computes its ETags otherwise (encrypted, in other parts).
             check(run, written)
-            log.info("%s: the storage's tags are not the MD5 of what it holds; only lengths are compared", run)
+            log.info("%s: ETags there are not MD5; from now on only lengths are compared", run)
             self._knows_tags = False
         self._may_commit()
         if not write_record(run, written):
-            # A stale writer has been here, or this one, whose answer was lost; only one of them still may.
+            # A stale writer was faster, or this one, whose answer was lost; only one of them may still commit.
             self._may_commit()
-            write_record(run, written, over=True)
+            write_record(run, written, overwrite=True)
         return written
 
 
@@ -257,12 +264,12 @@ class _MayNotCommit(Exception):
     """Another process commits to this run now."""
 
 
-class Hashing:
-    """A write-only file that hashes and counts what goes through it; torch.save needs no more of a file.
+class HashingWriter:
+    """A write-only file that hashes and counts what is written; torch.save needs no more of a file.
 
     Args:
         file: Takes the bytes.
-        tagged: Whether to find out which tag an object store should give it.
+        tagged: Whether to compute the ETag that an object store should report.
         written: Called after each piece.
     """
 
@@ -288,7 +295,7 @@ class Hashing:
                     self._parts.append(hashlib.md5(usedforsecurity=False))
                 self._parts[-1].update(piece)
             try:
-                # A copy: torch uses the memory again at once, and obstore sends it later.
+                # A copy: torch reuses the memory at once, and obstore sends it later.
                 self._file.write(bytes(piece))
             except BaseException as error:
                 self.error = self.error or error
@@ -301,7 +308,7 @@ class Hashing:
 
     @property
     def tag(self) -> str:
-        """What most S3-compatible stores call the file: its MD5, or that of its parts' MD5s and their number.
+        """The ETag in most S3-compatible stores: the MD5 of the file, or that of its parts' MD5s with their number.
 
         Source: the ETags of multipart uploads as Amazon S3 and Ceph make them.
         """
@@ -311,7 +318,7 @@ class Hashing:
         return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"
 
     def flush(self) -> None:
-        """Nothing: closing finishes the file."""
+        """Do nothing: closing finishes the file."""
 
     def close(self) -> None:
         """Finish the file."""

@@ -1,4 +1,4 @@
-"""Whether what is saved will load again: everybody loads checkpoints without executing pickled code."""
+"""Make sure that what is saved will load again without executing pickled code."""
 
 import io
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _SAFE = (torch.Tensor, str, bytes, bool, int, float, complex, type(None))
 
 
 def plain(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The same content, with numpy's numbers (of a learning rate schedule, say) as Python's.
+    """Return the same content, with numpy's numbers (of a learning rate schedule, say) as Python's.
 
     Raises:
         UserError: Something in it would not load again with `torch.load(..., weights_only=True)`; all of it by name.
@@ -40,7 +40,7 @@ def _plain(value: Any) -> Any:
 
 
 def _refused(value: Any, path: str) -> Iterator[tuple[str, type]]:
-    """What is of a type that does not load again, and where."""
+    """Yield what is of a type that does not load again, and where."""
     if type(value) is dict:
         for key, each in value.items():
             yield from _refused(key, f"the key {key!r} of {path or 'the checkpoint'}")

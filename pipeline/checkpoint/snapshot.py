@@ -1,4 +1,4 @@
-"""A copy of what is to be saved, in host memory that is used again for the next one: all that training waits for."""
+"""Copy what is to be saved into host memory that the next copy reuses: all that training waits for."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Snapshots:
-    """Takes one snapshot at a time: the next one overwrites the memory of the one before.
+    """Takes one snapshot at a time: the next one overwrites the memory of the last one.
 
     Each storage is copied once, so that tensors which share one (tied weights, slices) share the copy too. From a GPU
-    the copies run on a stream of their own into pinned memory; the GPU's later work waits for them, Python does not.
+    the copies run on a stream of their own into pinned memory; later work on the GPU waits for them, Python does not.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Snapshots:
         for device, stream in self._streams.items():
             # The next step must not change what is still being copied.
             torch.cuda.current_stream(device).wait_stream(stream)
-        self._free = {}  # what this state no longer needs goes back to the system
+        self._free = {}  # what this state no longer needs is freed
         return made
 
     def wait(self) -> None:

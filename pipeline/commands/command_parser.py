@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pipeline.errors import UserError, did_you_mean
-from pipeline.run.run_dir import RunDir, storage_error
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import raise_for_user
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -59,13 +60,15 @@ def readable_run(url: str) -> RunDir:
 
     Raises:
         UserError: It cannot be.
+        StorageAway: Its storage does not answer.
     """
     run = RunDir(url)
     try:
         run.steps()
-    except Exception as error:
-        raise UserError(
-            f"run_dir={run.label!r} cannot be read: {storage_error(error)}. Fix the name, or this user's permissions "
-            "or credentials there"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        raise_for_user(
+            error,
+            f"run_dir={run.label!r} cannot be read",
+            "Fix the name, or this user's permissions or credentials there",
+        )
     return run

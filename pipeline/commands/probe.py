@@ -19,7 +19,8 @@ from pipeline.checkpoint.cleanup import abort, open_uploads
 from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
 from pipeline.errors import DONE, USER_MUST_CHANGE, UserError, chain
 from pipeline.process.timeout import within
-from pipeline.run.run_dir import RunDir, storage_error
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class _Checks:
                 writer.write(self.part[: self.size - start])
         finally:
             writer.close()
-        self.run.durable(_LARGE_NAME)
+        self.run.sync(_LARGE_NAME)
         seconds = time.monotonic() - began
         stored = self.run.size(_LARGE_NAME)
         if stored != self.size:
@@ -209,8 +210,6 @@ class _Checks:
 
     def conditional_put(self) -> str:
         """Of several that create the same file at once, one succeeds."""
-        if self.run.is_memory:
-            return "not needed: memory:// lives within one process"
         errors: list[Exception] = []
 
         def create(rival: int) -> bool:

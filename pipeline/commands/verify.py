@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.checkpoint.commit import UNCOMMITTED, CommitRecord, Corrupt, examined
 from pipeline.commands.command_parser import add_run_dir, readable_run
 from pipeline.errors import CRASH, DONE, UserError
-from pipeline.run.goodput_report import History
+from pipeline.run.goodput_report import GoodputReport
 from pipeline.run.run_dir import RunDir
 from pipeline.training.run_state import read_run_state
 
@@ -74,7 +74,7 @@ def verify(run: RunDir, mtbf_hours: float | None = None) -> Verdict:
         if not failed:
             raise
         verdict = Verdict("\n".join(error.problems), True)
-    spent = History.of(run).whole(mtbf_hours)
+    spent = GoodputReport.of(run).lines(mtbf_hours=mtbf_hours)
     text = "\n".join(["", *spent, *([""] if spent else []), verdict.text, *damaged])
     return Verdict(text, verdict.holds and not failed)
 

@@ -20,8 +20,9 @@ from pipeline.checkpoint.load import newest_verified, select_verified
 from pipeline.config import saved_config
 from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
-from pipeline.run.attempts import ended_well_at
-from pipeline.run.run_dir import RunDir, is_away, storage_error
+from pipeline.run.attempts import finished_at
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 from pipeline.training.run_state import RunState, read_run_state
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def for_training(run: RunDir, resolved: dict[str, Any], given: str | None, verif
             f"ckpt_path={given!r}: {run} is at step {record.step} already, and committed steps are never written "
             "again. To start from another checkpoint give a new --run_dir; to resume this run leave --ckpt_path out"
         )
-    finished = saved == resolved and ("end" in record.reason or ended_well_at(run) == record.step)
+    finished = saved == resolved and ("end" in record.reason or finished_at(run) == record.step)
     return ResumePoint.at(run, record, path, finished)
 
 
@@ -185,12 +186,13 @@ def digest(url: str) -> str:
 
     Raises:
         UserError: It cannot be read.
+        StorageAway: Its storage does not answer.
     """
     found = hashlib.sha256()
     try:
         with fsspec.open(url, "rb") as file:
             while part := file.read(1 << 22):
                 found.update(part)
-    except Exception as error:
-        raise UserError(f"ckpt_path={url!r} cannot be read: {storage_error(error)}") from error
+    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        raise_for_user(error, f"ckpt_path={url!r} cannot be read", "Name a checkpoint file that this user may read")
     return f"sha256:{found.hexdigest()}"

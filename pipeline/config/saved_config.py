@@ -10,7 +10,8 @@ from jsonargparse import Namespace
 
 from pipeline.config.flags import FROM_RUN, NOT_SAVED
 from pipeline.errors import UserError
-from pipeline.run.run_dir import RunDir, storage_error
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import raise_for_user
 
 
 def with_run_config(subcommand: str, arguments: list[str]) -> list[str]:
@@ -56,10 +57,8 @@ def _any(arguments: list[str], *prefixes: str) -> bool:
 def _trained_with(url: str) -> dict[str, Any]:
     try:
         saved = load(RunDir(url), "fit")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"run_dir={url!r} cannot be read: {storage_error(error)}") from error
+    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        raise_for_user(error, f"run_dir={url!r} cannot be read", "Fix the name, or this user's permissions there")
     if saved is None:
         raise UserError(
             f"run_dir={url!r} holds no fit.yaml: nothing was trained there. Train first, or name the right directory"

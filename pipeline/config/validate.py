@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 from pipeline.config.compatibility import parse_allowed
 from pipeline.errors import UserError
 from pipeline.process.topology import Topology
+from pipeline.run.run_dir import run_dir_problem
 
 _STRATEGIES = r"auto|ddp(_find_unused_parameters_(true|false))?|(.*\.)?(DDP|SingleDevice)Strategy"
 
@@ -34,11 +35,8 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
         found.append(f"ckpt_path={ckpt_path!r}: must be the URL of a checkpoint file. {hint}")
     if ckpt_path is not None and config.get("checkpoint") is not None:
         found.append(f"ckpt_path={ckpt_path!r} and checkpoint={config.checkpoint!r} both name a checkpoint: give one")
-    if config.run_dir is not None and topology.world_size > 1 and str(config.run_dir).startswith("memory:"):
-        found.append(
-            f"run_dir={config.run_dir!r} lives within one process, and there are {topology.world_size}: use storage "
-            "that all of them see, such as a folder or s3://"
-        )
+    if config.run_dir is not None and (problem := run_dir_problem(str(config.run_dir))):
+        found.append(problem)
     if subcommand == "test" and config.run_dir is None and not config.trainer.fast_dev_run:
         found.append("run_dir is missing: name the run to evaluate, --run_dir <url>; its receipt goes there")
     return found

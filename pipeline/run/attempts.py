@@ -1,7 +1,7 @@
-"""What became of each attempt at a run: `attempts/<nnnn>.json`, written by the run's one writer, one for each start.
+"""The record of each attempt at a run, `attempts/<nnnn>.json`: one for each start, written by the run's only writer.
 
-An attempt that is killed cannot say how it ended. Its lease, which is renewed anyway, says how far it had come, and the
-next writer, which finds that lease, completes the record.
+An attempt that is killed cannot record how it ended. Its lease, which is renewed anyway, says how far it had come, and
+the next writer, which finds that lease, completes the record.
 """
 
 import logging
@@ -13,17 +13,18 @@ from typing import Any, Self
 from pipeline.errors import LeaseLost, outcome
 from pipeline.process.topology import Topology
 from pipeline.run.goodput import Goodput
-from pipeline.run.goodput_report import History
+from pipeline.run.goodput_report import GoodputReport
 from pipeline.run.lease import Lease, launch_id
-from pipeline.run.run_dir import RunDir, now, storage_error
+from pipeline.run.run_dir import RunDir, now
+from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 
-_WELL = outcome(None).reason
+_FINISHED = outcome(None).reason
 """The reason of an attempt that trained to its end."""
 
 
-class Writer:
+class AttemptLog:
     """This process as the writer of its run, from `take` to the end of the `with` block.
 
     Only rank 0 holds a lease and writes attempts; on the other ranks everything here does nothing.
@@ -40,10 +41,11 @@ class Writer:
         self._trains = False
 
     def take(self, run: RunDir, topology: Topology) -> None:
-        """Become the writer, for all ranks.
+        """Take the lease and start the record of this attempt, for all ranks.
 
         Raises:
-            UserError: Another launch is.
+            UserError: Another launch holds the lease, or the storage refuses.
+            StorageAway: The storage does not answer.
         """
 
         def decide() -> int:
@@ -65,15 +67,15 @@ class Writer:
         topology.agree("attempt", decide)
 
     def begin(self, step: int | None) -> None:
-        """Write down that the attempt trains, from a step that may be unknown."""
+        """Record that the attempt trains, from a step that may be unknown."""
         self._attempt["first_step"], self._trains = step, True
         self._write()
 
     def held(self) -> None:
-        """To be called right before each commit.
+        """Verify, right before a commit, that this process may still commit.
 
         Raises:
-            LeaseLost: Do not commit.
+            LeaseLost: It may not.
         """
         if self._lease is not None:
             self._lease.held()
@@ -84,13 +86,13 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write down how the attempt ended, and let the next writer begin."""
+        """Record how the attempt ended, and let the next writer start."""
         if self._lease is None:
             return
         try:
             self._end(error)
-        except Exception as trouble:  # noqa: BLE001 - it must not hide why the attempt ended
-            log.warning("the end of attempt %d is not written: %s", self._lease.attempt, storage_error(trouble))
+        except Exception as failure:  # noqa: BLE001 - it must not hide why the attempt ended
+            log.warning("attempt %d: its end could not be recorded: %s", self._lease.attempt, storage_error(failure))
         finally:
             self._lease.release()
 
@@ -109,11 +111,11 @@ class Writer:
         self._attempt |= ended | self._progress()
         self._write()
         if self._attempt["first_step"] is not None:
-            for line in History.of(self._run).after(self._lease.attempt):
+            for line in GoodputReport.of(self._run).lines(self._lease.attempt):
                 log.info("%s", line)
 
     def _progress(self) -> dict[str, Any]:
-        """How far this attempt has come, and where its time went."""
+        """Return how far this attempt has come, and where its time went."""
         reached = max(self.goodput.step, self.goodput.known)
         return {"reached_step": reached, "goodput": self.goodput.as_dict()}
 
@@ -122,20 +124,20 @@ class Writer:
             self._run.write_json(RunDir.attempt(self._lease.attempt), self._attempt)
 
 
-def ended_well_at(run: RunDir) -> int | None:
-    """The step at which the last attempt that trained came to its end; None if it did not, or there was none."""
+def finished_at(run: RunDir) -> int | None:
+    """Return the step at which the last attempt that trained finished; None if it did not, or there was none."""
     for number in sorted(run.attempts(), reverse=True):
         attempt = run.read_json(RunDir.attempt(number)) or {}
-        well, step = attempt.get("reason") == _WELL, attempt.get("last_step")
-        if well or attempt.get("first_step") is not None:
-            return step if well and isinstance(step, int) else None
+        finished, step = attempt.get("reason") == _FINISHED, attempt.get("last_step")
+        if finished or attempt.get("first_step") is not None:
+            return step if finished and isinstance(step, int) else None
     return None
 
 
 def _reached(run: RunDir, attempt: int) -> int:
-    """The newest step that any attempt before had done, committed or not, as far as that is known.
+    """Return the newest step that any earlier attempt had done, committed or not, as far as that is known.
 
-    All of them are asked: one that was killed before its first renewal knew of none before it.
+    All of them are read: one that was killed before its first renewal knew nothing of those before it.
     """
     earlier = [RunDir.attempt(number) for number in run.attempts() if number < attempt]
     records = [record or {} for record in run.read_jsons(earlier).values()] if earlier else []
@@ -144,16 +146,16 @@ def _reached(run: RunDir, attempt: int) -> int:
 
 
 def _complete(run: RunDir, lease: Mapping[str, Any]) -> None:
-    """Write down of an attempt that has vanished what its lease said last."""
+    """Complete the record of an attempt that was killed with the last content of its lease."""
     number = lease.get("attempt")
     if not isinstance(number, int) or number not in run.attempts():
         return
     found = run.read_json(RunDir.attempt(number))
     if found is None or found.get("ended") is not None:
         return
-    heard = str(lease.get("renewed"))
-    # Nobody else has committed since: this process is the next writer.
+    renewed = str(lease.get("renewed"))
+    # No other process has committed since: this one is the next writer.
     last = max(run.steps()["json"], default=None)
-    ended = {"ended": heard, "reason": f"vanished: last heard of at {heard}", "last_step": last}
+    ended = {"ended": renewed, "reason": f"vanished: last heard of at {renewed}", "last_step": last}
     known = {name: lease[name] for name in ("reached_step", "goodput") if name in lease}
     run.write_json(RunDir.attempt(number), {**found, **ended, **known})

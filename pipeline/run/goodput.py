@@ -14,10 +14,9 @@ WAITING = "waiting_for_data"
 SAVING = "stopped_by_saves"
 VALIDATING = "validating"
 OTHER = "other"
-PURPOSES = (STARTING, USEFUL, REPEATED, WAITING, SAVING, VALIDATING, OTHER)
-"""Starting lasts until the first batch is there, the imports before this module included; `other` is what is none of
-these: between epochs, around validations, and after training. A step is repeated where an earlier attempt had done it
-already."""
+PURPOSES = (USEFUL, REPEATED, STARTING, WAITING, SAVING, VALIDATING, OTHER)
+"""Starting lasts until the first batch is there, including the imports before this module; `other` is none of these:
+between epochs, around validations, and after training. A step is repeated if an earlier attempt had already done it."""
 
 
 class Goodput:
@@ -27,8 +26,8 @@ class Goodput:
         step: The newest optimizer step that is done; 0 before training.
         known: The newest one that an earlier attempt had done: steps up to it are repeated.
         saves: How often training has stopped for a save.
-        stop: Seconds for which it has, all saves together, without what it waited for a save before or for the last.
-        behind: Seconds that the last save needed behind training until it was durable, None before there was one.
+        stop: Seconds for which it has, all saves together, without the waits for an earlier save or for the last one.
+        behind: Seconds that the last save needed in the background until it was durable, None before there was one.
     """
 
     def __init__(self) -> None:
@@ -42,12 +41,12 @@ class Goodput:
         self._since = time.perf_counter() - _age()
 
     def waits(self) -> None:
-        """The last batch is over, and the next one is not there yet."""
+        """Count what follows as waiting for data: the last batch is over, and the next one is not there yet."""
         if self._purpose != STARTING:
             self._switch(WAITING)
 
     def steps(self, step: int) -> None:
-        """A batch is there, and training goes on with it.
+        """Count what follows as a step: a batch is there.
 
         Args:
             step: Optimizer steps that are done.
@@ -56,27 +55,27 @@ class Goodput:
         self._switch(REPEATED if step < self.known else USEFUL)
 
     def rests(self) -> None:
-        """Neither a step nor a wait for a batch comes next: an epoch is over."""
+        """Count what follows as other: an epoch is over."""
         if self._purpose != STARTING:
             self._switch(OTHER)
 
     def saved(self, seconds: float) -> None:
-        """A save was handed over.
+        """Count a save that was handed over.
 
         Args:
-            seconds: For which training stood still for it.
+            seconds: For which training was paused for it.
         """
         self.saves += 1
         self.stop += seconds
 
     def ends(self, step: int) -> None:
-        """Training is over, well or not."""
+        """Count what follows as other: training has ended, in whatever way."""
         self.step = step
         self._switch(OTHER)
 
     @contextmanager
     def during(self, purpose: str) -> Iterator[None]:
-        """What happens within the block serves this purpose."""
+        """Count what happens within the block for this purpose."""
         before = self._purpose
         self._switch(purpose)
         try:
@@ -85,12 +84,12 @@ class Goodput:
             self._switch(before)
 
     def validates(self, begins: bool) -> None:
-        """A validation of training begins, or has ended."""
+        """Count what follows as validating, or no longer."""
         if self._purpose != STARTING:
             self._switch(VALIDATING if begins else OTHER)
 
     def as_dict(self) -> dict[str, Any]:
-        """The seconds so far, their useful share, and what saves have cost, for JSON. Any thread may ask."""
+        """Return the seconds so far, their useful share, and what saves have cost, for JSON. Safe in any thread."""
         seconds = dict(self._seconds)
         seconds[self._purpose] += time.perf_counter() - self._since
         whole = sum(seconds.values())
@@ -109,7 +108,7 @@ class Goodput:
 
 
 def _age() -> float:
-    """Seconds since this process began; 0 where the system does not say."""
+    """Return the seconds since this process started; 0 where the system does not say."""
     try:
         began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")

@@ -1,14 +1,14 @@
-"""One writer per run: `lease.json` says who it is, and how far it has come (`pipeline.run.attempts`: who it was).
+"""One writer per run: `lease.json` names it and how far it has come (`pipeline.run.attempts` keeps the earlier ones).
 
-A lease is held by a launch. Another attempt of the same launch takes it over at once; so does anybody where its process
-is known to be dead, or where it has not been renewed in time. Everybody else is refused. Who has lost it finds out
-before the next commit, also after a stop of any length: `held` does not ask a clock but the storage, and only ever
-replaces what it wrote itself.
+A launch holds the lease. Another attempt of the same launch takes it over at once; any other launch takes it over if
+the holder's process is known to be dead or has not renewed it in time, and is refused otherwise. A writer that has lost
+its lease finds out before its next commit, however long it was stopped: `held` asks the storage, not a clock, and only
+ever replaces what this process wrote.
 
-- The launch is TorchX's handle of the app (on Slurm and Kubernetes the job's, and so the same when the job is started
-  anew), else torchrun's `--rdzv-id`, else this process.
-- "Dead" is said only of a process of the same host, boot and process namespace, so that two containers of one name
-  never judge each other; without these (outside Linux) a leftover expires.
+- The launch is TorchX's handle of the app (on Slurm and Kubernetes the job's, which a restart of the job keeps), else
+  torchrun's `--rdzv-id`, else this process.
+- Only a process of the same host, boot and process namespace is taken for dead, so that two containers of one name
+  never judge each other; without these (outside Linux) a leftover lease expires.
 """
 
 import json
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LeaseLost, UserError
-from pipeline.run.lease_storage import EXPIRES, Disk, Objects, Seen
-from pipeline.run.run_dir import LEASE, SCHEMA, RunDir, now, storage_error
+from pipeline.run.lease_storage import EXPIRES, LeaseFile, LeaseObject, StoredLease
+from pipeline.run.run_dir import LEASE, SCHEMA, RunDir, now
+from pipeline.run.storage_errors import raise_for_user, storage_error
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ class Lease:
     """The right to write to a run. Made by `take`; renews itself until `release`.
 
     Attributes:
-        attempt: Its number, counted up over all writers that the run has had.
-        before: What the lease of the writer before said last, where that was left behind.
+        attempt: Its number, counted up over all writers of the run.
+        before: The last content of the previous writer's lease, if it left one behind.
     """
 
     def __init__(self, run: RunDir, launch: str, seconds: float, progress: Callable[[], dict[str, Any]] = dict) -> None:
@@ -50,7 +51,7 @@ class Lease:
         self._token = uuid.uuid4().hex
         self._renewals = 0
         self._length = 0
-        self._storage = Disk(run) if run.is_local else Objects(run)
+        self._storage = LeaseFile(run) if run.is_local else LeaseObject(run)
         self._lost: str | None = None
         self._away = False
         self._renewed = time.monotonic()
@@ -66,31 +67,32 @@ class Lease:
 
         Args:
             run: The run directory.
-            launch: Who asks, see `launch_id`.
+            launch: The launch of this process, see `launch_id`.
             seconds: The lease expires when it has not been renewed for so long.
-            progress: How far the writer has come, in JSON's types: what is known of it if it never comes to its end.
+            progress: Returns how far the writer has come, in JSON's types; each renewal stores it, for the next
+                writer to read if this one is killed.
 
         Raises:
             UserError: Another launch is, or the storage refuses.
+            StorageAway: The storage does not answer.
         """
         lease = Lease(run, launch, seconds, progress)
         try:
             lease._take()
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"run_dir={run.label!r}: {LEASE} cannot be written: {storage_error(error)}. Mend the permissions or "
-                "credentials of this user there"
-            ) from error
+        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+            raise_for_user(
+                error,
+                f"run_dir={run.label!r}: {LEASE} cannot be written",
+                "Fix the permissions or credentials of this user there",
+            )
         lease._thread.start()
         return lease
 
     def held(self) -> None:
-        """Make sure, right before a commit, that this is still the writer, and will be for a while. Any thread may ask.
+        """Verify, right before a commit, that this is still the writer, and will be for a while. Safe in any thread.
 
-        While the storage is away nobody else can have become the writer before the lease expires. After that nothing is
-        known until the storage is back: its own error passes, and whoever tries again may ask again.
+        While the storage is away no other process can have become the writer before the lease expires. After that
+        nothing is known until the storage is back: its own error passes through, and a retry asks again.
 
         Raises:
             LeaseLost: It is not.
@@ -105,14 +107,14 @@ class Lease:
                     raise
 
     def release(self) -> None:
-        """Let the next writer begin at once. Where that cannot be done, the lease expires."""
+        """Let the next writer start at once; where the storage fails, the lease expires."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=10)
         if not self._mutex.acquire(timeout=0.1):
             return
         try:
-            # Nobody takes a lease that is fresh.
+            # No other process takes over a fresh lease.
             self._renew()
             self._storage.remove(self._token)
         except LeaseLost:
@@ -127,9 +129,8 @@ class Lease:
     def _take(self) -> None:
         for _ in range(_TRIES):
             seen = self._storage.look()
-            # A storage's client repeats a request whose answer was lost, and is refused by its own success.
+            # A client repeats a request whose answer was lost, and is refused because it succeeded.
             if seen is not None and seen.value.get("token") == self._token:
-                self._storage.adopt(seen)
                 return
             if seen is not None and not self._free(seen):
                 raise UserError(
@@ -143,10 +144,10 @@ class Lease:
                 if seen is not None:
                     log.info("attempt %d takes over from %s", self.attempt, seen)
                 return
-            time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - only to part those who start at once
-        raise UserError(f"run_dir={self._run.label!r}: too many start at once, and none of them holds {LEASE}")
+            time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - only to separate those that start at once
+        raise UserError(f"run_dir={self._run.label!r}: too many launches start at once, and none of them holds {LEASE}")
 
-    def _free(self, seen: Seen) -> bool:
+    def _free(self, seen: StoredLease) -> bool:
         return seen.value.get("launch") == self._launch or seen.age >= seen.seconds or _dead(seen.value)
 
     def _text(self) -> bytes:
@@ -164,7 +165,7 @@ class Lease:
             **self._progress(),
         }
         text = json.dumps(value, indent=2)
-        # On a disk a renewal is written over the last one: a shorter one would leave the end of that, and be no JSON.
+        # On a disk a renewal overwrites the last one: a shorter one would leave the tail of that, and be no JSON.
         self._length = max(self._length, len(text))
         return text.ljust(self._length).encode() + b"\n"
 
@@ -200,27 +201,27 @@ class Lease:
 
 
 def launch_id(environment: Mapping[str, str] = os.environ) -> str:
-    """What stays the same when a launcher starts its job again, and differs for every other launch."""
+    """Return what stays the same when a launcher restarts its job, and differs for every other launch."""
     rendezvous = environment.get("TORCHELASTIC_RUN_ID", "none")
-    if rendezvous == "none":  # torchrun's default, the same for everybody
+    if rendezvous == "none":  # torchrun's default, the same for every job
         rendezvous = f"{socket.gethostname()}:{os.getpid()}"
     return environment.get("TORCHX_JOB_ID") or rendezvous
 
 
 def _process(pid: int) -> dict[str, Any] | None:
-    """What tells a process from all others that ever were, or None where the system does not say or it has ended."""
+    """Return what identifies a process among all that ever ran; None where the system does not say, or it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
-    # A zombie has ended; its parent has not looked yet.
+    # A zombie has ended; its parent has not waited for it yet.
     return None if state in "ZX" else {"boot": boot, "space": space, "started": fields[18]}
 
 
 def _dead(value: dict[str, Any]) -> bool:
-    """Whether the holder is known to have ended: it was a process that would be seen from here."""
+    """Return whether the holder is known to have ended: it was a process that would be visible from here."""
     here, there = _process(os.getpid()), value.get("process")
     if here is None or not isinstance(there, dict) or value.get("host") != socket.gethostname():
         return False

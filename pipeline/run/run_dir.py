@@ -1,8 +1,7 @@
 """The names of everything that a run leaves behind, on any fsspec URL.
 
-A run directory is a URL: `runs/x`, `s3://bucket/x`, `memory://x` (within one process). This module owns every name
-in it and is the only one that speaks to its storage by name. It needs fsspec and the standard library only, so the
-submitter can read results without torch.
+A run directory is a URL: `runs/x`, `s3://bucket/x`. This module owns every name in it. It needs fsspec and the standard
+library only, so the submitter can read results without torch.
 
     <run_dir>/
       fit.yaml  test.yaml ...         the resolved configuration of each subcommand
@@ -14,25 +13,18 @@ submitter can read results without torch.
       evaluation/receipt.json, evaluation/scores.csv
 """
 
-import errno
 import json
 import os
 import re
-import socket
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from fsspec.core import split_protocol, url_to_fs
-
-from pipeline.errors import UserError, chain
-
-_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN)
-_AWAY_CLIENTS = ("ConnectionError", "HTTPClientError", "ClientConnectionError")
-"""Of botocore and aiohttp, which are there only where the extra for S3 is."""
+from pipeline.errors import UserError
+from pipeline.run import storage
+from pipeline.run.storage_errors import raise_for_user
 
 SCHEMA = 1
 """The version of every JSON file in a run directory."""
@@ -43,13 +35,9 @@ LOGS = "logs"
 LEASE = "lease.json"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
-UNFINISHED = ".part"
-"""Ends the name of a small file on a local disk until it is whole."""
 
 _ATTEMPT = re.compile(r"(\d{4,})\.json")
 _CHECKPOINT = re.compile(r"step-(\d{8,})\.(ckpt|json)")
-_LOCAL = ("file", "local")
-_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class RunDir:
@@ -59,30 +47,17 @@ class RunDir:
         url: A local path or an fsspec URL. Nothing is created or asked before the first call.
 
     Raises:
-        UserError: The URL's protocol is unknown, or what it needs is not installed.
+        UserError: The URL is empty, its protocol is unknown, what it needs is not installed, or it is `memory://`.
     """
 
     def __init__(self, url: str) -> None:
-        if not url or url.isspace():
-            raise UserError(f"run_dir={url!r} is empty: give a local path or an fsspec URL such as s3://bucket/run")
-        protocol, _ = split_protocol(url)
-        self.is_local = protocol is None or protocol in _LOCAL
-        self.is_memory = protocol == "memory"
-        try:
-            # Without a listing cache: another node's files must be seen the moment they are there.
-            self.fs, path = url_to_fs(url, use_listings_cache=False)
-        except ImportError as error:
-            raise UserError(
-                f"run_dir={url!r}: storage of the kind {protocol!r} needs a package that is missing ({error}). "
-                "For s3:// install the extra: pip install 'torchx-lightning-pipeline[s3]'"
-            ) from error
-        except ValueError as error:
-            raise UserError(
-                f"run_dir={url!r}: {error}. Allowed are a local path, s3:// and every protocol that fsspec knows here"
-            ) from error
-        self.is_s3 = "s3" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
-        self.path = str(path).rstrip("/")
-        self.url = str(self.fs.unstrip_protocol(self.path)) if not self.is_local else self.path
+        if problem := run_dir_problem(url):
+            raise UserError(problem)
+        self.fs, path = storage.open_filesystem(url, f"run_dir={url!r}")
+        self.is_local = storage.is_local(self.fs)
+        self.is_s3 = storage.speaks(self.fs, "s3")
+        self.path = path.rstrip("/")
+        self.url = self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
         # What a person reads and types again: local paths as they were given.
         self.label = url.rstrip("/")
 
@@ -90,36 +65,36 @@ class RunDir:
         return self.label
 
     def url_of(self, name: str) -> str:
-        """The full URL (a plain path on a local disk) of one name in the run directory."""
+        """Return the full URL (a plain path on a local disk) of one name in the run directory."""
         return f"{self.url}/{name}"
 
     def object_of(self, name: str) -> tuple[str, str]:
-        """On an object store: the bucket, and the key of one name in the run directory ("" stands for its root)."""
+        """On an object store: return the bucket, and the key of one name in the run directory ("" for its root)."""
         bucket, _, key = f"{self.path}/{name}".partition("/")
         return bucket, key
 
     @staticmethod
     def config(subcommand: str) -> str:
-        """The name of the resolved configuration of a subcommand."""
+        """Return the name of the resolved configuration of a subcommand."""
         return f"{subcommand}.yaml"
 
     @staticmethod
     def checkpoint(step: int) -> str:
-        """The name of the checkpoint of an optimizer step."""
+        """Return the name of the checkpoint of an optimizer step."""
         return f"{CHECKPOINTS}/step-{step:08d}.ckpt"
 
     @staticmethod
     def record(step: int) -> str:
-        """The name of the commit record of an optimizer step."""
+        """Return the name of the commit record of an optimizer step."""
         return f"{CHECKPOINTS}/step-{step:08d}.json"
 
     @staticmethod
     def attempt(number: int) -> str:
-        """The name of what is written down of one attempt."""
+        """Return the name of the record of one attempt."""
         return f"{ATTEMPTS}/{number:04d}.json"
 
     def attempts(self) -> list[int]:
-        """The numbers of the attempts that have been written down, in no order."""
+        """Return the numbers of the recorded attempts, in no order."""
         try:
             names = self.fs.ls(f"{self.path}/{ATTEMPTS}", detail=False)
         except FileNotFoundError:
@@ -129,12 +104,12 @@ class RunDir:
 
     @staticmethod
     def checkpoint_step(name: str) -> int | None:
-        """The optimizer step whose checkpoint has this name, None for any other name."""
+        """Return the optimizer step whose checkpoint has this name, None for any other name."""
         match = _CHECKPOINT.fullmatch(name.rpartition("/")[2])
         return int(match[1]) if match and name == RunDir.checkpoint(int(match[1])) else None
 
     def steps(self) -> dict[str, dict[int, int]]:
-        """What lies in `checkpoints/`: for `ckpt` and for `json` the size in bytes by step. One listing."""
+        """Return the size in bytes by step, for `ckpt` and for `json` files, by one listing."""
         found: dict[str, dict[int, int]] = {"ckpt": {}, "json": {}}
         try:
             entries = self.fs.ls(f"{self.path}/{CHECKPOINTS}", detail=True)
@@ -147,29 +122,23 @@ class RunDir:
         return found
 
     def open_write(self, name: str) -> BinaryIO:
-        """Open a new file for streaming bytes into it. On a local disk: `durable` makes it last."""
+        """Open a new file for streaming bytes into it; on a local disk, `sync` makes it durable."""
         if self.is_local:
-            os.makedirs(os.path.dirname(f"{self.path}/{name}"), exist_ok=True)
+            storage.make_folder(Path(self.path, name).parent)
         return cast("BinaryIO", self.fs.open(f"{self.path}/{name}", "wb"))
 
-    def durable(self, name: str) -> None:
-        """On a local disk: force the file and the entries of its folders to the disk. Object stores are durable."""
-        if not self.is_local:
-            return
-        path = Path(self.path, name)
-        for each in (path, path.parent, Path(self.path)):
-            descriptor = os.open(each, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    def sync(self, name: str) -> None:
+        """On a local disk: force a file and its folder's entries to the disk. Object stores are durable."""
+        if self.is_local:
+            storage.sync(Path(self.path, name))
+            storage.sync(Path(self.path, name).parent)
 
     def size(self, name: str) -> int | None:
-        """The length in bytes that the storage reports, or None where there is no such file."""
+        """Return the length in bytes that the storage reports, or None where there is no such file."""
         return self.size_and_tag(name)[0]
 
     def size_and_tag(self, name: str) -> tuple[int | None, str | None]:
-        """The length in bytes that the storage reports, and its ETag without quotes; None for what there is not."""
+        """Return the length in bytes that the storage reports and the ETag without quotes; None for what is missing."""
         try:
             info = self.fs.info(f"{self.path}/{name}")
         except FileNotFoundError:
@@ -178,71 +147,24 @@ class RunDir:
         return int(info["size"]), tag.strip('"') if isinstance(tag, str) else None
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file, or None where there is none."""
-        try:
-            return cast("bytes", self.fs.cat_file(f"{self.path}/{name}"))
-        except FileNotFoundError:
-            return None
+        """Return the bytes of a file, or None where there is none."""
+        return storage.read(self.fs, f"{self.path}/{name}")
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file whole and make it durable."""
-        if self.is_local:
-            self._place(name, data, os.replace)
-        else:
-            self.fs.pipe_file(f"{self.path}/{name}", data)
+        """Write a small file, whole and durable."""
+        storage.write(self.fs, f"{self.path}/{name}", data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small file whole and make it durable, unless there is one of that name: then return False.
-
-        At once where the storage can (a local disk, most object stores); elsewhere a look comes first.
-        """
-        if self.is_local:
-            try:
-                self._place(name, data, os.link)
-                return True
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-        path = f"{self.path}/{name}"
-        if self.is_s3:
-            try:
-                self.fs.pipe_file(path, data, mode="create")
-                return True
-            except Exception as error:
-                if isinstance(error, FileExistsError) or http_status(error) in (409, 412):
-                    return False
-                if http_status(error) != 501:
-                    raise
-        if self.size(name) is not None:
-            return False
-        self.write(name, data)
-        return True
-
-    def _place(self, name: str, data: bytes, put: Callable[[str, str], None]) -> None:
-        """On a local disk: a file of that name is whole at every moment, also of a power failure."""
-        path = f"{self.path}/{name}"
-        part = f"{path}.{uuid.uuid4().hex}{UNFINISHED}"
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
-            with open(part, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            put(part, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(part)
-        self.durable(name)
+        """Write a small file unless there is one of that name, see `storage.create`."""
+        return storage.create(self.fs, f"{self.path}/{name}", data)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of this run, or None where it is missing, torn or of another schema."""
+        """Return a JSON file of this run, or None where it is missing, torn or of another schema."""
         data = self.read(name)
         return None if data is None else _parsed(data)
 
     def read_jsons(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
-        """Several JSON files of this run by name, read at the same time where the storage can; each as `read_json`."""
+        """Return several JSON files of this run by name, each as `read_json`, concurrently if the storage can."""
         wanted = list(names)
         # Not `cat`, which takes brackets and stars in the run directory's own name for a pattern.
         came = self.fs.cat_ranges([f"{self.path}/{name}" for name in wanted], None, None, on_error="return")
@@ -258,7 +180,7 @@ class RunDir:
         self.write(name, _text(value))
 
     def create_json(self, name: str, value: dict[str, Any]) -> bool:
-        """As `write_json`, unless there is a file of that name, see `create`."""
+        """Write a JSON file unless there is one of that name, see `create`."""
         return self.create(name, _text(value))
 
     def write_nonce(self) -> str:
@@ -266,19 +188,22 @@ class RunDir:
 
         Raises:
             UserError: The directory cannot be written.
+            StorageAway: The storage does not answer.
         """
         name = f"nonce-{uuid.uuid4().hex}"
         try:
             self.write(name, name.encode())
-        except Exception as error:
-            raise UserError(
-                f"run_dir={self.label!r} cannot be written: {storage_error(error)}. Give a folder or bucket that exists"
-                " and that this user may write, or mend its permissions and credentials"
-            ) from error
+        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+            raise_for_user(
+                error,
+                f"run_dir={self.label!r} cannot be written",
+                "Give a folder or bucket that exists and that this user may write, or fix its permissions and "
+                "credentials",
+            )
         return name
 
     def sees(self, nonce: str) -> bool:
-        """Whether this node reads back what another one wrote."""
+        """Return whether this node reads back what another one wrote."""
         try:
             return self.read(nonce) == nonce.encode()
         except Exception:  # noqa: BLE001 - every storage has errors of its own; whatever it is, it is not seen
@@ -289,42 +214,32 @@ class RunDir:
         self.fs.rm_file(f"{self.path}/{name}")
 
 
+def run_dir_problem(url: str) -> str | None:
+    """Return what is wrong with a run directory's URL by itself, or None; no storage is asked."""
+    if not url.strip():
+        return f"run_dir={url!r} is empty: give a local path or an fsspec URL such as s3://bucket/run"
+    if url.startswith("memory:"):
+        return (
+            f"run_dir={url!r} lives within one process and is gone with it: give a folder or a URL such as "
+            "s3://bucket/run"
+        )
+    return None
+
+
 def next_run_dir(name: str, base: str = "runs") -> str:
-    """The first free `runs/<name>-<n>`, n counting up from 1."""
+    """Return the first free `runs/<name>-<n>`, n counting up from 1."""
     entries = os.listdir(base) if os.path.isdir(base) else []
     taken = [int(entry[len(name) + 1 :]) for entry in entries if re.fullmatch(rf"{re.escape(name)}-\d+", entry)]
     return f"{base}/{name}-{max(taken, default=0) + 1}"
 
 
 def now() -> str:
-    """The time in UTC, RFC 3339."""
+    """Return the time in UTC, RFC 3339."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _text(value: dict[str, Any]) -> bytes:
     return json.dumps({"schema": SCHEMA, **value}, indent=2, allow_nan=False).encode() + b"\n"
-
-
-def http_status(error: BaseException) -> int | None:
-    """The status of the answer that s3fs has made an error of, None for any other."""
-    response = getattr(error.__cause__ or error, "response", None) or {}
-    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether an error says that the storage does not answer now: no name, no connection, too late, or a server's own.
-
-    What a user must change (names, permissions, credentials) is told by an answer.
-    """
-    for each in chain(error):
-        if isinstance(each, (ConnectionError, TimeoutError, socket.gaierror)) or (http_status(each) or 0) >= 500:
-            return True
-        if isinstance(each, OSError) and each.errno in _AWAY:
-            return True
-        if any(kind.__name__ in _AWAY_CLIENTS for kind in type(each).__mro__):
-            return True
-    return False
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
@@ -333,10 +248,3 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
-
-
-def storage_error(error: BaseException) -> str:
-    """An error of any storage in one line, with its kind, since many of them say little by themselves."""
-    said, _, _ = str(error).partition("Debug source:")  # obstore says everything twice
-    text = " ".join(said.split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -7,7 +7,7 @@ from pipeline.checkpoint.commit import select
 from pipeline.checkpoint.retention import Keep, Retention
 from pipeline.checkpoint.saver import Saver
 from pipeline.errors import UserError
-from pipeline.run.attempts import Writer
+from pipeline.run.attempts import AttemptLog
 from pipeline.run.run_dir import RunDir
 from pipeline.training.save_policy import SavePolicy
 from pipeline.training.session import TrainingSession
@@ -69,7 +69,7 @@ class Checkpoints(Checkpoint):
         self.run: RunDir | None = None
 
     def open_session(
-        self, run: RunDir, state: TrainerState, vote: StopVote, writer: Writer, resumed_step: int | None
+        self, run: RunDir, state: TrainerState, vote: StopVote, writer: AttemptLog, resumed_step: int | None
     ) -> TrainingSession:
         """Return the session of a fit that saves what is asked for here.
 

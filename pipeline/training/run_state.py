@@ -12,7 +12,8 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import UserError
-from pipeline.run.run_dir import SCHEMA, storage_error
+from pipeline.run.run_dir import SCHEMA
+from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 
 KEY = "pipeline"
 """The key under which a checkpoint holds it."""
@@ -108,6 +109,7 @@ def read_run_state(url: str) -> RunState | None:
 
     Raises:
         UserError: The file cannot be read, or is no checkpoint.
+        StorageAway: The storage does not answer.
     """
     import torch  # noqa: PLC0415 - takes a second, which `verify` spends only once it has hashed
     from torch.serialization import skip_data  # noqa: PLC0415
@@ -119,6 +121,8 @@ def read_run_state(url: str) -> RunState | None:
         if not isinstance(checkpoint, dict):
             raise TypeError(f"it holds a {type(checkpoint).__name__}")
     except Exception as error:
+        if is_away(error):
+            raise_for_user(error, f"{url} cannot be read", "")
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = f"it holds a {code[1]}, which only executes as code" if code else storage_error(error)
         raise UserError(f"{url} cannot be read as a checkpoint: {why}") from error

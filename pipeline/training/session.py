@@ -242,7 +242,7 @@ class TrainingSession:
         if known != record:
             if saver.before_commit is not None:
                 saver.before_commit()
-            write_record(saver.run, known, over=True)
+            write_record(saver.run, known, overwrite=True)
 
     def _finish(self) -> None:
         """Wait, all ranks together, until the save under way is durable."""

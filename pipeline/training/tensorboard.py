@@ -19,7 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pipeline.errors import chain
-from pipeline.run.run_dir import LOGS, RunDir, storage_error
+from pipeline.run.run_dir import LOGS, RunDir
+from pipeline.run.storage_errors import storage_error
 from pipeline.training import compat
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint.cleanup import open_uploads, sweep
+from pipeline.checkpoint.cleanup import open_uploads, remove_leftovers
 from pipeline.checkpoint.commit import newest
 from pipeline.run.run_dir import RunDir
 from tests.support.checkpoints import commit, steps, watched
@@ -35,19 +35,19 @@ def test_only_files_without_a_record_are_swept(storage: str) -> None:
     run.write(RunDir.checkpoint(20), b"torn")
     for name in ("checkpoints/mine.ckpt", "checkpoints/step-7.ckpt", "checkpoints/step-00000009.ckpt.bak", "fit.yaml"):
         run.write(name, b"mine")
-    assert sweep(run) == [RunDir.checkpoint(5), RunDir.checkpoint(20)]
+    assert remove_leftovers(run) == [RunDir.checkpoint(5), RunDir.checkpoint(20)]
     assert sorted(run.steps()["ckpt"]) == [10]
     assert newest(run) == good
     for name in ("checkpoints/mine.ckpt", "checkpoints/step-7.ckpt", "checkpoints/step-00000009.ckpt.bak", "fit.yaml"):
         assert run.read(name) == b"mine"
-    assert sweep(run) == []
+    assert remove_leftovers(run) == []
 
 
 def test_a_checkpoint_that_the_user_named_stays(storage: str) -> None:
     run = RunDir(storage)
     for step in (5, 6):
         run.write(RunDir.checkpoint(step), b"torn")
-    assert sweep(run, spare=f"{storage}/{RunDir.checkpoint(6)}") == [RunDir.checkpoint(5)]
+    assert remove_leftovers(run, spare=f"{storage}/{RunDir.checkpoint(6)}") == [RunDir.checkpoint(5)]
     assert sorted(run.steps()["ckpt"]) == [6]
 
 
@@ -55,7 +55,7 @@ def test_the_next_start_of_the_app_sweeps(app: Callable[..., Ended], storage: st
     assert fit(app, storage, 1).status == 0
     run = RunDir(storage)
     run.write(RunDir.checkpoint(3), b"torn")
-    assert f"swept what unfinished saves had left: {RunDir.checkpoint(3)}" in fit(app, storage, 2).err
+    assert f"removed leftovers of unfinished saves: {RunDir.checkpoint(3)}" in fit(app, storage, 2).err
     assert sorted(run.steps()["ckpt"]) == [7, 14]
 
 
@@ -64,20 +64,20 @@ def test_a_torn_record_with_its_file_is_evidence(storage: str, caplog: pytest.Lo
     commit(run, 10)
     commit(run, 20)
     run.write(RunDir.record(20), b'{"schema": 1, "st')
-    assert sweep(run) == []
+    assert remove_leftovers(run) == []
     assert sorted(run.steps()["ckpt"]) == [10, 20]
     assert "step 20 has a file, but its commit record is torn" in caplog.text
 
 
 def test_a_sweep_of_a_run_that_is_not_there_does_nothing(storage: str) -> None:
-    assert sweep(RunDir(storage)) == []
+    assert remove_leftovers(RunDir(storage)) == []
 
 
 def test_a_neighbour_s_files_are_never_swept(storage: str) -> None:
     run, others = RunDir(storage), [RunDir(f"{storage}-2"), RunDir(f"{storage}/checkpoints"), RunDir(f"{storage}/in")]
     for each in (run, *others):
         each.write(RunDir.checkpoint(5), b"under way")
-    assert sweep(run) == [RunDir.checkpoint(5)]
+    assert remove_leftovers(run) == [RunDir.checkpoint(5)]
     for other in others:
         assert other.read(RunDir.checkpoint(5)) == b"under way"
 
@@ -86,10 +86,10 @@ def test_a_storage_that_fails_is_not_fatal(storage: str, caplog: pytest.LogCaptu
     run = RunDir(storage)
     run.write(RunDir.checkpoint(5), b"torn")
     fs = watched(run, changes=0)
-    assert sweep(run) == []
-    assert "is not swept: OSError: the storage is away" in caplog.text
+    assert remove_leftovers(run) == []
+    assert "was not removed: OSError: the storage is away" in caplog.text
     fs.changes = None
-    assert sweep(run) == [RunDir.checkpoint(5)]
+    assert remove_leftovers(run) == [RunDir.checkpoint(5)]
 
 
 def test_a_listing_that_fails_is_not_fatal(
@@ -97,8 +97,8 @@ def test_a_listing_that_fails_is_not_fatal(
 ) -> None:
     run = RunDir(str(tmp_path))
     monkeypatch.setattr(run, "steps", lambda: (_ for _ in ()).throw(OSError("away")))
-    assert sweep(run) == []
-    assert "is not swept: OSError: away" in caplog.text
+    assert remove_leftovers(run) == []
+    assert "were not removed: OSError: away" in caplog.text
 
 
 def test_a_start_asks_for_no_more_however_many_there_are(tmp_path: Any) -> None:
@@ -106,7 +106,7 @@ def test_a_start_asks_for_no_more_however_many_there_are(tmp_path: Any) -> None:
     for step in range(1, 50):
         commit(run, step)
     fs = watched(run)
-    sweep(run)
+    remove_leftovers(run)
     assert fs.calls["ls"] == 1
     assert fs.calls["json"] == 1
     assert steps(run) == list(range(1, 50))
@@ -124,7 +124,7 @@ def test_open_uploads_of_this_run_are_aborted_and_never_a_neighbour_s(s3: str) -
         open_upload(run, "checkpoints/step-mine.ckpt"),
         open_upload(run, "logs/events"),
     }
-    assert sorted(sweep(run)) == [f"{RunDir.checkpoint(step)} (an open upload)" for step in (10, 20)]
+    assert sorted(remove_leftovers(run)) == [f"{RunDir.checkpoint(step)} (an open upload)" for step in (10, 20)]
     left = {upload for each in (neighbour, run) for _, upload in open_uploads(each, "")}
     assert left == kept
     assert newest(run) == good
@@ -143,7 +143,7 @@ def test_a_killed_save_of_a_large_checkpoint_leaves_an_upload_that_is_swept(s3: 
         writer.write(b"x" * PART)
     del writer
     assert [name for name, _ in open_uploads(run, "")] == [RunDir.checkpoint(20)]
-    assert sweep(run) == [f"{RunDir.checkpoint(20)} (an open upload)"]
+    assert remove_leftovers(run) == [f"{RunDir.checkpoint(20)} (an open upload)"]
     assert list(open_uploads(run, "")) == []
 
 
@@ -161,7 +161,7 @@ def test_more_uploads_than_one_page_holds_are_all_found() -> None:
             asked.append(kwargs)
             return pages[len(asked) - 1]
 
-    run = RunDir("memory://bucket/a")
+    run = RunDir("s3://bucket/a")
     run.path, run.fs = "bucket/a", Paged()
     assert list(open_uploads(run, "")) == [("x", "1"), ("x", "2")]
     assert asked[1]["KeyMarker"] == "a/x"

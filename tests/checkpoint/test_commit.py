@@ -64,7 +64,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(
     else:
         run.write(RunDir.record(20), run.read(RunDir.record(10)) or b"")
     assert newest(run) == good
-    assert "passing over step 20" in caplog.text
+    assert "skipping checkpoint step 20" in caplog.text
 
 
 def test_commits_without_a_good_one_never_start_afresh_in_silence(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_damaged_newest_is_passed_over_with_words_and_the_end_is_the_same(
     words = r"its bytes have sha256:[0-9a-f]{64}, its record says sha256:[0-9a-f]{64}"
     if kind in found:
         words = rf"its file {found[kind]}, its record says \d+ bytes"
-    assert re.search(f"passing over step 14: {words}", ended.err), ended.err
+    assert re.search(f"skipping checkpoint step 14: {words}", ended.err), ended.err
     assert "resumed at step 7 from" in ended.err
     assert equal(state(storage)["state_dict"], straight)
 
@@ -136,7 +136,7 @@ def test_without_a_good_commit_it_stops_with_2_and_leaves_all_as_it_is(
     before = lies()
     ended = fit(app, storage, 3, "--checkpoints.monitor=val_loss")
     assert ended.status == 2
-    assert re.search("(?s)passing over step 14: .*passing over step 7: ", ended.err)
+    assert re.search("(?s)skipping checkpoint step 14: .*skipping checkpoint step 7: ", ended.err)
     assert "has commit records but no good checkpoint" in ended.err
     assert lies() == before
 
@@ -149,7 +149,7 @@ def test_evaluation_takes_the_next_best_and_never_a_damaged_one(
     test = ("test", "--run_dir", storage, "--data.test=tests.support.models.Rows")
     ended = app(*test)
     assert ended.status == 0, ended.err
-    assert "passing over step 14: its bytes have sha256:" in ended.err
+    assert "skipping checkpoint step 14: its bytes have sha256:" in ended.err
     assert (run.read_json(RECEIPT) or {})["checkpoint"].endswith("step-00000007.ckpt")
     ended = app(*test, "--checkpoint=14")
     assert ended.status == 2
@@ -168,7 +168,7 @@ def test_verify_hashes_every_checkpoint_and_exits_with_1_where_one_fails(
     ended = app("verify", "--run_dir", storage)
     assert ended.status == 0, ended.text
     lines = ended.out.splitlines()
-    assert lines[0] == "step 15  not committed: it has no commit record: its save did not come to its end"
+    assert lines[0] == "step 15  not committed: it has no commit record: its save did not finish"
     assert re.fullmatch(r"step 14  \d+ bytes  ok\nstep 7  \d+ bytes  ok", "\n".join(lines[1:3]))
     assert "every sample is accounted for" in ended.out
     damage(run, 7, "tensor")
@@ -230,8 +230,8 @@ def test_a_damage_after_this_node_has_verified_it_is_found_by_the_next_start(sto
         check(run, record)
 
 
-def test_a_copy_that_somebody_wrote_to_is_fetched_again(tmp_path: Path) -> None:
-    run = RunDir(f"memory://{tmp_path.name}/run")
+def test_a_copy_that_somebody_wrote_to_is_fetched_again(other_storage: str) -> None:
+    run = RunDir(other_storage)
     record = commit(run, 2)
     path = fetch_verified(run, record)
     path.chmod(0o644)
@@ -254,8 +254,8 @@ def test_a_copy_from_before_the_machine_went_down_is_hashed_first(
     assert hashed == ([] if run.is_local else [path])
 
 
-def test_a_storage_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunDir(f"memory://{tmp_path.name}/run")
+def test_a_storage_that_fails_is_no_damage(other_storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(other_storage)
     commit(run, 1)
     commit(run, 2)
 
@@ -382,9 +382,9 @@ def test_a_large_checkpoint_is_verified_in_bounded_memory(tmp_path: Path, remote
 
 
 def test_the_cache_keeps_its_limit_and_says_where_a_checkpoint_does_not_fit(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    other_storage: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunDir(f"memory://{tmp_path.name}/run")
+    run = RunDir(other_storage)
     records = [commit(run, step, torch.arange(100_000) + step) for step in (1, 2, 3)]
     monkeypatch.setenv("PIPELINE_CACHE_BYTES", str(records[0].bytes * 2 + 1000))
     paths = [fetch_verified(run, record) for record in records]
@@ -392,7 +392,7 @@ def test_the_cache_keeps_its_limit_and_says_where_a_checkpoint_does_not_fit(
     assert sorted(path.suffix for path in cache.iterdir()) == [".bin", ".bin", ".json", ".json", ".lock", ".lock"]
     assert json.loads(paths[1].with_suffix(".json").read_text())["url"] == run.url_of(records[1].name)
     monkeypatch.setenv("PIPELINE_CACHE_BYTES", "1000")
-    with pytest.raises(UserError, match=r"PIPELINE_CACHE_BYTES=1000: memory.*step-00000001.ckpt"):
+    with pytest.raises(UserError, match=r"PIPELINE_CACHE_BYTES=1000: ram.*step-00000001.ckpt"):
         fetch_verified(run, records[0])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import saver as saving
-from pipeline.checkpoint.cleanup import sweep
+from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.checkpoint.commit import committed, newest, read_record
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.snapshot import Snapshots
@@ -188,7 +188,7 @@ def test_cut_at_any_operation_a_save_leaves_a_whole_checkpoint_or_nothing(
             assert data is not None
             assert each.sha256 == f"sha256:{hashlib.sha256(data).hexdigest()}"
         # What a start makes of it: nothing that is left keeps it from beginning.
-        sweep(run)
+        remove_leftovers(run)
         assert newest(run) == (found[0] if found else None)
         outcomes.append((done, len(found)))
         if done:

@@ -173,7 +173,7 @@ def copied(
     torch.save(checkpoint, path)
     data = path.read_bytes()
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    write_record(run, replace(record, bytes=len(data), sha256=digest), over=True)
+    write_record(run, replace(record, bytes=len(data), sha256=digest), overwrite=True)
     return Trained(run, trained.noted)
 
 

@@ -51,7 +51,7 @@ def test_explain_resume_says_why_newer_checkpoints_are_skipped(app: App, run: Pa
     (run / RunDir.record(8)).write_text("{")
     ended = app("explain_resume", "--run_dir", run)
     assert ended.status == 0
-    assert "skipped        step 10: it has no commit record: its save did not come to its end" in ended.out
+    assert "skipped        step 10: it has no commit record: its save did not finish" in ended.out
     assert re.search(r"skipped        step 9: its file has \d+ bytes, its record says \d+ bytes", ended.out)
     assert "skipped        step 8: its commit record is torn or foreign" in ended.out
     assert "checkpoint     step 7" in ended.out

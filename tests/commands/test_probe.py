@@ -107,21 +107,21 @@ def odd(monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def test_a_store_that_lists_late_fails(odd: Any) -> None:
+def test_a_store_that_lists_late_fails(odd: Any, other_storage: str) -> None:
     asked: list[int] = []
 
     def late(fs: Any) -> Any:
         return lambda *args, **kwargs: [] if len(asked) < 1 and not asked.append(1) else fs.ls(*args, **kwargs)
 
     odd(ls=late)
-    text, good = probe("memory://late", megabytes=1)
+    text, good = probe(other_storage, megabytes=1)
     assert not good
     assert verdicts(text)["list"] == "FAILED"
     assert "consistent listings" in text
-    assert what_is_left("memory://late") == []
+    assert what_is_left(other_storage) == []
 
 
-def test_a_store_that_does_not_delete_fails_and_says_what_is_left(odd: Any) -> None:
+def test_a_store_that_does_not_delete_fails_and_says_what_is_left(odd: Any, other_storage: str) -> None:
     def deny(fs: Any) -> Any:
         def rm_file(path: str) -> None:
             raise PermissionError("Access Denied")
@@ -129,25 +129,24 @@ def test_a_store_that_does_not_delete_fails_and_says_what_is_left(odd: Any) -> N
         return rm_file
 
     odd(rm_file=deny)
-    text, good = probe("memory://undeletable", megabytes=1)
+    text, good = probe(other_storage, megabytes=1)
     assert not good
     assert verdicts(text)["delete"] == verdicts(text)["clean up"] == "FAILED"
     assert "remove it by hand" in text
-    fsspec.filesystem("memory").rm("/undeletable", recursive=True)
 
 
-def test_a_store_that_never_answers_fails_in_time(odd: Any) -> None:
+def test_a_store_that_never_answers_fails_in_time(odd: Any, other_storage: str) -> None:
     answer = threading.Event()
 
     def hang(name: str) -> Any:
         return lambda fs: lambda *args, **kwargs: answer.wait(60) and getattr(fs, name)(*args, **kwargs)
 
     odd(**{name: hang(name) for name in ("open", "cat_file", "pipe_file")})
-    text, good = probe("memory://hanging", megabytes=1, limit=0.3)
+    text, good = probe(other_storage, megabytes=1, limit=0.3)
     answer.set()
     assert not good
     assert "no answer within" in text
-    assert "should the store wake up later, remove memory://hanging/probe-" in text
+    assert f"should the store wake up later, remove {other_storage}/probe-" in text
     assert verdicts(text) == {"write": "FAILED"}
 
 

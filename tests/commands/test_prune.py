@@ -17,7 +17,7 @@ def test_pruning_by_hand_lists_first_and_deletes_then(app: App, storage: str) ->
     listed = app("prune", "--run_dir", storage, "--keep_last=1", "--dry_run=true")
     assert (listed.status, listed.out.splitlines()[-2:]) == (
         0,
-        ["would go: 2 of 3 checkpoints, 3 bytes", "kept: 1 checkpoint, the newest at step 3"],
+        ["would be deleted: 2 of 3 checkpoints, 3 bytes", "kept: 1 checkpoint, the newest at step 3"],
     )
     assert steps(run) == [1, 2, 3]
     assert app("prune", "--run_dir", storage, "--keep_last=1", "--keep_every_n_steps=2").status == 0

@@ -91,7 +91,7 @@ def test_the_users_environment_takes_precedence() -> None:
         ({"nodes": "4:1"}, ["nodes='4:1'"]),
         ({"nodes": "0"}, ["nodes='0'"]),
         ({"run_dir": "memory://x"}, ["lives within one process"]),
-        ({"run_dir": ""}, ["run_dir is empty"]),
+        ({"run_dir": ""}, ["run_dir='' is empty"]),
         ({"processes": 5, "gpu": 4}, ["processes=5 on gpu=4"]),
         ({"cpu": 0, "memory": 0, "gpu": -1}, ["cpu=0", "memory=0", "gpu=-1"]),
         ({"config": "nothing"}, ["config='nothing'"]),

@@ -18,7 +18,7 @@ STUCK = ("--model=tests.support.killable.Stuck", "--checkpoints.every_n_steps=1"
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_between_two_steps_the_signal_is_obeyed_at_the_next(tmp_path: Path, number: signal.Signals) -> None:
     with fit_process(tmp_path, "--model=tests.support.killable.Slowly", "--trainer.max_epochs=50") as process:
-        process.until("saved step 7 ")
+        process.until("saved checkpoint step 7 ")
         process.signalled(number)
         assert process.ended() == 75
         assert "Traceback" not in process.said
@@ -84,7 +84,7 @@ def test_a_save_that_takes_longer_than_the_grace_is_named(tmp_path: Path) -> Non
     with fit_process(
         tmp_path, "--model=tests.support.killable.Slowly", "--trainer.max_epochs=100", "--grace=3"
     ) as process:
-        process.until("saved step 7")
+        process.until("saved checkpoint step 7")
         # From now on no save comes to its end, as on a storage that is away.
         folder = process.run / "checkpoints"
         folder.rename(process.run / "away")

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.checkpoint.commit import newest
 from pipeline.process.topology import Topology
-from pipeline.run.attempts import Writer
+from pipeline.run.attempts import AttemptLog
 from pipeline.run.lease import launch_id
 from pipeline.run.run_dir import LEASE, RunDir
 from tests.support.commands import Ended, torchrun
@@ -28,7 +28,7 @@ def test_the_launch_is_the_app_else_the_rendezvous_else_this_process() -> None:
 
 
 def test_other_ranks_hold_nothing_and_write_nothing(tmp_path: Path) -> None:
-    with Writer() as writer:
+    with AttemptLog() as writer:
         writer.begin(0)
         writer.held()
     assert list(tmp_path.iterdir()) == []
@@ -99,7 +99,7 @@ def test_an_attempt_says_that_the_user_must_change_something_or_that_it_crashed(
 
 def test_what_is_killed_leaves_an_attempt_without_an_end(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
-    writer = Writer()
+    writer = AttemptLog()
     writer.take(run, Topology.from_environment({}))
     value = attempt(str(tmp_path), 1)
     assert (value["first_step"], value["ended"]) == (None, None), "written at once"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -13,9 +12,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from pipeline.process.topology import Topology
-from pipeline.run.attempts import Writer
-from pipeline.run.goodput import OTHER, PURPOSES, REPEATED, SAVING, STARTING, USEFUL, VALIDATING, WAITING, Goodput
-from pipeline.run.goodput_report import Attempt, History
+from pipeline.run.attempts import AttemptLog
+from pipeline.run.goodput import OTHER, REPEATED, SAVING, STARTING, USEFUL, VALIDATING, WAITING, Goodput
 from pipeline.run.run_dir import LEASE, RunDir
 from tests.support.commands import Ended
 from tests.support.processes import fit_process
@@ -65,97 +63,13 @@ def test_every_second_goes_to_one_purpose(monkeypatch: pytest.MonkeyPatch) -> No
     assert goodput.step == 14
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    seconds = {**dict.fromkeys(PURPOSES, 1.0), USEFUL: 54.0}
-    return {
-        "first_step": 0,
-        "ended": "2026-01-01T00:01:00.000Z",
-        "status": 0,
-        "goodput": {"seconds": seconds, "saves": 4, "stop_seconds": 1.0, "behind_seconds": 2.0},
-    } | changes
-
-
-def figures(**changes: Any) -> dict[str, Any]:
-    good = record()
-    return {**good, "goodput": {**good["goodput"], **changes}}
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        None,
-        {},
-        record(goodput=None),
-        record(goodput={"seconds": []}),
-        record(ended="yesterday"),
-        record(ended=7),
-        record(first_step=None),
-        record(goodput={"seconds": dict.fromkeys(PURPOSES, -1.0), "saves": 1, "behind_seconds": None}),
-        record(goodput={"seconds": dict.fromkeys(PURPOSES, float("nan")), "saves": 1, "behind_seconds": None}),
-        record(goodput={"seconds": dict.fromkeys(PURPOSES, "1 s"), "saves": 1, "behind_seconds": None}),
-        figures(seconds=dict.fromkeys(PURPOSES, 10**400)),
-        *(figures(saves=value) for value in (-1, float("inf"), float("nan"), 10**400, True, None)),
-        *(figures(stop_seconds=value) for value in (-1.0, float("inf"), "1")),
-        *(figures(behind_seconds=value) for value in (-5.0, float("inf"), float("nan"), 10**400)),
-    ],
-)
-def test_a_record_that_cannot_be_understood_is_left_out(broken: Any) -> None:
-    assert Attempt.parsed(1, broken) is None
-
-
-def test_attempts_are_added_up_with_the_time_between_them() -> None:
-    pairs = [
-        record(status=None),
-        record(ended="2026-01-01T00:03:00.000Z", status=75),
-        record(ended="2026-01-01T00:04:30.000Z", status=137),
-    ]
-    parsed = [Attempt.parsed(number, each) for number, each in enumerate(pairs, 1)]
-    history = History([each for each in parsed if each is not None])
-    assert [each.failed for each in history.attempts] == [True, False, True]
-    assert [each.wall for each in history.attempts] == [60.0] * 3
-    assert history.down == pytest.approx(60 + 30)
-    costs = history.costs
-    assert costs is not None
-    assert (costs.failures, costs.wall, costs.behind) == (2, 180.0, 2.0)
-    assert costs.stop == 0.25
-    assert costs.restart == pytest.approx(1 + 45)
-    first, second = history.whole()
-    assert first.startswith("goodput of 3 attempts 60.0 % of 4 min 30 s: 2 min 42 s in useful steps")
-    assert first.endswith("1 min 30 s down between attempts")
-    assert "one failure in 1 min 30 s (2 seen)" in second
-    assert History([]).whole() == []
-
-
-def test_each_attempt_says_and_keeps_where_its_time_went(app: App, storage: str) -> None:
-    ended = app(*FIT, "--trainer.max_epochs=2", "--run_dir", storage)
-    assert ended.status == 0
-    assert re.search(r"^goodput \d+\.\d % of ", ended.err, re.MULTILINE)
-    assert re.search(r"^saving every .* would lose least", ended.err, re.MULTILINE)
-    found = attempt(storage, 1)
-    assert found["reached_step"] == 14
-    assert found["goodput"]["saves"] == 2
-    seconds = found["goodput"]["seconds"]
-    assert seconds[USEFUL] > 0
-    assert seconds[REPEATED] == 0
-    assert found["goodput"]["share"] == pytest.approx(seconds[USEFUL] / sum(seconds.values()), abs=1e-3)
-    ended = app(*FIT, "--trainer.max_epochs=3", "--run_dir", storage)
-    assert "goodput of 2 attempts" in ended.err
-    ended = app("verify", "--run_dir", storage, "--mtbf", "3")
-    assert ended.status == 0, ended.text
-    assert "goodput of 2 attempts" in ended.out
-    assert "one failure in 3 h 00 min (as given)" in ended.out
-    refused = app("verify", "--run_dir", storage, "--mtbf", "0")
-    assert refused.status == 2
-    assert "mtbf=0: must be a number of hours > 0" in refused.err
-
-
 @pytest.mark.timeout(90)
 def test_an_attempt_that_was_killed_is_completed_from_its_lease_and_its_steps_count_as_repeated(
     app: App, tmp_path: Path
 ) -> None:
     slow = ("--model=tests.support.killable.Slowly", "--checkpoints.every_n_steps=3", "--trainer.max_epochs=2")
     with fit_process(tmp_path, *slow) as running:
-        running.until("saved step 6")
+        running.until("saved checkpoint step 6")
         running.process.send_signal(signal.SIGKILL)
         running.ended()
         run = running.run
@@ -231,17 +145,7 @@ def test_what_attempts_before_the_last_had_reached_is_known_too(tmp_path: Path) 
     run = RunDir(str(tmp_path))
     run.write_json(RunDir.attempt(1), {"reached_step": 12, "last_step": 7})
     run.write_json(RunDir.attempt(2), {"reached_step": 0, "last_step": None})  # killed before its first renewal
-    writer = Writer()
+    writer = AttemptLog()
     writer.take(run, Topology.from_environment({}))
     assert writer.goodput.known == 12
     writer.__exit__(None, None, None)
-
-
-def test_broken_attempts_are_no_obstacle(app: App, tmp_path: Path) -> None:
-    run = RunDir(str(tmp_path))
-    assert app(*FIT, "--trainer.max_epochs=1", "--run_dir", tmp_path).status == 0
-    (tmp_path / RunDir.attempt(1)).write_text("{}")
-    (tmp_path / RunDir.attempt(2)).write_text('{"schema": 1, "reached_step": "many", "last_step": [], "goodput": 3}')
-    assert app("verify", "--run_dir", tmp_path).status == 0
-    assert app(*FIT, "--trainer.max_epochs=2", "--run_dir", tmp_path).status == 0
-    assert max(run.attempts()) == 3

@@ -1,4 +1,4 @@
-"""Storage is a URL: the same body on a folder, in memory and on S3."""
+"""Storage is a URL: the same body on a folder and on S3."""
 
 import os
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_default_run_directories_count_up(tmp_path: Path) -> None:
     assert next_run_dir("digits", base) == f"{base}/digits-10"
 
 
-@pytest.mark.parametrize("url", ["", "  ", "nosuch://bucket/x"])
+@pytest.mark.parametrize("url", ["", "  ", "nosuch://bucket/x", "memory://x"])
 def test_a_url_that_cannot_be_is_refused_by_name(url: str) -> None:
     with pytest.raises(UserError, match="run_dir="):
         RunDir(url)
@@ -95,3 +95,12 @@ def test_brackets_and_stars_in_a_name_are_no_pattern(storage: str) -> None:
         "b.json": {"schema": 1, "name": "b.json"},
         "none.json": None,
     }
+
+
+def test_a_storage_that_only_fsspec_knows_carries_a_run(other_storage: str) -> None:
+    run = RunDir(other_storage)
+    assert run.url == other_storage.replace("ram://", "ram:///")
+    assert run.create("a", b"1")
+    assert not run.create("a", b"2")
+    run.write_json("b.json", {"x": 1})
+    assert (run.read("a"), run.read_jsons(["b.json"])) == (b"1", {"b.json": {"schema": 1, "x": 1}})

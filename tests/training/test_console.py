@@ -24,7 +24,7 @@ def test_fast_epochs_get_one_line_every_few_seconds_and_each_event_its_own(
     ended = app(*FIT, "--trainer.max_epochs=20", "--run_dir", tmp_path)
     lines = ended.err.splitlines()
     assert len([line for line in lines if line.startswith("epoch ")]) <= 1 + (time.monotonic() - started) / 5
-    for word, times in (("started on", 1), ("saved step", 4), ("finished:", 1), ("trained ", 1)):
+    for word, times in (("started on", 1), ("saved checkpoint step", 4), ("finished:", 1), ("trained ", 1)):
         assert len([line for line in lines if line.startswith(word)]) == times
     assert ended.out == ""
 

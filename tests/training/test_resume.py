@@ -132,7 +132,7 @@ def test_a_truncated_newest_checkpoint_is_passed_over(app: App, tmp_path: Path) 
     path = Path(damaged, RunDir.checkpoint(14))
     path.write_bytes(path.read_bytes()[:-100])
     ended = fit(app, damaged, 3)
-    assert "passing over step 14" in ended.err
+    assert "skipping checkpoint step 14" in ended.err
     assert "resumed at step 7" in ended.err
     assert equal(state(straight)["state_dict"], state(damaged)["state_dict"])
 

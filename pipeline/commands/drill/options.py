@@ -11,7 +11,8 @@ from pipeline.commands.drill.course import APART, SLOWEST
 from pipeline.commands.drill.plan import LEAST_STEPS, Kind
 from pipeline.commands.drill.report import DRILL
 from pipeline.errors import UserError
-from pipeline.run.run_dir import RunDir, storage_error
+from pipeline.run.run_dir import RunDir, run_dir_problem
+from pipeline.run.storage_errors import raise_for_user
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """The environment variables that name an S3 server, the stronger one first."""
@@ -61,11 +62,8 @@ def checked(options: Options) -> list[str]:
         problems.append(f"nodes={options.nodes}: allowed are 1 to 254, all on this machine")
     if options.resize and options.nodes < 2:
         problems.append(f"resize=true with nodes={options.nodes}: one node less is none. Give --nodes 2 or more")
-    if options.run_dir.startswith("memory:"):
-        problems.append(
-            f"run_dir={options.run_dir!r} lives within one process: give storage that all processes see, such as a "
-            "folder or s3://"
-        )
+    if problem := run_dir_problem(options.run_dir):
+        problems.append(problem)
     further: list[str] = []
     try:
         further = shlex.split(options.args)
@@ -91,11 +89,12 @@ def require_new(base: RunDir) -> None:
         names = base.fs.ls(base.path, detail=False)
     except FileNotFoundError:
         return
-    except Exception as error:
-        raise UserError(
-            f"run_dir={base.label!r} cannot be read: {storage_error(error)}. Mend the name, or this user's permissions "
-            "or credentials there"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        raise_for_user(
+            error,
+            f"run_dir={base.label!r} cannot be read",
+            "Fix the name, or this user's permissions or credentials there",
+        )
     left = {str(name).rstrip("/").rsplit("/", 1)[-1] for name in names}
     if taken := sorted(left & {DRILL, "reference", "drilled", "checkpoints", "fit.yaml"}):
         raise UserError(

@@ -16,7 +16,8 @@ import torch
 
 from pipeline.process.cgroup import MemoryCgroup
 from pipeline.process.timeout import within
-from pipeline.run.run_dir import RunDir, is_away, storage_error
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import is_away, storage_error
 
 _MB = 1 << 20
 _GB = 1 << 30

@@ -1,0 +1,171 @@
+"""Small files on any fsspec storage: whole or absent, created only if absent, replaced only if unchanged.
+
+On a local disk a file is written under another name, forced to the disk and then linked or renamed. On S3 conditional
+requests decide between two writers. Any other storage decides as well as its fsspec implementation can.
+"""
+
+import errno
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import UserError
+from pipeline.run.storage_errors import http_status
+
+UNFINISHED = ".part"
+"""Ends the name of a small file on a local disk until it is whole."""
+
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+_TAKEN = (409, 412)
+_CHANGED = (404, 409, 412)
+_UNSUPPORTED = 501
+
+
+def open_filesystem(url: str, name: str) -> tuple[Any, str]:
+    """Return the fsspec filesystem of a URL, and the path in it.
+
+    Args:
+        url: A local path or any fsspec URL.
+        name: What to call it in an error, such as `run_dir='s3://b/x'`.
+
+    Raises:
+        UserError: The protocol is unknown, or what it needs is not installed.
+    """
+    try:
+        # Without a listing cache: another node's files must be seen the moment they are there.
+        fs, path = url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{name}: {error}. It must be a local path or a URL of a protocol that fsspec knows here; s3:// needs the "
+            "extra: pip install 'torchx-lightning-pipeline[s3]'"
+        ) from error
+    return fs, str(path)
+
+
+def speaks(fs: Any, protocol: str) -> bool:
+    """Return whether a filesystem is of this protocol."""
+    return protocol in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def is_local(fs: Any) -> bool:
+    """Return whether a filesystem is a disk of this node, or one that is mounted here."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def read(fs: Any, path: str) -> bytes | None:
+    """Return the bytes of a file, or None where there is none."""
+    try:
+        return cast("bytes", fs.cat_file(path))
+    except FileNotFoundError:
+        return None
+
+
+def write(fs: Any, path: str, data: bytes) -> None:
+    """Write a small file, whole and durable, in the place of any other."""
+    if is_local(fs):
+        _place(Path(path), data, os.replace)
+    else:
+        fs.pipe_file(path, data)
+
+
+def create(fs: Any, path: str, data: bytes) -> bool:
+    """Write a small file, whole and durable; return False and leave it alone where there is one of that name.
+
+    Of several that create it at once one succeeds on a local disk and on S3; elsewhere as far as the storage can.
+    """
+    if is_local(fs):
+        return _place(Path(path), data, _link)
+    if not speaks(fs, "s3") and _exists(fs, path):  # not every implementation knows the mode below
+        return False
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except Exception as error:
+        if isinstance(error, FileExistsError) or http_status(error) in _TAKEN:
+            return False
+        if http_status(error) != _UNSUPPORTED:
+            raise
+    else:
+        return True
+    if _exists(fs, path):
+        return False
+    fs.pipe_file(path, data)
+    return True
+
+
+def replace(fs: Any, path: str, data: bytes, etag: str) -> str | None:
+    """On S3: replace a small file that still has this ETag; return its new one, or None where it has changed.
+
+    Raises:
+        NotImplementedError: The store has no conditional writes.
+    """
+    for quoted in (etag, etag.strip('"')):  # Ceph compares with what has no quotes, others want them
+        try:
+            return str(fs.pipe_file(path, data, IfMatch=quoted)["ETag"])
+        except Exception as error:
+            if http_status(error) == _UNSUPPORTED:
+                raise NotImplementedError from error
+            if not isinstance(error, FileExistsError) and http_status(error) not in _CHANGED:
+                raise
+    return None
+
+
+def _exists(fs: Any, path: str) -> bool:
+    # Not `fs.exists`, which takes any error for an absent file.
+    try:
+        fs.info(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def make_folder(folder: Path) -> None:
+    """On a local disk: create a folder and its parents, and make them durable."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    os.makedirs(folder, exist_ok=True)
+    for each in missing:
+        sync(each.parent)
+
+
+def sync(path: Path) -> None:
+    """On a local disk: force a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _place(path: Path, data: bytes, put: Callable[[Path, Path], None]) -> bool:
+    """Put a file in its place so that it is whole at every moment, also of a power failure."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
+    make_folder(path.parent)
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            put(part, path)
+        except FileExistsError:
+            return False
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+    sync(path.parent)
+    return True
+
+
+def _link(part: Path, path: Path) -> None:
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with path.open("xb"):  # without hard links: claim the name, then fill it at once
+            os.replace(part, path)

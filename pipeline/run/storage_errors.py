@@ -1,0 +1,125 @@
+"""What an error of any storage means: the storage is away, it refuses, or what it returned is damaged.
+
+Every place that turns a storage's error into an exit status asks here. An outage is a crash that is retried; only what
+the user must change ends a run with status 2.
+"""
+
+import errno
+import gzip
+import json
+import pickle
+import socket
+import zipfile
+import zlib
+from enum import Enum
+from typing import NoReturn
+
+from pipeline.errors import StorageAway, UserError, chain
+
+
+class StorageFault(Enum):
+    """Which kind of error a storage raised."""
+
+    AWAY = "away"
+    """No answer, or the server's own failure: the same call may succeed later."""
+    REFUSED = "refused"
+    """An answer that stays the same until the user changes a name, a permission, a credential or a quota."""
+    DAMAGED = "damaged"
+    """The bytes came, and are not what they should be."""
+
+
+_AWAY_ERRNOS = (
+    errno.EBUSY,
+    errno.EIO,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENOTCONN,
+    errno.ESTALE,
+    getattr(errno, "EREMOTEIO", errno.EIO),
+)
+"""Of a network disk, and of s3fs for a server that is busy or fails; Python has classes for the other ones."""
+_AWAY_STATUSES = (408, 425, 429)
+_AWAY_CLASSES = {
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ConnectionError",
+    "GenericError",
+    "HTTPClientError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ProtocolError",
+}
+"""Of aiohttp, botocore, obstore and urllib3, which are installed with an extra only. obstore has a class of its own
+for each refusal, and GenericError for a connection that failed or a server that kept failing."""
+_DAMAGED_CLASSES = (
+    EOFError,
+    UnicodeDecodeError,
+    gzip.BadGzipFile,
+    json.JSONDecodeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def classify(error: BaseException) -> StorageFault:
+    """Classify an error by its whole chain, since clients wrap what the network said in errors of their own."""
+    causes = chain(error)
+    if any(_is_outage(each) for each in causes):
+        return StorageFault.AWAY
+    if any(isinstance(each, _DAMAGED_CLASSES) for each in causes):
+        return StorageFault.DAMAGED
+    return StorageFault.REFUSED
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether the same call may succeed later, without the user changing anything."""
+    return classify(error) is StorageFault.AWAY
+
+
+def raise_for_user(error: BaseException, what: str, advice: str) -> NoReturn:
+    """Raise what an error of a storage means for the user.
+
+    Args:
+        error: As the storage raised it.
+        what: What could not be done, such as `run_dir='s3://b/x' cannot be read`.
+        advice: What the user must change where the storage refuses.
+
+    Raises:
+        StorageAway: The storage does not answer: a crash, which is retried.
+        UserError: It refuses, or what it holds is damaged: status 2.
+    """
+    if isinstance(error, (StorageAway, UserError)):
+        raise error
+    if is_away(error):
+        raise StorageAway(f"{what}: the storage does not answer: {storage_error(error)}") from error
+    raise UserError(f"{what}: {storage_error(error)}. {advice}") from error
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error of s3fs, botocore or aiohttp, None for any other error."""
+    cause = error.__cause__ or error
+    answer = getattr(cause, "response", None)
+    found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+    status = getattr(cause, "status", None) if found is None else found
+    return status if isinstance(status, int) else None
+
+
+def storage_error(error: BaseException) -> str:
+    """Return an error of any storage in one line, with its class, since many of them say little by themselves."""
+    text, _, _ = str(error).partition("Debug source:")  # obstore says everything twice
+    text = " ".join(text.split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _is_outage(error: BaseException) -> bool:
+    if isinstance(error, (StorageAway, ConnectionError, TimeoutError, BlockingIOError, socket.gaierror)):
+        return True
+    status = http_status(error) or 0
+    if status in _AWAY_STATUSES or (status >= 500 and status != 501):  # 501: this store will never do it
+        return True
+    if isinstance(error, OSError) and error.errno in _AWAY_ERRNOS:
+        return True
+    return any(kind.__name__ in _AWAY_CLASSES for kind in type(error).__mro__)

@@ -1,0 +1,168 @@
+"""An outage is retried and never status 2; what the user must change is status 2, wherever it is met."""
+
+import errno
+import gzip
+import json
+import socket
+from collections.abc import Callable
+from http.client import IncompleteRead
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import botocore.exceptions as boto
+import obstore.exceptions
+import pytest
+from s3fs.errors import translate_boto_error
+from yarl import URL
+
+from pipeline.cache import mapped
+from pipeline.commands.drill.options import require_new
+from pipeline.commands.registry import _readable
+from pipeline.config.configuration import with_run_config
+from pipeline.config.resume_point import sha256
+from pipeline.errors import StorageAway, UserError
+from pipeline.run.lease import Lease
+from pipeline.run.run_dir import RunDir
+from pipeline.run.storage_errors import StorageFault, classify, http_status, is_away, raise_for_user
+from pipeline.training.checkpoint_io import read_own
+
+
+def client_error(code: str, status: int) -> Exception:
+    """What botocore raises of an answer of S3."""
+    answer = {"Error": {"Code": code, "Message": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return boto.ClientError(answer, "GetObject")
+
+
+def http_error(status: int) -> Exception:
+    """What aiohttp raises of an answer."""
+    request = aiohttp.RequestInfo(URL("http://x"), "GET", Any, URL("http://x"))  # type: ignore[arg-type]
+    return aiohttp.ClientResponseError(request, (), status=status)
+
+
+AWAY = [
+    ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
+    ConnectionResetError(),
+    TimeoutError(),
+    TimeoutError(),
+    socket.gaierror(-3, "Temporary failure in name resolution"),
+    OSError(errno.EIO, "I/O"),
+    OSError(errno.ESTALE, "stale"),
+    OSError(errno.EHOSTUNREACH, "no route to host"),
+    OSError(errno.EAGAIN, "try again"),
+    boto.EndpointConnectionError(endpoint_url="http://x"),
+    boto.ConnectTimeoutError(endpoint_url="http://x"),
+    boto.ReadTimeoutError(endpoint_url="http://x"),
+    boto.ConnectionClosedError(endpoint_url="http://x"),
+    boto.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+    IncompleteRead(b""),
+    client_error("InternalError", 500),
+    client_error("SlowDown", 503),
+    client_error("ServiceUnavailable", 503),
+    client_error("RequestTimeout", 408),
+    client_error("TooManyRequests", 429),
+    translate_boto_error(client_error("SlowDown", 503)),
+    translate_boto_error(client_error("InternalError", 500)),
+    aiohttp.ServerDisconnectedError(),
+    aiohttp.ClientPayloadError("cut"),
+    http_error(502),
+    http_error(429),
+    obstore.exceptions.GenericError("Generic S3 error: error sending request"),
+    StorageAway("for a minute"),
+]
+REFUSED = [
+    PermissionError(errno.EACCES, "denied"),
+    FileNotFoundError("The specified bucket does not exist"),
+    NotADirectoryError(errno.ENOTDIR, "not a directory"),
+    OSError(errno.EROFS, "read-only"),
+    OSError(errno.ENOSPC, "full"),
+    boto.NoCredentialsError(),
+    client_error("AccessDenied", 403),
+    client_error("NoSuchBucket", 404),
+    client_error("NotImplemented", 501),
+    translate_boto_error(client_error("AccessDenied", 403)),
+    translate_boto_error(client_error("SignatureDoesNotMatch", 403)),
+    http_error(403),
+    obstore.exceptions.PermissionDeniedError("denied"),
+    obstore.exceptions.NotFoundError("gone"),
+    ValueError("Parameter validation failed: Invalid bucket name"),
+]
+DAMAGED = [
+    json.JSONDecodeError("x", "y", 0),
+    UnicodeDecodeError("utf-8", b"", 0, 1, "x"),
+    EOFError(),
+    gzip.BadGzipFile("x"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(each, StorageFault.AWAY) for each in AWAY]
+    + [(each, StorageFault.REFUSED) for each in REFUSED]
+    + [(each, StorageFault.DAMAGED) for each in DAMAGED],
+    ids=lambda value: value.name if isinstance(value, StorageFault) else type(value).__name__,
+)
+def test_an_error_is_classified_by_itself_and_below_another(error: Exception, kind: StorageFault) -> None:
+    assert classify(error) is kind
+    outer = OSError("s3://b/x cannot be read")
+    outer.__cause__ = error
+    assert classify(outer) is kind
+    assert is_away(outer) == (kind is StorageFault.AWAY)
+    with pytest.raises(StorageAway if kind is StorageFault.AWAY else UserError) as caught:
+        raise_for_user(error, "run_dir='x' cannot be read", "Fix it")
+    assert isinstance(error, StorageAway) or "run_dir='x' cannot be read: " in str(caught.value)
+    assert str(caught.value).endswith("Fix it") == (kind is not StorageFault.AWAY)
+
+
+def test_a_status_is_found_behind_what_clients_make_of_it() -> None:
+    assert http_status(translate_boto_error(client_error("PreconditionFailed", 412))) == 412
+    assert http_status(http_error(404)) == 404
+    assert http_status(ValueError()) is None
+
+
+PLACES: dict[str, Callable[[str], Any]] = {
+    "the lease": lambda url: Lease.take(RunDir(url), "launch"),
+    "the nonce": lambda url: RunDir(url).write_nonce(),
+    "the head of a checkpoint": lambda url: read_own(f"{url}/x.ckpt"),
+    "the run's configuration": lambda url: with_run_config(["test", "--run_dir", url]),
+    "a foreign checkpoint": lambda url: sha256(f"{url}/x.ckpt"),
+    "a run that a command reads": _readable,
+    "the directory of a drill": lambda url: require_new(RunDir(url)),
+}
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let every call of the storage end with this error."""
+    from tests.support.ram import RamFileSystem
+
+    def raises(*_: Any, **__: Any) -> Any:
+        raise error
+
+    for name in ("cat_file", "cat_ranges", "info", "ls", "open", "pipe_file", "rm_file"):
+        monkeypatch.setattr(RamFileSystem, name, raises)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_outage_is_never_status_2_and_a_refusal_always_is(
+    other_storage: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(monkeypatch, ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
+    with pytest.raises(StorageAway, match="Connection refused"):
+        PLACES[place](other_storage)
+    fail(monkeypatch, PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(UserError, match="Permission denied"):
+        PLACES[place](other_storage)
+
+
+def test_an_outage_while_a_file_of_the_user_s_is_fetched_can_be_told_from_a_refusal(
+    other_storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_CACHE_DIR", str(tmp_path / "cache"))
+    fail(monkeypatch, ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
+    with pytest.raises(OSError, match="cannot be read") as caught:
+        mapped(f"{other_storage}/x")
+    assert is_away(caught.value)
+    fail(monkeypatch, PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(PermissionError) as refused:
+        mapped(f"{other_storage}/x")
+    assert not is_away(refused.value)
