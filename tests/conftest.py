@@ -13,7 +13,14 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tests.support import forkserver
 from tests.support.commands import ROOT, Ended
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start Python programs from a warm server, where tests run: not in the process that only hands them out."""
+    if not config.getoption("numprocesses", None):
+        forkserver.install()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import command
+from tests.support.forkserver import cold
 from tests.support.processes import fit_process
 
 STUCK = ("--model=tests.support.killable.Stuck", "--checkpoints.every_n_steps=1", "--trainer.max_epochs=2")
@@ -29,7 +30,7 @@ def test_between_two_steps_the_signal_is_obeyed_at_the_next(tmp_path: Path, numb
 
 @pytest.mark.timeout(90)
 def test_in_the_seconds_of_importing_it_is_heard_too(tmp_path: Path) -> None:
-    with fit_process(tmp_path) as process:
+    with cold(), fit_process(tmp_path) as process:
         began = time.monotonic()
         listening = Path(f"/proc/{process.process.pid}/status")
         # The signals that are caught, as a mask: SIGTERM is the 15th.

@@ -20,6 +20,7 @@ from pipeline.checkpoint.commit import committed
 from pipeline.run.run_dir import RunDir
 from tests.support.agent_harness import free_port
 from tests.support.commands import ROOT
+from tests.support.forkserver import SERVER
 
 KINDS = ("rank", "agent", "all")
 NODES = 2
@@ -85,7 +86,8 @@ class Job:
     def rank(self, node: int) -> int:
         """The process of a node's one worker."""
         agent = self.agents[node].pid
-        return int(Path(f"/proc/{agent}/task/{agent}/children").read_text().split()[0])
+        children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+        return next(int(each) for each in children if SERVER not in Path(f"/proc/{each}/cmdline").read_text())
 
     def alive(self, node: int) -> bool:
         """Whether a node's worker is the one that it was when this was asked first."""
