@@ -32,8 +32,8 @@ def test_help_explains_every_subcommand(app: App, subcommand: str) -> None:
     [
         (("fitt",), "'fitt'"),
         ((), "fit,validate,test,predict,summary"),
-        ((*FIT, "--data.batch_size=0", "--data.num_workers=-1"), "data.num_workers=-1: allowed are 0"),
-        ((*FIT, "--data.train.init_args.split=dev"), "split='dev': allowed are 'train', 'val', 'test'"),
+        ((*FIT, "--data.batch_size=0", "--data.num_workers=-1"), "data.num_workers=-1 must be >= 0"),
+        ((*FIT, "--data.train.init_args.split=dev"), "split='dev' must be one of 'train', 'val', 'test'"),
         ((*FIT, "--checkpoints.mode=least"), "checkpoints.mode='least'"),
         ((*FIT, "--trainer.accelerator=cuda"), "CUDAAccelerator"),
         ((*FIT, "--run_dir=nosuch://x"), "run_dir='nosuch://x'"),

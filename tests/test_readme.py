@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.sampler import Batches, Permutation, PositionedSampler
+from pipeline.data.permutation import Permutation
+from pipeline.data.sampler import Batches, PositionedSampler
 from tests.support.commands import ROOT, command
 
 README = (ROOT / "README.md").read_text()

@@ -302,7 +302,7 @@ def _wanted(sha256: str | None) -> str:
         return ""
     wanted = f"sha256:{sha256.strip().lower().removeprefix('sha256:')}"
     if not _DIGEST.fullmatch(wanted):
-        raise UserError(f"sha256={sha256!r}: allowed are 64 hexadecimal digits, as `sha256sum <file>` prints them")
+        raise UserError(f"sha256={sha256!r} must be 64 hexadecimal digits, as `sha256sum <file>` prints them")
     return wanted
 
 

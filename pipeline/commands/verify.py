@@ -13,7 +13,7 @@ from pipeline.run.run_dir import RunDir
 from pipeline.training.run_state import read_run_state
 
 if TYPE_CHECKING:
-    from pipeline.data.epoch_record import Account
+    from pipeline.data.epoch_record import EpochRecord
 
 _COLUMNS = ("epoch", "expected", "consumed", "padded", "dropped", "proof", "closed by")
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 def verify(run: RunDir, mtbf_hours: float | None = None) -> Verdict:
     """Hash every committed checkpoint of a run again, and judge what the newest good one says about its epochs.
 
-    Each checkpoint is a line on standard output as soon as it is known. The expected samples are computed anew from
+    Each checkpoint is a line on standard output as soon as it is known. The expected samples are computed again from
     each epoch's seed and position; what was counted in training is only compared with them.
 
     Args:
@@ -104,12 +104,12 @@ def _rehash(run: RunDir) -> tuple[CommitRecord | None, list[int]]:
 
 
 def _judge(run: RunDir, record: CommitRecord) -> Verdict:
-    """What the ledger in a checkpoint proves.
+    """Return what the ledger in a checkpoint proves.
 
     Raises:
         UserError: There is none that could be judged.
     """
-    from pipeline.data.epoch_record import Account  # noqa: PLC0415 - imports torch
+    from pipeline.data.epoch_record import EpochRecord  # noqa: PLC0415 - imports torch
 
     state = read_run_state(run.url_of(record.name))
     if state is None or state.ledger is None:
@@ -118,49 +118,49 @@ def _judge(run: RunDir, record: CommitRecord) -> Verdict:
             "train_dataloader of pipeline.data.DataModule yields, without overfit_batches, is accounted for"
         )
     try:
-        accounts = [Account.from_dict(each) for each in state.ledger]
+        epochs = [EpochRecord.from_dict(each) for each in state.ledger]
     except ValueError as error:
         raise UserError(f"run_dir={run.label!r}: the ledger of step {record.step} is damaged: {error}") from error
-    problems = _gaps(accounts, record)
+    problems = _gaps(epochs, record)
     rows: list[tuple[str, ...]] = [_COLUMNS]
-    for account in accounts:
-        expected = account.expected()
-        problem = account.problem(expected)
+    for epoch in epochs:
+        expected = epoch.expected()
+        problem = epoch.problem(expected)
         problems += [problem] if problem else []
         rows.append(
             (
-                str(account.epoch),
+                str(epoch.epoch),
                 str(expected.count),
-                str(account.consumed.count),
-                str(account.padded),
-                str(account.dropped + account.withheld.count),
+                str(epoch.consumed.count),
+                str(epoch.padded),
+                str(epoch.dropped + epoch.withheld.count),
                 "FAILED" if problem else "ok",
-                account.closed or "open",
+                epoch.closed or "open",
             )
         )
     notes = [
-        f"epoch {account.epoch}: {account.withheld.count} samples came in batches that were None, and were not used"
-        for account in accounts
-        if account.withheld.count
+        f"epoch {epoch.epoch}: {epoch.withheld.count} samples came in batches that were None, and were not used"
+        for epoch in epochs
+        if epoch.withheld.count
     ]
     if "end" not in record.reason:
         notes.append("training has not ended there; what came later is not known")
     lines = [f"ledger of {run} at step {record.step} (the newest good checkpoint)", "", *_table(rows), "", *notes]
     if problems:
         lines += [f"FAILED: {problem}" for problem in problems]
-    elif accounts:
+    elif epochs:
         lines.append("every sample is accounted for")
     else:
         lines.append("no epoch has been trained by now")
     return Verdict("\n".join(lines), not problems)
 
 
-def _gaps(accounts: "list[Account]", record: CommitRecord) -> list[str]:
-    """Epochs without an account, from the first one that has one: what lies before it was another program's."""
-    known = {account.epoch for account in accounts}
+def _gaps(epochs: "list[EpochRecord]", record: CommitRecord) -> list[str]:
+    """Epochs without a record, from the first one that has one: what lies before it was another program's."""
+    known = {each.epoch for each in epochs}
     begun = record.epoch + bool(record.position)
     first = min(known, default=begun)
-    return [f"epoch {epoch} has no account" for epoch in range(first, begun) if epoch not in known]
+    return [f"epoch {number} has no record" for number in range(first, begun) if number not in known]
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

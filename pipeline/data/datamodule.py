@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.sample_ids import fingerprint, identified
 from pipeline.data.sampler import Batches, PositionedSampler, Tail
-from pipeline.data.seeded import Collate, Keyed, Loader, refuse_unsized
+from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, refuse_unsized
 from pipeline.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class DataModule(pl.LightningDataModule):
     Training and validation are spread over all ranks. Training goes through each epoch's permutation, drawn from the
     seed and the epoch, from any position of it; validation goes in order and scores each sample once, for it never
     pads. Testing and prediction read in ascending index order. How a dataset may fetch whole batches and draw random
-    numbers is told in `pipeline.data.seeded.Keyed`.
+    numbers is told in `pipeline.data.seeded.SeededDataset`.
 
     Args:
         train: The training set.
@@ -67,18 +67,14 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         self.datasets = {"train": train, "val": val, "test": test, "predict": predict}
         sizes = {"batch_size": batch_size, "global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
-        problems = [
-            f"data.{name}={size}: allowed are 1 and more samples"
-            for name, size in sizes.items()
-            if size is not None and size < 1
-        ]
+        problems = [f"data.{name}={size} must be >= 1" for name, size in sizes.items() if size is not None and size < 1]
         if batch_size is not None and global_batch_size is not None:
             problems.append(
                 f"data.batch_size={batch_size} and data.global_batch_size={global_batch_size} both set the batch: turn "
                 "one off, --data.batch_size=null or --data.global_batch_size=null"
             )
         if num_workers < 0:
-            problems.append(f"data.num_workers={num_workers}: allowed are 0 and more loader processes")
+            problems.append(f"data.num_workers={num_workers} must be >= 0")
         for name, dataset in self.datasets.items():
             problem = None if dataset is None else refuse_unsized(name, dataset)
             problems += [problem] if problem else []
@@ -92,7 +88,7 @@ class DataModule(pl.LightningDataModule):
         self.seed = seed
         self.drop_last = drop_last
         self.collate_fn = collate_fn
-        self.accounted = False
+        self.emit_sample_ids = False
         """Whether training batches carry the indices of their samples, for a ledger that takes them off."""
         self._stands_at = (0, 0)
         self._batches: Batches | None = None
@@ -177,7 +173,7 @@ class DataModule(pl.LightningDataModule):
         """The training batches of this rank as the loader was last asked for, None before or without an order."""
         return self._batches
 
-    def forget_order(self) -> None:
+    def reset_order(self) -> None:
         """There is no order until the training loader is asked for, and none if a subclass brings another loader."""
         self._batches = None
 
@@ -203,7 +199,7 @@ class DataModule(pl.LightningDataModule):
         world_size, rank = self._ranks()
         self._batches = self.planned(epoch, position, rank, world_size, self._accumulate())
         loader = self._loader(dataset, batch_sampler=self._batches)
-        return identified(loader, digests=False) if self.accounted else loader
+        return identified(loader, digests=False) if self.emit_sample_ids else loader
 
     def val_dataloader(self) -> Any:
         """In order, spread over the ranks without padding; nothing where no validation set is named."""
@@ -226,16 +222,16 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self._dataset("predict"), batch_size=self._evaluated())
 
     def _loader(self, dataset: Any, **batching: Any) -> DataLoader[Any]:
-        keyed = Keyed(dataset, self.seed)
-        if callable(getattr(dataset, "__getitems__", None)) and not keyed.whole:
+        seeded = SeededDataset(dataset, self.seed)
+        if callable(getattr(dataset, "__getitems__", None)) and not seeded.whole:
             log.info(
                 "%s is fetched sample by sample: its __getitems__ takes no `seeds`, and it does not say "
                 "deterministic = True",
                 type(dataset).__name__,
             )
-        return Loader(
-            keyed,
-            collate_fn=Collate(self.collate_fn, keyed),
+        return SeededLoader(
+            seeded,
+            collate_fn=SeededCollate(self.collate_fn, seeded),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

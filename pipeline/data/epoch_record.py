@@ -1,6 +1,6 @@
-"""The account of an epoch: which samples it should have used and which it did, as counts and hashes.
+"""The record of an epoch: which samples it should have used and which it did, as counts and hashes.
 
-What a checkpoint says about its epochs is judged here, during training as afterwards.
+What a checkpoint holds of its epochs is judged here, during training and afterwards.
 """
 
 from collections.abc import Iterator
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.sampler import Permutation, mix
+from pipeline.data.permutation import Permutation, mix
 
-DRIFT = "drift"
-"""Closes an epoch that begins anew, because its data or its order are others than before and the user accepted that."""
+MISMATCH = "mismatch"
+"""Closes an epoch that restarts from its beginning, since the user allowed another dataset or another order."""
+_OLD_NAMES = {"drift": MISMATCH}
+"""What earlier releases have written for it."""
 
 _BLOCK = 8192
 
@@ -33,7 +35,7 @@ class Tally:
 
     @staticmethod
     def of(indices: npt.NDArray[np.int64]) -> "Tally":
-        """The tally of some indices, (n,)."""
+        """Return the tally of some indices, (n,)."""
         return Tally(len(indices), int(mix(indices.astype(np.uint64)).sum(dtype=np.uint64)))
 
     def __add__(self, other: "Tally") -> "Tally":
@@ -41,7 +43,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Account:
+class EpochRecord:
     """One epoch.
 
     Attributes:
@@ -54,7 +56,7 @@ class Account:
         consumed: What was used, over all ranks and attempts.
         withheld: What was not, for the dataset's or the collate function's batch was None, and Lightning went on.
         closed: What ended the epoch: `complete`, `limit_train_batches`, `skipped` (the model returned -1), `max_steps`,
-            `stopped` (by a callback), `drift`, `loader` (it ended too early: never right); None while it is open.
+            `stopped` (by a callback), `mismatch`, `loader` (it ended too early: never right); None while it is open.
     """
 
     epoch: int
@@ -68,7 +70,7 @@ class Account:
     withheld: Tally = Tally()
 
     def expected(self, rank: int = 0, world_size: int = 1) -> Tally:
-        """What should have been used, from the order alone.
+        """Return what should have been used, from the order alone.
 
         Args:
             rank: Computes only this share of it; the shares of all ranks add up to the whole.
@@ -77,7 +79,7 @@ class Account:
         return _sum(self._entries(self.position, rank, world_size)) + _sum(self._entries(self.padded, rank, world_size))
 
     def problem(self, expected: Tally) -> str | None:
-        """What is wrong between `expected` and `consumed`, in words; None if nothing is."""
+        """Return what is wrong between `expected` and `consumed`, in words; None if nothing is."""
         given = self.consumed + self.withheld
         if expected == given and self.closed != "loader":
             return None
@@ -97,7 +99,7 @@ class Account:
         )
 
     def _entries(self, stop: int, rank: int, world_size: int) -> Iterator[npt.NDArray[np.int64]]:
-        """The share of the order's first `stop` entries, in blocks."""
+        """Yield the share of the order's first `stop` entries, in blocks."""
         # All samples are all samples in any order: then the permutation is not asked, and its own faults would show.
         permutation = None if stop == self.samples else Permutation(self.samples, self.seed, self.epoch)
         for start in range(rank * _BLOCK, stop, world_size * _BLOCK):
@@ -105,13 +107,13 @@ class Account:
             yield positions if permutation is None else permutation(positions % self.samples)
 
     def as_dict(self) -> dict[str, Any]:
-        """Numbers, strings and a list, for a checkpoint."""
+        """Return numbers, strings and a list, for a checkpoint."""
         tallies = {"consumed": self.consumed, "withheld": self.withheld}
         return {**asdict(self), **{name: [tally.count, f"{tally.hash:016x}"] for name, tally in tallies.items()}}
 
     @staticmethod
-    def from_dict(value: dict[str, Any]) -> "Account":
-        """What `as_dict` made.
+    def from_dict(value: dict[str, Any]) -> "EpochRecord":
+        """Parse what `as_dict` made.
 
         Raises:
             ValueError: It is something else.
@@ -122,13 +124,14 @@ class Account:
             )
             consumed, withheld = _tally(value["consumed"]), _tally(value["withheld"])
             closed = None if value["closed"] is None else str(value["closed"])
-            account = Account(epoch, seed, samples, position, padded, dropped, consumed, closed, withheld)
-            counts = (account.padded, account.consumed.count, account.withheld.count)
-            if not 0 <= account.position <= account.samples <= 2**62 or min(counts) < 0:
+            closed = _OLD_NAMES.get(closed or "", closed)
+            record = EpochRecord(epoch, seed, samples, position, padded, dropped, consumed, closed, withheld)
+            counts = (record.padded, record.consumed.count, record.withheld.count)
+            if not 0 <= record.position <= record.samples <= 2**62 or min(counts) < 0:
                 raise ValueError("numbers out of range")
-            return account
+            return record
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"not the account of an epoch: {value!r}") from error
+            raise ValueError(f"not the record of an epoch: {value!r}") from error
 
 
 def _tally(value: Any) -> Tally:

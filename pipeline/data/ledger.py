@@ -18,8 +18,8 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import CombinedLoader
 
 from pipeline.data.datamodule import DataModule
-from pipeline.data.epoch_record import DRIFT, Account, Tally
-from pipeline.data.sample_ids import IdentifiedBatch, Watched
+from pipeline.data.epoch_record import MISMATCH, EpochRecord, Tally
+from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds
 from pipeline.errors import ProofFailed
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Ledger:
 
     def __init__(self, data: DataModule) -> None:
         self.data = data
-        self.closed: list[Account] = []
+        self.closed: list[EpochRecord] = []
         self._before = Tally()
         """Of the open epoch: what all ranks had used when this attempt began."""
         self._own = Tally()
@@ -54,53 +54,53 @@ class Ledger:
         self._in_flight: deque[IdentifiedBatch] = deque()
         self._step = 0
         original = data.train_dataloader
-        data.accounted = True
+        data.emit_sample_ids = True
 
         def train_dataloader() -> Any:
-            data.forget_order()
+            data.reset_order()
             loader = original()
             if data.batches is not None and isinstance(loader, (dict, list, tuple, CombinedLoader)):
-                data.accounted = False
+                data.emit_sample_ids = False
                 loader = original()
-                data.forget_order()
+                data.reset_order()
             if data.batches is not None:
-                return Watched(loader, self._in_flight)
+                return StripSampleIds(loader, self._in_flight)
             if not getattr(data.trainer, "overfit_batches", 0):
                 log.warning(
                     "%s.train_dataloader() brings loaders of its own: samples are not accounted for, and a resume in "
-                    "the middle of an epoch begins it anew",
+                    "the middle of an epoch restarts it from the beginning",
                     type(data).__name__,
                 )
             return loader
 
         data.train_dataloader = train_dataloader  # type: ignore[method-assign]
 
-    def load(self, accounts: list[dict[str, Any]], epoch: int, anew: bool = False) -> None:
-        """Go on with the accounts of a checkpoint.
+    def load(self, records: list[dict[str, Any]], epoch: int, restart: bool = False) -> None:
+        """Continue the records of a checkpoint.
 
         Args:
-            accounts: What `state` returned.
-            epoch: The epoch to go on with: its account, if there is one, is open again.
-            anew: That epoch begins anew in another order: its account is closed as `drift`.
+            records: What `state` returned.
+            epoch: The epoch to continue with: its record, if there is one, is open again.
+            restart: That epoch restarts in another order: its record is closed as `mismatch`.
 
         Raises:
-            ValueError: They are no accounts.
+            ValueError: They are no records.
         """
-        read = [Account.from_dict(account) for account in accounts]
-        reopened = [account for account in read if account.epoch == epoch and account.closed != DRIFT]
-        self.closed = [account for account in read if account not in reopened]
-        if anew:
-            self.closed += [replace(account, closed=DRIFT) for account in reopened]
+        read = [EpochRecord.from_dict(record) for record in records]
+        reopened = [record for record in read if record.epoch == epoch and record.closed != MISMATCH]
+        self.closed = [record for record in read if record not in reopened]
+        if restart:
+            self.closed += [replace(record, closed=MISMATCH) for record in reopened]
         elif reopened:
             self._before, self._before_withheld = reopened[0].consumed, reopened[0].withheld
             self._before_padded = reopened[0].padded
 
     def state(self, trainer: pl.Trainer, epoch: int, batches: int) -> list[dict[str, Any]] | None:
-        """The accounts of all epochs so far, None where there is no order to compare with. All ranks must call it.
+        """Return the records of all epochs so far, None without an order to compare with. All ranks must call it.
 
         Args:
             trainer: Whose ranks are summed up.
-            epoch: The epoch to go on with.
+            epoch: The epoch to continue with.
             batches: Its batches that are over.
 
         Raises:
@@ -108,27 +108,27 @@ class Ledger:
         """
         if self.data.batches is None:
             return None
-        accounts = [account for account in self.closed if account.epoch <= epoch]
-        ended = any(account.epoch == epoch and account.closed != DRIFT for account in accounts)
+        records = [record for record in self.closed if record.epoch <= epoch]
+        ended = any(record.epoch == epoch and record.closed != MISMATCH for record in records)
         if batches and not ended:
-            account = self._account(trainer, batches)
-            used = account.position + account.padded
-            if account.consumed.count + account.withheld.count != used:
-                raise ProofFailed(account.problem(Tally(used, 0)) or "")
-            accounts.append(account)
-        return [account.as_dict() for account in accounts]
+            record = self._record(trainer, batches)
+            used = record.position + record.padded
+            if record.consumed.count + record.withheld.count != used:
+                raise ProofFailed(record.problem(Tally(used, 0)) or "")
+            records.append(record)
+        return [record.as_dict() for record in records]
 
-    def open(self, trainer: pl.Trainer, anew: bool) -> None:
-        """Open the account of an epoch, or go on with the one that `load` has opened.
+    def open(self, trainer: pl.Trainer, from_start: bool) -> None:
+        """Open the record of an epoch, or continue the one that `load` has opened.
 
         Args:
             trainer: Stands before the next batch.
-            anew: The epoch begins at its start.
+            from_start: The epoch begins at its start.
         """
         self._step = trainer.global_step
         self._own = self._own_withheld = Tally()
         self._unhashed, self._accumulating = [], []
-        if anew:
+        if from_start:
             self._before = self._before_withheld = Tally()
             self._before_padded = 0
 
@@ -153,11 +153,11 @@ class Ledger:
             self._use()
 
     def close(self, trainer: pl.Trainer, reason: str, completed: int) -> None:
-        """Close the account of an epoch, and compare. All ranks must call it.
+        """Close the record of an epoch, and compare. All ranks must call it.
 
         Args:
             trainer: Stands between two epochs.
-            reason: What ended the epoch, see `Account`; `complete` also where a limit made it shorter.
+            reason: What ended the epoch, see `EpochRecord`; `complete` also where a limit made it shorter.
             completed: Batches of the epoch that are over.
 
         Raises:
@@ -177,22 +177,22 @@ class Ledger:
             self._use()  # where the last batches made no step, the model itself withheld it
         elif self._accumulating:
             over -= len(self._accumulating)  # accumulated and thrown away
-        account = self._account(trainer, len(self.data.batches) if whole else over, reason)
-        expected = self._all(trainer, account.expected(trainer.global_rank, trainer.world_size))
-        problem = account.problem(expected)
+        record = self._record(trainer, len(self.data.batches) if whole else over, reason)
+        expected = self._all(trainer, record.expected(trainer.global_rank, trainer.world_size))
+        problem = record.problem(expected)
         if problem:
             raise ProofFailed(problem)
-        self.closed.append(account)
+        self.closed.append(record)
 
-    def _account(self, trainer: pl.Trainer, batches: int, reason: str | None = None) -> Account:
-        """The account of the current epoch after so many batches of each rank."""
+    def _record(self, trainer: pl.Trainer, batches: int, reason: str | None = None) -> EpochRecord:
+        """Return the record of the open epoch after so many batches of each rank."""
         self._hash()
         planned = self.data.batches
         assert planned is not None
         sampler = planned.sampler
         position = planned.position(batches)
         whole = reason in ("complete", "loader")
-        return Account(
+        return EpochRecord(
             epoch=sampler.epoch,
             seed=sampler.seed,
             samples=sampler.size,

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.data.sampler import Permutation
-from pipeline.data.seeded import Keyed, rows
+from pipeline.data.permutation import Permutation
+from pipeline.data.seeded import SeededDataset, rows
 from pipeline.errors import ProofFailed
 
 _FINGERPRINTED = 64
@@ -66,8 +66,8 @@ class _IdentifiedDataset:
         if not callable(getattr(self.dataset, "__getitems__", None)):
             return [self[index] for index in indices]
         items = self.dataset.__getitems__(indices)
-        if isinstance(self.dataset, Keyed) and (not self.digests or not isinstance(items, list)):
-            # Keyed has compared the numbers of samples; a list is still to be collated.
+        if isinstance(self.dataset, SeededDataset) and (not self.digests or not isinstance(items, list)):
+            # SeededDataset has compared the numbers of samples; a list is still to be collated.
             hashed = [_digest(row) for row in rows(items)] if self.digests else []
             return IdentifiedBatch(
                 np.array(indices, np.int64),
@@ -108,7 +108,7 @@ class _IdentifiedCollate:
         )
 
 
-class Watched:
+class StripSampleIds:
     """The outermost iterable around a loader: takes the identities off, so that the model sees its own batches.
 
     Between here and the model's step batches stay in order: only the trainer's fetcher, a queue, lies between.
@@ -176,7 +176,7 @@ def fingerprint(dataset: Any) -> tuple[str, str]:
 def _digest_of(dataset: Any, name: str, indices: list[int]) -> tuple[str, bool]:
     hasher = hashlib.sha256(name.encode())
     canonical = True
-    fetched = Keyed(dataset, 0).__getitems__(indices) if indices else []
+    fetched = SeededDataset(dataset, 0).__getitems__(indices) if indices else []
     for row in fetched if isinstance(fetched, list) else rows(fetched):
         canonical &= _hash(hasher, row)
     return hasher.hexdigest(), canonical

@@ -17,12 +17,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from pipeline.data.sampler import Indices, mix
+from pipeline.data.permutation import mix
+from pipeline.data.sampler import Indices
 from pipeline.errors import UserError
 
 
-class Keyed(Dataset[Any]):
-    """A user's dataset, fetched batch by batch, with its randomness keyed.
+class SeededDataset(Dataset[Any]):
+    """A user's dataset, fetched batch by batch, with its randomness seeded.
 
     Datasets have three ways to be fetched, the first that fits:
 
@@ -89,14 +90,14 @@ class Keyed(Dataset[Any]):
         if self.deterministic:
             return [self.dataset[index] for index in indices]
         samples = []
-        with _put_back():
+        with preserve_rng():
             for index, seed in zip(indices, sample_seeds(self.seed, _epoch(indices), indices).tolist(), strict=True):
                 _seed(seed)
                 samples.append(self.dataset[index])
         return samples
 
 
-class Collate:
+class SeededCollate:
     """Collates a list of samples; a whole batch is one already.
 
     Random numbers that a function of the user's draws depend on (seed, epoch, first index of the batch): the global
@@ -106,29 +107,29 @@ class Collate:
 
     Args:
         collate: Makes a batch of a list of samples; None: torch's default, which draws nothing.
-        keyed: The dataset whose batches are collated in the same process, right after they are fetched; None: the
+        seeded: The dataset whose batches are collated in the same process, right after they are fetched; None: the
             function draws from the generators as they stand.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any] | None, keyed: Keyed | None = None) -> None:
+    def __init__(self, collate: Callable[[list[Any]], Any] | None, seeded: SeededDataset | None = None) -> None:
         self.collate = collate or default_collate
-        self.keyed = keyed if collate else None
+        self.seeded = seeded if collate else None
 
     def __call__(self, fetched: Any) -> Any:
         """The batch that was fetched."""
         if not isinstance(fetched, list):
             return fetched
-        if self.keyed is None:
+        if self.seeded is None:
             return self.collate(fetched)
-        with _put_back():
-            _seed(self.keyed.batch_seed())
+        with preserve_rng():
+            _seed(self.seeded.batch_seed())
             return self.collate(fetched)
 
 
-class Loader(DataLoader[Any]):
+class SeededLoader(DataLoader[Any]):
     """torch's loader, which without workers does no more than fetching and collating: a fifth of a small batch's time.
 
-    Its dataset is a `Keyed`, or what hands out a Keyed's samples.
+    Its dataset is a `SeededDataset`, or what hands out a SeededDataset's samples.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -146,7 +147,7 @@ def refuse_unsized(name: str, dataset: Any) -> str | None:
     if isinstance(dataset, Sized) and callable(getattr(dataset, "__getitem__", None)):
         return None
     return (
-        f"data.{name}={type(dataset).__name__} is not map-style: allowed are datasets with __len__ and __getitem__. "
+        f"data.{name}={type(dataset).__name__} is not map-style: it must have __len__ and __getitem__. "
         "A stream has no index by which a sample could be accounted for: bring a LightningDataModule of your own"
     )
 
@@ -176,7 +177,7 @@ def rows_of(fetched: Any) -> int:
     count = counts.pop() if len(counts) == 1 else None
     if count is None:
         raise UserError(
-            f"__getitems__ returned {_described(fetched)}, which is no batch: allowed are a list of samples, a tensor, "
+            f"__getitems__ returned {_described(fetched)}, which is no batch: it must be a list of samples, a tensor, "
             "or a tuple or mapping of tensors, arrays and lists with one row for each index"
         )
     return count
@@ -225,7 +226,7 @@ def _seed(seed: int) -> None:
 
 
 @contextmanager
-def _put_back() -> Iterator[None]:
+def preserve_rng() -> Iterator[None]:
     """Leave torch's, numpy's and Python's global generators as they were; a loader worker's serve nobody else."""
     if get_worker_info() is not None:
         yield

@@ -33,7 +33,7 @@ class Digits(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, split: str = "train") -> None:
         if split not in _SIZES:
-            raise ValueError(f"split={split!r}: allowed are {', '.join(map(repr, _SIZES))}")
+            raise ValueError(f"split={split!r} must be one of {', '.join(map(repr, _SIZES))}")
         data = gzip.decompress(files("pipeline.examples").joinpath("data/digits.csv.gz").read_bytes())
         table = np.loadtxt(data.decode().splitlines(), delimiter=",", dtype=np.float32)
         order = np.random.RandomState(0).permutation(len(table))

@@ -43,7 +43,7 @@ class MNIST(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, root: str, split: str = "train") -> None:
         if split not in _FILES:
-            raise ValueError(f"split={split!r}: allowed are {', '.join(map(repr, _FILES))}")
+            raise ValueError(f"split={split!r} must be one of {', '.join(map(repr, _FILES))}")
         images_name, labels_name = _FILES[split]
         images, labels = _idx(root, images_name, dimensions=3), _idx(root, labels_name, dimensions=1)
         if images.shape[1:] != (28, 28):

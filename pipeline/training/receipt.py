@@ -23,8 +23,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 
 from pipeline.checkpoint.commit import CommitRecord
-from pipeline.data.sample_ids import IdentifiedBatch, Watched, identified
-from pipeline.data.seeded import Keyed
+from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, identified
+from pipeline.data.seeded import SeededDataset
 from pipeline.errors import ProofFailed, UserError
 from pipeline.run.run_dir import RECEIPT, SCORES, RunDir, now
 
@@ -71,7 +71,7 @@ class Evaluation(pl.Callback):
             raise UserError("trainer.limit_test_batches=0 leaves every sample out: remove the limit")
         original = source.test_dataloader
 
-        def test_dataloader() -> Watched:
+        def test_dataloader() -> StripSampleIds:
             loader = _only(original())
             problems = _refusals(trainer, loader)
             if problems:
@@ -81,7 +81,7 @@ class Evaluation(pl.Callback):
             self._count = np.zeros(len(dataset), np.uint32)
             self._digests = np.zeros((len(dataset), 32), np.uint8)
             self._canonical = True
-            return Watched(identified(loader), self._in_flight)
+            return StripSampleIds(identified(loader), self._in_flight)
 
         source.test_dataloader = test_dataloader
 
@@ -181,7 +181,7 @@ def _only(loaders: Any) -> DataLoader[Any]:
 
 def _dataset_of(loader: DataLoader[Any]) -> Any:
     """The user's own dataset."""
-    return loader.dataset.dataset if isinstance(loader.dataset, Keyed) else loader.dataset
+    return loader.dataset.dataset if isinstance(loader.dataset, SeededDataset) else loader.dataset
 
 
 def _refusals(trainer: pl.Trainer, loader: DataLoader[Any]) -> list[str]:

@@ -71,7 +71,7 @@ def through(loader: Iterable[Any]) -> Callable[[], float]:
 
 def ours(dataset: Dataset[Any], accounted: bool = False) -> Any:
     data = DataModule(train=dataset, batch_size=BATCH)
-    data.accounted = accounted
+    data.emit_sample_ids = accounted
     return data.train_dataloader()
 
 

@@ -256,7 +256,7 @@ def test_another_digest_is_refused(host: Host, folder: Path, decompress: bool) -
         with pytest.raises(UserError, match=r"(?s)sha256='sha256:0000.*http.*sha256:[0-9a-f]{64}.*correct sha256"):
             mapped(host.url, sha256="0" * 64, decompress=decompress)
         mapped(host.url, decompress=decompress)
-    with pytest.raises(UserError, match="sha256='abc': allowed are 64"):
+    with pytest.raises(UserError, match="sha256='abc' must be 64"):
         mapped(host.url, sha256="abc")
 
 

@@ -218,7 +218,7 @@ def test_saves_by_time_by_validation_and_by_steps(app: App, tmp_path: Path, more
 def test_numbers_out_of_range_are_named(app: App, tmp_path: Path, value: str) -> None:
     ended = app(*FIT, f"--checkpoints.{value}", "--run_dir", tmp_path)
     assert ended.status == 2
-    assert f"checkpoints.{value}: allowed are" in ended.err
+    assert f"checkpoints.{value} must be" in ended.err
 
 
 def test_loader_workers_that_are_forked_after_an_upload_live_on(app: App, s3: str, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_an_indivisible_global_batch_is_named_with_the_nearest(world_size: int, 
     ("arguments", "words"),
     [
         (("--data.batch_size=4", "--data.global_batch_size=8"), "both set the batch"),
-        (("--data.batch_size=0",), "data.batch_size=0: allowed are 1 and more samples"),
+        (("--data.batch_size=0",), "data.batch_size=0 must be >= 1"),
         (("--data.global_batch_size=-1",), "data.global_batch_size=-1"),
         (("--data.eval_batch_size=0",), "data.eval_batch_size=0"),
         (("--data.num_workers=-1",), "data.num_workers=-1"),

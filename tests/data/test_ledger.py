@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.epoch_record import Account, Tally
+from pipeline.data.epoch_record import EpochRecord, Tally
 from pipeline.run.run_dir import RunDir
 from pipeline.training.run_state import read_run_state
 from tests.support.commands import Ended
@@ -121,7 +121,7 @@ def rewrite(run: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
         (lambda ledger: ledger[1]["consumed"].__setitem__(0, 100), "epoch 1 should have used 101 samples"),
         (lambda ledger: ledger[2]["consumed"].__setitem__(1, "0123456789abcdef"), "the count is right but"),
         (lambda ledger: ledger[0].update(closed="loader"), "some samples were left out"),
-        (lambda ledger: ledger.pop(1), "epoch 1 has no account"),
+        (lambda ledger: ledger.pop(1), "epoch 1 has no record"),
     ],
 )
 def test_verify_exits_with_1_where_a_proof_fails(
@@ -209,15 +209,19 @@ def test_tallies_add_up_in_any_order_and_tell_every_exchange() -> None:
 
 
 def test_an_account_outlasts_being_written_and_read() -> None:
-    account = Account(3, 1, 101, 64, 1, 2, Tally(65, 2**64 - 1), "complete")
-    assert Account.from_dict(json.loads(json.dumps(account.as_dict()))) == account
+    account = EpochRecord(3, 1, 101, 64, 1, 2, Tally(65, 2**64 - 1), "complete")
+    assert EpochRecord.from_dict(json.loads(json.dumps(account.as_dict()))) == account
     for broken in ({}, {**account.as_dict(), "consumed": [1]}, {**account.as_dict(), "epoch": None}, None):
         with pytest.raises(ValueError, match="not the account of an epoch"):
-            Account.from_dict(broken)  # type: ignore[arg-type]
+            EpochRecord.from_dict(broken)  # type: ignore[arg-type]
 
 
 def test_shares_of_what_is_expected_add_up() -> None:
-    for account in (Account(1, 2, 30_000, 30_000, 3), Account(1, 2, 30_000, 17_001), Account(0, 0, 5, 5, 11)):
+    for account in (
+        EpochRecord(1, 2, 30_000, 30_000, 3),
+        EpochRecord(1, 2, 30_000, 17_001),
+        EpochRecord(0, 0, 5, 5, 11),
+    ):
         whole = account.expected()
         assert whole.count == account.position + account.padded
         assert sum((account.expected(rank, 3) for rank in range(3)), Tally()) == whole

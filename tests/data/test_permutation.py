@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.sampler import Permutation, mix
+from pipeline.data.permutation import Permutation, mix
 from tests.support.samples import order
 
 SMALL = (5, 7, 10, 64)
@@ -56,7 +56,7 @@ def test_an_entry_is_the_same_alone_and_in_any_company(size: int) -> None:
 
 @pytest.mark.parametrize("size", [-1, 0, 2**62 + 1])
 def test_a_size_without_an_order_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"size={size}: allowed are 1 to"):
+    with pytest.raises(ValueError, match=f"size={size} must be 1 to"):
         Permutation(size, 0, 0)
 
 

@@ -296,10 +296,10 @@ def test_an_iteration_is_not_disturbed_by_the_next_epoch() -> None:
     [
         ({"rank": 2, "num_replicas": 2}, "rank"),
         ({"rank": -1}, "rank"),
-        ({"num_replicas": 0}, "num_replicas=0: allowed are 1 and more"),
-        ({"position": -1}, "position=-1: allowed are 0 to 10"),
-        ({"position": 11}, "position=11: allowed are 0 to 10"),
-        ({"tail": "cut"}, "tail='cut': allowed are 'pad', 'drop', 'keep'"),
+        ({"num_replicas": 0}, "num_replicas=0 must be >= 1"),
+        ({"position": -1}, "position=-1 must be 0 to 10"),
+        ({"position": 11}, "position=11 must be 0 to 10"),
+        ({"tail": "cut"}, "tail='cut' must be one of 'pad', 'drop', 'keep'"),
     ],
 )
 def test_wrong_arguments_of_the_sampler_are_named(arguments: dict[str, Any], message: str) -> None:
@@ -310,7 +310,7 @@ def test_wrong_arguments_of_the_sampler_are_named(arguments: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("size", "tail", "position", "arguments", "message"),
     [
-        (10, "pad", 0, {"batch_size": 0}, "batch_size=0: allowed are 1 and more"),
+        (10, "pad", 0, {"batch_size": 0}, "batch_size=0 must be >= 1"),
         (10, "keep", 0, {"batch_size": 2, "drop_last": True}, "drop_last=True leaves samples out"),
         (3, "keep", 0, {"batch_size": 2}, "3 samples for 4 ranks"),
         (10, "keep", 8, {"batch_size": 2}, "2 samples for 4 ranks"),

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, get_worker_info
 
 from pipeline.data.sampler import Batches, PositionedSampler
-from pipeline.data.seeded import Collate, Keyed, refuse_unsized, rows, rows_of
+from pipeline.data.seeded import SeededCollate, SeededDataset, refuse_unsized, rows, rows_of
 from pipeline.errors import UserError
 from tests.support.models import _Stream
 from tests.support.samples import SIZE, Drawn, fetched
@@ -54,13 +54,13 @@ FORMS: dict[str, Callable[[torch.Tensor], Any]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_whole_batch_reaches_the_model_as_the_dataset_made_it(form: str) -> None:
     dataset = Whole(FORMS[form])
-    keyed = Keyed(dataset, 0)
+    keyed = SeededDataset(dataset, 0)
 
     def never(samples: list[Any]) -> Any:
         raise AssertionError("a whole batch was collated")
 
     batches = Batches(PositionedSampler(dataset, shuffle=False), 10)
-    found = list(DataLoader(keyed, batch_sampler=batches, collate_fn=Collate(never, keyed)))
+    found = list(DataLoader(keyed, batch_sampler=batches, collate_fn=SeededCollate(never, keyed)))
     expected = [FORMS[form](torch.arange(start, min(start + 10, SIZE))) for start in (0, 10, 20)]
     assert [repr(batch) for batch in found] == [repr(batch) for batch in expected]
     assert dataset.asked == [list(range(10)), list(range(10, 20)), [20, 21, 22]]
@@ -70,10 +70,10 @@ def test_a_whole_batch_reaches_the_model_as_the_dataset_made_it(form: str) -> No
 
 def test_a_list_of_samples_is_collated_by_the_users_function() -> None:
     dataset = Whole(lambda indices: [{"x": index} for index in indices.tolist()])
-    keyed = Keyed(dataset, 0)
-    collate = Collate(lambda samples: [sample["x"] * 2 for sample in samples], keyed)
+    keyed = SeededDataset(dataset, 0)
+    collate = SeededCollate(lambda samples: [sample["x"] * 2 for sample in samples], keyed)
     assert list(DataLoader(keyed, batch_sampler=[[1, 2], [3]], collate_fn=collate)) == [[2, 4], [6]]
-    (batch,) = DataLoader(keyed, batch_sampler=[[1, 2]], collate_fn=Collate(None))
+    (batch,) = DataLoader(keyed, batch_sampler=[[1, 2]], collate_fn=SeededCollate(None))
     assert batch["x"].tolist() == [1, 2]
     assert dataset.asked == [[1, 2], [3], [1, 2]]
 
@@ -96,7 +96,7 @@ def test_rows_are_what_single_samples_would_be() -> None:
 )
 def test_another_number_of_samples_than_asked_for_is_refused(form: Any, count: int) -> None:
     with pytest.raises(ValueError, match=f"Whole.__getitems__ returned {count} samples for 3 indices"):
-        Keyed(Whole(form), 0).__getitems__([4, 5, 6])
+        SeededDataset(Whole(form), 0).__getitems__([4, 5, 6])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_another_number_of_samples_than_asked_for_is_refused(form: Any, count: i
 )
 def test_what_is_no_batch_is_refused(form: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Keyed(Whole(form), 0).__getitems__([4, 5, 6])
+        SeededDataset(Whole(form), 0).__getitems__([4, 5, 6])
 
 
 class Both(Drawn):
@@ -142,7 +142,9 @@ def test_a_whole_batch_is_fetched_in_one_go_from_workers_too() -> None:
 
     dataset = Where(lambda indices: indices)
     batches = Batches(PositionedSampler(dataset), 4)
-    found = list(DataLoader(Keyed(dataset, 0), batch_sampler=batches, collate_fn=Collate(None), num_workers=2))
+    found = list(
+        DataLoader(SeededDataset(dataset, 0), batch_sampler=batches, collate_fn=SeededCollate(None), num_workers=2)
+    )
     assert torch.cat([batch[0] for batch in found]).tolist() == list(batches.sampler)
     assert {number for batch in found for number in batch[1].tolist()} == {0, 1}
     assert all(batch[0].tolist() == batch[2].tolist() for batch in found)
@@ -157,11 +159,11 @@ class Sized:
 def test_a_dataset_that_is_not_map_style_is_named(dataset: Any) -> None:
     problem = refuse_unsized("train", dataset)
     assert problem is not None
-    assert problem.startswith(f"data.train={type(dataset).__name__} is not map-style: allowed are datasets with")
+    assert problem.startswith(f"data.train={type(dataset).__name__} is not map-style: it must have")
 
 
 @pytest.mark.parametrize("dataset", [[1, 2], range(3), Drawn(), np.zeros(3), torch.zeros(3)])
 def test_a_dataset_that_is_map_style_is_taken(dataset: Any) -> None:
     assert refuse_unsized("train", dataset) is None
-    assert len(Keyed(dataset, 0)) == len(dataset)
-    assert len(Keyed(dataset, 0).__getitems__([0, 1])) == 2
+    assert len(SeededDataset(dataset, 0)) == len(dataset)
+    assert len(SeededDataset(dataset, 0).__getitems__([0, 1])) == 2

@@ -36,7 +36,7 @@ def test_the_digits_are_all_there_split_once_and_for_all() -> None:
 
 def test_an_unknown_split_is_refused() -> None:
     for dataset in (Digits, functools.partial(MNIST, "/nowhere")):
-        with pytest.raises(ValueError, match="split='dev': allowed are 'train', 'val', 'test'"):
+        with pytest.raises(ValueError, match="split='dev' must be one of 'train', 'val', 'test'"):
             dataset(split="dev")
 
 

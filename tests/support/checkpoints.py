@@ -41,7 +41,7 @@ def steps(run: RunDir) -> list[int]:
     return sorted(record.step for record in committed(run))
 
 
-class Watched:
+class StripSampleIds:
     """A filesystem that counts its calls, however a file is opened as `open`, and fails from the n-th change on."""
 
     def __init__(self, fs: Any, changes: int | None = None) -> None:
@@ -65,6 +65,6 @@ class Watched:
         return call
 
 
-def watched(run: RunDir, changes: int | None = None) -> Watched:
-    run.fs = Watched(run.fs, changes)
+def watched(run: RunDir, changes: int | None = None) -> StripSampleIds:
+    run.fs = StripSampleIds(run.fs, changes)
     return run.fs

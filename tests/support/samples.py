@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.data.sampler import Batches, Permutation, PositionedSampler
-from pipeline.data.seeded import Collate, Keyed
+from pipeline.data.permutation import Permutation
+from pipeline.data.sampler import Batches, PositionedSampler
+from pipeline.data.seeded import SeededDataset
 
 SIZE = 23
 
@@ -51,11 +52,11 @@ def fetched(
     found: list[dict[int, Any]] = [{} for _ in range(epochs)]
     for rank in range(ranks):
         sampler = PositionedSampler(dataset, ranks, rank, seed=seed, tail="drop" if ranks == 1 else "pad")
-        keyed = Keyed(dataset, seed)
+        keyed = SeededDataset(dataset, seed)
         loader = DataLoader(
             keyed,
             batch_sampler=Batches(sampler, batch_size),
-            collate_fn=Collate(collate, keyed),
+            collate_fn=SeededCollate(collate, keyed),
             num_workers=workers,
             persistent_workers=workers > 0,
         )

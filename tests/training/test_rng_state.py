@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pipeline.data.sampler import Batches, PositionedSampler
-from pipeline.data.seeded import Collate, Keyed, sample_seeds
+from pipeline.data.seeded import SeededCollate, SeededDataset, sample_seeds
 from tests.support.samples import SIZE, Drawn, draw, fetched
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -58,16 +58,16 @@ def test_another_epoch_seed_or_index_draws_other_numbers(dataset: Any) -> None:
 def test_a_sample_does_not_depend_on_where_its_epoch_went_on() -> None:
     dataset = Drawn()
     (reference,) = fetched(dataset)
-    keyed = Keyed(dataset, 0)
+    keyed = SeededDataset(dataset, 0)
     for position in (1, 10, 22):
         batches = Batches(PositionedSampler(dataset, position=position), 4)
-        for batch in DataLoader(keyed, batch_sampler=batches, collate_fn=Collate(None)):
+        for batch in DataLoader(keyed, batch_sampler=batches, collate_fn=SeededCollate(None)):
             for row in zip(*[part.tolist() for part in batch], strict=True):
                 assert row == reference[int(row[0])]
 
 
 def test_a_sample_by_itself_is_that_of_epoch_0() -> None:
-    keyed = Keyed(Drawn(), 5)
+    keyed = SeededDataset(Drawn(), 5)
     (reference,) = fetched(Drawn(), seed=5)
     assert tuple(keyed[3]) == reference[3]
     assert [tuple(row) for row in keyed.__getitems__([7, 3])] == [reference[7], reference[3]]
@@ -107,11 +107,11 @@ def test_the_training_process_keeps_its_own_random_numbers(workers: int) -> None
     random.gauss(0, 1)
     before = states()
     for collate in (None, drawing):
-        keyed = Keyed(Drawn(), 0)
+        keyed = SeededDataset(Drawn(), 0)
         loader = DataLoader(
             keyed,
             batch_sampler=Batches(PositionedSampler(keyed), 4),
-            collate_fn=Collate(collate, keyed),
+            collate_fn=SeededCollate(collate, keyed),
             num_workers=workers,
             generator=torch.Generator(),
         )
@@ -123,14 +123,14 @@ def test_the_training_process_keeps_its_own_random_numbers(workers: int) -> None
     ("dataset", "collate"), [(Broken(), None), (Drawn(), failing)], ids=["dataset", "collate function"]
 )
 def test_the_training_process_keeps_its_random_numbers_after_an_error(dataset: Any, collate: Any) -> None:
-    keyed = Keyed(dataset, 0)
+    keyed = SeededDataset(dataset, 0)
     before = states()
     with pytest.raises(OSError, match=r"no such image|cannot be collated"):
         list(
             DataLoader(
                 keyed,
                 batch_sampler=[[1, 2], [5, 3]],
-                collate_fn=Collate(collate, keyed),
+                collate_fn=SeededCollate(collate, keyed),
                 generator=torch.Generator(),
             )
         )
@@ -138,12 +138,12 @@ def test_the_training_process_keeps_its_random_numbers_after_an_error(dataset: A
 
 
 def by_batch(workers: int, epochs: int = 1, position: int = 0, dataset: Any = None) -> list[Any]:
-    keyed = Keyed(dataset or Drawn(), 0)
+    keyed = SeededDataset(dataset or Drawn(), 0)
     sampler = PositionedSampler(keyed, position=position)
     loader = DataLoader(
         keyed,
         batch_sampler=Batches(sampler, 4),
-        collate_fn=Collate(drawing, keyed),
+        collate_fn=SeededCollate(drawing, keyed),
         num_workers=workers,
         persistent_workers=workers > 0,
     )
@@ -194,7 +194,7 @@ def test_a_collate_function_is_keyed_for_a_deterministic_dataset_too() -> None:
 
 def test_a_deterministic_dataset_is_not_seeded() -> None:
     before = torch.get_rng_state()
-    Keyed(Still(), 0).__getitems__([1, 2])
+    SeededDataset(Still(), 0).__getitems__([1, 2])
     assert not torch.equal(torch.get_rng_state(), before)
 
 
