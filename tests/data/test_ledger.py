@@ -190,7 +190,7 @@ def test_overfit_batches_in_more_than_one_process_is_refused(
     monkeypatch.setattr("pipeline.process.topology.Topology.signal", lambda *_: None)  # no agent holds a store here
     ended = app(*FIT, "--trainer.overfit_batches=2", "--run_dir", tmp_path)
     assert ended.status == 2
-    assert "trainer.overfit_batches=2: Lightning would give every one of the 2 processes the same samples" in ended.err
+    assert "trainer.overfit_batches=2: Lightning would give each of the 2 processes the same samples" in ended.err
 
 
 def test_overfit_batches_in_one_process_trains_without_an_account(app: App, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_account_outlasts_being_written_and_read() -> None:
     account = EpochRecord(3, 1, 101, 64, 1, 2, Tally(65, 2**64 - 1), "complete")
     assert EpochRecord.from_dict(json.loads(json.dumps(account.as_dict()))) == account
     for broken in ({}, {**account.as_dict(), "consumed": [1]}, {**account.as_dict(), "epoch": None}, None):
-        with pytest.raises(ValueError, match="not the account of an epoch"):
+        with pytest.raises(ValueError, match="not the record of an epoch"):
             EpochRecord.from_dict(broken)  # type: ignore[arg-type]
 
 
