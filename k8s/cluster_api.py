@@ -163,23 +163,13 @@ class Cluster:
 
     def read(self, kind: str, namespace: str, name: str) -> Object | None:
         """Return an object; None if it or its kind does not exist."""
-        try:
-            return self._json("GET", ApiRequest("get", kind, namespace, name))
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
+        return self._unless_absent("GET", ApiRequest("get", kind, namespace, name), {})
 
     def items(self, kind: str, namespace: str, selector: Mapping[str, str], fields: str = "") -> list[Object]:
         """Return the objects of a kind by labels and field selector; none of a kind that is not installed."""
         query = {"labelSelector": _selector(selector), "fieldSelector": fields}
-        try:
-            found: list[Object] = self._json("GET", ApiRequest("list", kind, namespace), query)["items"]
-        except ApiError as error:
-            if error.status == 404 and kind in OPTIONAL_KINDS:
-                return []
-            raise
-        return found
+        send = self._unless_absent if kind in OPTIONAL_KINDS else self._json
+        return list((send("GET", ApiRequest("list", kind, namespace), query) or {"items": ()})["items"])
 
     def patch(self, kind: str, namespace: str, name: str, change: Object) -> None:
         """Merge a change into an object."""
@@ -187,11 +177,7 @@ class Cluster:
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete an object and what it owns, if it exists."""
-        try:
-            self._json("DELETE", ApiRequest("delete", kind, namespace, name), {"propagationPolicy": "Background"})
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        self._unless_absent("DELETE", ApiRequest("delete", kind, namespace, name), {"propagationPolicy": "Background"})
 
     def log(self, namespace: str, pod: str, query: Mapping[str, str], idle: float) -> Iterator[bytes]:
         """Return the log of a pod in pieces, as they arrive.
@@ -250,6 +236,14 @@ class Cluster:
         except (HTTPError, ValueError):
             # The caller resumes from the last version; the pause avoids a busy loop while a server shuts down.
             time.sleep(min(seconds, self._patience.first))
+
+    def _unless_absent(self, method: str, request: ApiRequest, query: Mapping[str, str]) -> Object | None:
+        try:
+            return self._json(method, request, query)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
 
     def _json(
         self, method: str, request: ApiRequest, query: Mapping[str, str] | None = None, body: Object | None = None

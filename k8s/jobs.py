@@ -11,9 +11,6 @@ from k8s.options import RunOptions
 from k8s.pods import LABEL_QUEUE, LABEL_QUEUE_PRIORITY, Run, labels, pod_template, selector
 from pipeline.errors import PREEMPTED, USER_MUST_CHANGE
 
-DISRUPTED: Object = {"type": "DisruptionTarget", "status": "True"}
-"""Preempted, evicted, drained, or its node gone: not a failure of the pod."""
-
 
 def job_name(app_id: str, role: Role) -> str:
     """Return the name of a role's Job and its Service, which is also the prefix of its pods' names."""
@@ -66,13 +63,7 @@ def job_spec(run: Run, role: Role, rank0: str) -> Object:
         "backoffLimit": nodes * role.max_retries,
         # Never two pods of one index at the same time.
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {
-            "rules": [
-                {"action": "FailJob", "onExitCodes": exit_code(role, USER_MUST_CHANGE)},
-                {"action": "Ignore", "onExitCodes": exit_code(role, PREEMPTED)},
-                {"action": "Ignore", "onPodConditions": [DISRUPTED]},
-            ]
-        },
+        "podFailurePolicy": pod_failure_policy(role, "Ignore"),
     }
     if elastic(role):
         # A node that never joined would otherwise keep the Job open, waiting for nodes that have ended.
@@ -84,9 +75,21 @@ def job_spec(run: Run, role: Role, rank0: str) -> Object:
     return spec
 
 
-def exit_code(role: Role, status: int) -> Object:
-    """Return the condition of a rule that matches an exit status of the role's own container."""
-    return {"containerName": role.name, "operator": "In", "values": [status]}
+def pod_failure_policy(role: Role, on_preemption: str) -> Object:
+    """Return the rules for the exit of a pod: the action for preemptions and disruptions, and FailJob for status 2."""
+
+    def exits_with(status: int) -> Object:
+        return {"containerName": role.name, "operator": "In", "values": [status]}
+
+    # Preempted, evicted, drained, or its node gone.
+    disrupted = {"type": "DisruptionTarget", "status": "True"}
+    return {
+        "rules": [
+            {"action": "FailJob", "onExitCodes": exits_with(USER_MUST_CHANGE)},
+            {"action": on_preemption, "onExitCodes": exits_with(PREEMPTED)},
+            {"action": on_preemption, "onPodConditions": [disrupted]},
+        ]
+    }
 
 
 def leader_of(run: Run, role: Role) -> Role:

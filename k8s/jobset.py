@@ -11,9 +11,8 @@ from torchx.specs import Role
 
 from components.role import LaunchRequirements
 from k8s.fields import Object
-from k8s.jobs import DISRUPTED, exit_code, job_spec, leader_of, metadata, queue
+from k8s.jobs import job_spec, leader_of, metadata, pod_failure_policy, queue
 from k8s.pods import Run, labels
-from pipeline.errors import PREEMPTED, USER_MUST_CHANGE
 
 _USER_ERROR_RULE = 0
 """The index of the rule for status 2 in the pod failure policy, with which a Job's message ends."""
@@ -64,13 +63,7 @@ def _replicated_job(run: Run, role: Role) -> Object:
     if not after:
         # The first failed pod fails the Job, and the JobSet decides.
         spec["backoffLimit"] = 0
-        spec["podFailurePolicy"] = {
-            "rules": [
-                {"action": "FailJob", "onExitCodes": exit_code(role, USER_MUST_CHANGE)},
-                {"action": "FailJob", "onExitCodes": exit_code(role, PREEMPTED)},
-                {"action": "FailJob", "onPodConditions": [DISRUPTED]},
-            ]
-        }
+        spec["podFailurePolicy"] = pod_failure_policy(role, "FailJob")
     made: Object = {"name": role.name, "replicas": 1}
     if after:
         made["dependsOn"] = [{"name": after, "status": "Complete"}]

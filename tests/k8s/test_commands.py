@@ -88,15 +88,25 @@ def test_run_submits_and_prints_the_handle(api: ApiServer, torchx: Command) -> N
     assert re.fullmatch(r"kubernetes_job://torchx/team:train-[a-z0-9]+", named)
 
 
+def wait_for_job(api: ApiServer, role: str) -> str:
+    """Wait until the Job of a role exists; its name."""
+    until = time.monotonic() + 20
+    while not (found := [one for one in api.objects_of("Job") if one["metadata"]["name"].endswith(f"-{role}")]):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return str(found[0]["metadata"]["name"])
+
+
 def test_run_can_wait_for_the_end(api: ApiServer, torchx: Command) -> None:
     def live() -> None:
+        wait_for_job(api, "train")
         for index in (0, 1):
             pod = api.start_pod("one-train", index)
             api.say(pod, f"hello from {index}")
             api.end_pod(pod, 7 * index)
         api.finish("one-train", "Failed", reason="BackoffLimitExceeded")
 
-    api.later(0.5, live)
+    api.later(0, live)
     ended = torchx("run", *TRAIN, "app_id=one", "--wait", "--log", *COMPONENT)
     assert ended.status == 1
     assert "hello from 1" in ended.text
@@ -166,11 +176,7 @@ def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def stage(api: ApiServer, role: str, nodes: int, code: int = 0) -> None:
     """Wait for the Job of a role, then let its pods run and end."""
-    until = time.monotonic() + 20
-    while not (found := [one for one in api.objects_of("Job") if one["metadata"]["name"].endswith(f"-{role}")]):
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    name = found[0]["metadata"]["name"]
+    name = wait_for_job(api, role)
     pods = [api.start_pod(name, index) for index in range(nodes)]
     for pod in pods:
         api.say(pod, f"{role} says hello")

@@ -18,10 +18,10 @@ from components.role import LaunchRequirements
 from k8s import manifests
 from k8s.manifests import owned, to_yaml
 from k8s.options import RunOptions
-from k8s.pods import MARGIN, label_value
+from k8s.pods import label_value
 from k8s.validation import problems_of as problems_of_options
 from tests.support.commands import ROOT
-from tests.support.manifests import GOLDEN, Object, both, foreign, jobs_of, objects, training, validate
+from tests.support.manifests import GOLDEN, both, foreign, jobs_of, made, objects, validate
 
 SECRET = "tell-nobody"
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -34,17 +34,8 @@ def _version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "__version__", "0.0.0")
 
 
-def made(app: AppDef, **opts: Any) -> list[Object]:
-    return objects(app, "app-1", opts, user="me")
-
-
 def problems_of(app: AppDef, opts: dict[str, Any], app_id: str | None = None) -> list[str]:
     return problems_of_options(app, RunOptions.of(opts), app_id)
-
-
-def pod_of(app: AppDef, **opts: Any) -> Any:
-    (job,) = (job for one in made(app, **opts) for job in jobs_of(one))
-    return job["spec"]["template"]["spec"]
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -65,84 +56,6 @@ def test_each_golden_file_is_compared() -> None:
 def test_the_golden_files_pass_strict_validation(name: str) -> None:
     for one in yaml.safe_load_all((ROOT / f"tests/k8s/golden/{name}.yaml").read_text()):
         validate(one)
-
-
-def test_pods_comply_with_pod_security_restricted() -> None:
-    for app, opts in GOLDEN.values():
-        for job in (job for one in objects(app, "app-1", opts) for job in jobs_of(one)):
-            pod = job["spec"]["template"]["spec"]
-            assert pod["securityContext"]["runAsNonRoot"]
-            assert pod["securityContext"]["runAsUser"] > 0
-            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-            assert pod["automountServiceAccountToken"] is False
-            for container in pod["containers"]:
-                assert container["securityContext"]["allowPrivilegeEscalation"] is False
-                assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-            if not opts.get("host_paths"):
-                kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
-                assert kinds <= {"emptyDir", "persistentVolumeClaim", "configMap"}
-
-
-def test_rules_for_exit_statuses_are_in_order() -> None:
-    (job, _) = made(training(nodes="3", retries=2))
-    rules = job["spec"]["podFailurePolicy"]["rules"]
-    assert [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in rules] == [
-        ("FailJob", [2]),
-        ("Ignore", [75]),
-        ("Ignore", None),
-    ]
-    assert rules[2]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
-    assert job["spec"]["backoffLimit"] == 6
-    assert job["spec"]["podReplacementPolicy"] == "Failed"
-
-
-def test_a_pod_has_more_grace_than_its_agent() -> None:
-    app = training(grace=77)
-    assert "--shutdown-timeout 77" in app.roles[0].args[1]
-    assert pod_of(app)["terminationGracePeriodSeconds"] == 77 + MARGIN
-
-
-def test_shared_memory_has_a_limit_within_the_memory() -> None:
-    for shm, size in ((0, "500Mi"), (64, "64Mi")):
-        (volume,) = (one for one in pod_of(training(memory=1000, shm=shm))["volumes"] if one["name"] == "shm")
-        assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": size}
-
-
-def test_a_run_with_fewer_nodes_is_done_when_rank_0_is() -> None:
-    (elastic, _), (fixed, _) = made(training(nodes="2:4")), made(training(nodes="4"))
-    assert elastic["spec"]["completions"] == fixed["spec"]["completions"] == 4
-    assert elastic["spec"]["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
-    assert "successPolicy" not in fixed["spec"]
-    # Replicas that do not meet each have their own work.
-    app = foreign()
-    app.roles[1].min_replicas = 1
-    assert not any("successPolicy" in job["spec"] for one in made(app) for job in jobs_of(one))
-
-
-def test_in_a_jobset_evaluation_waits_for_training_and_never_trains_again() -> None:
-    (job_set,) = made(both(nodes="2", retries=4), kind="jobset")
-    train, evaluate = job_set["spec"]["replicatedJobs"]
-    assert evaluate["dependsOn"] == [{"name": "train", "status": "Complete"}]
-    assert "dependsOn" not in train
-    policy = job_set["spec"]["failurePolicy"]
-    assert policy["maxRestarts"] == 4
-    # The first rule that fits counts.
-    mistake, later, deadline, preempted = policy["rules"]
-    assert mistake["action"] == later["action"] == deadline["action"] == "FailJobSet"
-    assert later["targetReplicatedJobs"] == ["evaluate"]
-    assert preempted["action"] == "RestartJobSetAndIgnoreMaxRestarts"
-    assert train["template"]["spec"]["backoffLimit"] == 0
-    assert {rule["action"] for rule in train["template"]["spec"]["podFailurePolicy"]["rules"]} == {"FailJob"}
-    assert evaluate["template"]["spec"]["backoffLimit"] == 3
-    # What a Job says of the pod that ended it, as Kubernetes writes it.
-    message = "Container {0} for pod a/b failed with exit code {1} matching FailJob rule at index {2}"
-    (pattern,) = mistake["onJobFailureMessagePatterns"]
-    for index, status in enumerate((2, 75)):
-        assert bool(re.search(pattern, message.format("train", status, index))) == (status == 2)
-        rule = train["template"]["spec"]["podFailurePolicy"]["rules"][index]
-        assert rule["onExitCodes"]["values"] == [status]
-    # The JobSet would create a Job again that is deleted on its own.
-    assert all("ttlSecondsAfterFinished" not in one["template"]["spec"] for one in (train, evaluate))
 
 
 def test_objects_after_a_job_are_owned_by_it() -> None:

@@ -52,6 +52,17 @@ def objects(app: AppDef, app_id: str, opts: dict[str, Any], user: str = "") -> l
     return manifests.objects(app, app_id, RunOptions.of(opts), user)
 
 
+def made(app: AppDef, **opts: Any) -> list[Object]:
+    """The objects of the run `app-1`."""
+    return objects(app, "app-1", opts, user="me")
+
+
+def pod_spec_of(app: AppDef, **opts: Any) -> Any:
+    """The pod spec of the only Job of an app."""
+    (job,) = (job for one in made(app, **opts) for job in jobs_of(one))
+    return job["spec"]["template"]["spec"]
+
+
 def training(*app_args: str, **parameters: Any) -> AppDef:
     return train(*app_args, **{"run_dir": "s3://bucket/run", "rdzv_port": 29_500, **parameters})
 
