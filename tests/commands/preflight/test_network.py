@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.preflight.network import CheckedNode, report
+from pipeline.commands.preflight.node import CheckStatus, NodeFinding
 from tests.support.agent_harness import Nodes
 
 Start = Callable[..., Nodes]
@@ -179,3 +181,17 @@ def test_of_three_nodes_the_slow_one_is_named(tmp_path: Path) -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("warning")]
     assert line.startswith(f"warning: node {slow} ("), text
     assert re.search(r"best link \d+ MB/s, median \d+ MB/s", line)
+
+
+def test_the_report_has_a_line_for_each_node_and_for_each_trouble() -> None:
+    nodes = [
+        CheckedNode("a", [NodeFinding("memory", "8.0 GB free"), NodeFinding("devices", "CPU")], link=2e9),
+        CheckedNode("b", [NodeFinding("clock", "7 s behind", CheckStatus.WARNING, "set it")], link=1.5e9),
+    ]
+    assert report(nodes, 2, 0, 1e9).splitlines() == [
+        "preflight of 2 nodes x 2 processes: ready",
+        "  node 0 (a)  memory: 8.0 GB free; devices: CPU; best link: 2000 MB/s",
+        "  node 1 (b)  best link: 1500 MB/s",
+        "  all-reduce of 32 MB: 1000 MB/s",
+        "warning: node 1 (b): clock: 7 s behind: set it",
+    ]
