@@ -41,7 +41,7 @@ def process_of(agent: subprocess.Popen[bytes]) -> int | None:
     """The process of an agent's preflight, once it has begun to run Python."""
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
     return next(
-        (int(one) for one in children if b"pipeline.commands.preflight" in Path(f"/proc/{one}/cmdline").read_bytes()),
+        (int(one) for one in children if b"\0pipeline\0preflight\0" in Path(f"/proc/{one}/cmdline").read_bytes()),
         None,
     )
 
