@@ -110,12 +110,13 @@ class NodeAgent:
         state.signals.check()
         program = self._program
         if self._preflight_of_round:
-            program = [sys.executable, "-m", "pipeline.commands.preflight", *shlex.split(self._preflight_of_round)]
+            program = [sys.executable, "-m", "pipeline", "preflight", *shlex.split(self._preflight_of_round)]
         arguments = ("-I", "-S", str(Path(pdeathsig.__file__)), str(os.getpid()), *program)
         processes = compat.start_workers(self._local, arguments, max(0, state.max_restarts - state.restarts_used))
         ranks = {worker.local_rank: worker.global_rank for worker in self._local.get_worker_group().workers}
+        workers = Workers(processes, ranks, state.grace, state.signals)
         self._log.start()
-        return Supervisor(state, handler, Workers(processes, ranks), self._log, bool(self._preflight_of_round))
+        return Supervisor(state, handler, workers, self._log, bool(self._preflight_of_round))
 
     def _stopped_without_workers(self) -> JobEnd:
         signals = self._state.signals

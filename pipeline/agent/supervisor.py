@@ -181,12 +181,12 @@ class Supervisor:
         # A node that leaves before it started workers takes none of the others' along.
         never_started = nodes_with(EventType.LEFT, events) - nodes_with(EventType.EXITED, events)
         if never_started or ((root or lost) and not (stops and (root is None or is_consequence(root, events)))):
-            self.workers.stop(state.grace, state.signals)
+            self.workers.stop()
         elif not self.workers.signalled and seconds > HURRY and nodes_with(EventType.SAVED, events):
             # Ranks that agree to save exit together: those that still run were not asked, and wait for a lost peer.
-            self.workers.stop(state.grace, state.signals)
+            self.workers.stop()
         elif seconds > state.grace:
-            self.workers.stop(HURRY, state.signals)
+            self.workers.stop(HURRY)
         elif not self.workers.signalled and not nodes_with(EventType.LEAVING, events):
             # One agent asks its workers to save for the node that joins, and they take all ranks along: a signal from
             # each agent would be a second one to workers that are about to save.
@@ -211,10 +211,9 @@ class Supervisor:
             self._report(EventType.READ)
             self.log.flush(_FLUSH)
         if verdict.status not in (DONE, PREEMPTED):
-            self.workers.stop(state.grace, state.signals)
+            self.workers.stop()
         else:
-            self.workers.await_exit(state.grace, state.signals)
-            self.workers.close()
+            self.workers.finish()
         mine = verdict.about == self._me and verdict.kind is not FailureKind.LOST_PEER
         traceback = self._tracebacks.get(verdict.rank, "") if mine else ""
         if not verdict.restart:
@@ -254,11 +253,10 @@ class Supervisor:
         """The store's host is lost, and the common log with it: each node decides for itself."""
         state = self.state
         if (planned := membership_change(self._events)) is not None:
-            self.workers.await_exit(state.grace, state.signals)
-            self.workers.close()
+            self.workers.finish()
             self._log_restart(planned, "", state.restarts_used, PREEMPTED)
             return None
-        self.workers.stop(state.grace, state.signals)
+        self.workers.stop()
         self._poll_workers()
         root, own = root_failure(self._events), root_failure(self._failed)
         status, reason, traceback = own.status if own else PREEMPTED, "node 0 (rendezvous store) lost", ""
@@ -283,11 +281,10 @@ class Supervisor:
         for number in dict.fromkeys(map(forwarded, received)):
             self.workers.send(number)
         grace = HURRY if len(received) > 1 else state.grace
-        self.workers.await_exit(max(0.0, grace - (time.monotonic() - signals.first)), signals)
+        self.workers.finish(max(0.0, grace - (time.monotonic() - signals.first)))
         mistake = next((end for end in self.workers.ended if end.code == USER_MUST_CHANGE), None)
         if mistake is not None and not self._failed:
             self._report_failure(mistake)
-        self.workers.close()
         end = self._end_of_stopped(crash, mistake, reason)
         self._report(EventType.EXITED, end.status if end.status in (DONE, PREEMPTED) else PREEMPTED)
         self._report(EventType.LEFT)

@@ -44,14 +44,18 @@ class Workers:
     Args:
         context: Of the started processes.
         ranks: The rank of each by its local rank.
+        grace: Seconds that they have after SIGTERM.
+        signals: The agent's own; a further one is forwarded, and leaves HURRY seconds.
 
     Attributes:
         ended: The exits so far, in the order in which they were seen.
         signalled: Whether this agent has asked them to stop.
     """
 
-    def __init__(self, context: SubprocessContext, ranks: Mapping[int, int]) -> None:
+    def __init__(self, context: SubprocessContext, ranks: Mapping[int, int], grace: float, signals: Signals) -> None:
         self._context = context
+        self._grace = grace
+        self._signals = signals
         self._ranks = dict(ranks)
         self._processes = {local: handler.proc for local, handler in context.subprocess_handlers.items()}
         self._seen: set[int] = set()
@@ -83,16 +87,43 @@ class Workers:
             if local not in self._seen:
                 process.send_signal(number)
 
-    def kill(self) -> None:
-        """Kill those that run, with all their children."""
+    def stop(self, grace: float | None = None) -> None:
+        """Send SIGTERM to those that run, and `finish`."""
+        self.poll()
+        if self.running:
+            self.send(signal.SIGTERM)
+        self.finish(grace)
+
+    def finish(self, grace: float | None = None) -> None:
+        """Wait for those that run, kill what is left after the grace, and clean up.
+
+        Args:
+            grace: Seconds, if they are others than those after SIGTERM.
+        """
+        received = self._signals.received
+        deadline, count = time.monotonic() + (self._grace if grace is None else grace), len(received)
+        while not self._wait(min(0.2, max(0.0, deadline - time.monotonic()))):
+            for number in received[count:]:
+                self.send(forwarded(number))
+                deadline = min(deadline, time.monotonic() + HURRY)
+            count = len(received)
+            if time.monotonic() >= deadline:
+                self._kill()
+                break
+        for local, process in self._processes.items():
+            if local in self._seen and process.returncode != DONE:
+                self._kill_group(process.pid)  # orphaned children
+        self._context.close(signal.SIGKILL, 1)  # torch's log readers
+
+    def _kill(self) -> None:
         for process in self._processes.values():
             if process.poll() is None:
                 self._kill_group(process.pid)
         # A process that waits for a device in the kernel cannot be killed, and must not block the agent.
-        self.wait(HURRY)
+        self._wait(HURRY)
 
-    def wait(self, seconds: float) -> bool:
-        """Wait until all have ended, for so long at most; returns whether they have."""
+    def _wait(self, seconds: float) -> bool:
+        """Wait until all have ended; returns False after so many seconds."""
         deadline = time.monotonic() + seconds
         while True:
             self.poll()
@@ -101,38 +132,6 @@ class Workers:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(_POLL_SECONDS)
-
-    def stop(self, grace: float, signals: Signals) -> None:
-        """Send SIGTERM to those that run, and kill what is left after the grace. See `await_exit`."""
-        self.poll()
-        if self.running:
-            self.send(signal.SIGTERM)
-            self.await_exit(grace, signals)
-        self.close()
-
-    def await_exit(self, grace: float, signals: Signals) -> None:
-        """Wait for those that run, and kill what is left after the grace.
-
-        Args:
-            grace: Seconds; a further signal to the agent is forwarded and shortens them.
-            signals: The agent's.
-        """
-        deadline, count = time.monotonic() + grace, len(signals.received)
-        while not self.wait(min(0.2, max(0.0, deadline - time.monotonic()))):
-            for number in signals.received[count:]:
-                self.send(forwarded(number))
-                deadline = min(deadline, time.monotonic() + HURRY)
-            count = len(signals.received)
-            if time.monotonic() >= deadline:
-                self.kill()
-                return
-
-    def close(self) -> None:
-        """Clean up after all have ended: orphaned children of a worker, and torch's log readers."""
-        for local, process in self._processes.items():
-            if local in self._seen and process.returncode != DONE:
-                self._kill_group(process.pid)
-        self._context.close(signal.SIGKILL, 1)
 
     @staticmethod
     def _kill_group(pid: int) -> None:

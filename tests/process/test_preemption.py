@@ -93,7 +93,7 @@ def test_a_save_that_takes_longer_than_the_grace_is_named(tmp_path: Path) -> Non
         process.signalled(signal.SIGTERM)
         assert process.ended(20) == 75
         assert "exiting now: step 7 is durable, step " in process.said
-        assert "was still on its way" in process.said
+        assert "was still being uploaded" in process.said
 
 
 def test_who_ends_because_another_rank_was_asked_takes_its_own_first_signal_for_the_first() -> None:

@@ -1,4 +1,4 @@
-"""The command line of a preflight: a subcommand of `python -m pipeline`, and the program that the agents start."""
+"""The command line of a preflight, which the agents start on all nodes as well."""
 
 import math
 from argparse import ArgumentParser

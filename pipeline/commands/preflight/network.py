@@ -1,4 +1,4 @@
-"""The nodes of a job together: which are missing, whose clock is off, and how fast the network between them is.
+"""The nodes of a job together: which of them hang, and how fast the network between them is.
 
 Results go through the launcher's store and not through the network that is being checked: so a node that hangs is
 named, where a collective would only time out. No rank is special: the first that has all results, or for which the time
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.commands.preflight.node import MAX_SKEW, CheckStatus, NodeFinding, NodeRequirements, check_node
+from pipeline.commands.preflight.node import CheckStatus, NodeFinding, NodeRequirements, check_node
 from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE
 from pipeline.process.topology import Topology
 
@@ -29,8 +29,6 @@ _EXCHANGED = 8 << 20
 """Bytes that two neighbours send to each other."""
 _SLOW = 0.5
 """A node is slow if its best link has less than this share of the median of all nodes."""
-_LOST_BY_RENDEZVOUS = 15.0
-"""Seconds between two clocks with which torch's rendezvous loses nodes: it compares heartbeats by wall clocks."""
 _STAGES = ("start", "connecting", "all-reduce", "links", "done")
 
 
@@ -118,27 +116,24 @@ class MultiNodeCheck:
             if arrived is not None:
                 nodes = self._arrivals(arrived)
                 fit = not {one.status for node in nodes for one in node.findings} & _UNFIT
-                self._store.set("go", json.dumps([fit, time.time(), [asdict(node) for node in nodes]]))
+                self._store.set("go", json.dumps([fit, [asdict(node) for node in nodes]]))
                 if not fit:
                     return nodes, 0.0
-        # All are released from here at one moment: so their clocks can be compared.
         self._store.wait(["go"], timedelta(seconds=3 * self._seconds))
-        now = time.time()
-        fit, start, known = json.loads(self._store.get("go"))
+        fit, known = json.loads(self._store.get("go"))
         if not fit:
             return None, 0.0
-        results = self._collect("result", at.rank, at.world_size, [now - start, *self._check_network()])
+        results = self._collect("result", at.rank, at.world_size, self._check_network())
         if results is None:
             with suppress(dist.DistError):
                 self._store.wait(["judged"], timedelta(seconds=self._seconds))
             self._disconnect()
             return None, 0.0
         nodes = [CheckedNode(node["host"], _findings(node["findings"])) for node in known]
-        self._judge_clocks(nodes, results)
         self._judge_network(nodes, results)
         self._store.set("judged", "")
         self._disconnect()
-        return nodes, next((result[2] for result in results if result and not result[1]), 0.0)
+        return nodes, next((result[1] for result in results if result and not result[0]), 0.0)
 
     def _collect(self, name: str, number: int, count: int, value: Any) -> list[Any] | None:
         """Share a result, and wait for those of all others.
@@ -173,20 +168,10 @@ class MultiNodeCheck:
                 nodes[-1].findings.append(NodeFinding("devices", found, CheckStatus.ACTION_REQUIRED, advice))
         return nodes
 
-    def _judge_clocks(self, nodes: list[CheckedNode], results: list[Any]) -> None:
-        clocks = results[:: self._at.processes]
-        for node, clock in zip(nodes, clocks, strict=True):
-            skew = clock[0] - clocks[0][0] if clock and clocks[0] else 0.0
-            if abs(skew) > MAX_SKEW:
-                found = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} node 0's"
-                too_far = abs(skew) > _LOST_BY_RENDEZVOUS
-                status = CheckStatus.ACTION_REQUIRED if too_far else CheckStatus.WARNING
-                node.findings.append(NodeFinding("clock", found, status, "set the clocks of all nodes by NTP"))
-
     def _judge_network(self, nodes: list[CheckedNode], results: list[Any]) -> None:
         """Name the processes that hang, or those that failed first, and the slow nodes."""
         stages = [self._stage_of(rank) for rank in range(len(results))]
-        errors = {rank: result[1] for rank, result in enumerate(results) if result and result[1]}
+        errors = {rank: result[0] for rank, result in enumerate(results) if result and result[0]}
         # A process that hangs makes others fail; and of those that fail the others fail that have come further.
         first = min((stages[rank] for rank in errors), key=_STAGES.index, default="") if None not in results else ""
         for rank, result in enumerate(results):
@@ -197,7 +182,7 @@ class MultiNodeCheck:
             if rank in errors and stages[rank] == first:
                 found, advice = f"{first}: {errors[rank]}", "check its network, or remove the node"
                 node.findings.append(NodeFinding("network", found, CheckStatus.FAILED, advice))
-            node.link = max(node.link, result[3])
+            node.link = max(node.link, result[2])
         median = statistics.median(node.link for node in nodes)
         for node in nodes:
             # Two nodes share one link: neither end can be told to be the slow one.

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from pipeline.commands.preflight import node
-from pipeline.commands.preflight.network import CheckedNode, report
 from pipeline.commands.preflight.node import (
     CheckStatus,
     NodeFinding,
@@ -22,7 +21,6 @@ from pipeline.commands.preflight.node import (
     check_shm,
     check_storage,
 )
-from tests.support.agent_harness import free_port
 from tests.support.commands import Ended
 
 MB = 1 << 20
@@ -125,43 +123,6 @@ def test_a_clock_that_is_off_from_the_storages_is_told(tmp_path: Path, off: floa
         assert words[5:] in one.found
 
 
-def test_the_report_has_a_line_for_each_node_and_for_each_trouble() -> None:
-    nodes = [
-        CheckedNode("a", [NodeFinding("memory", "8.0 GB free"), NodeFinding("devices", "CPU")], link=2e9),
-        CheckedNode("b", [NodeFinding("clock", "7 s behind", CheckStatus.WARNING, "set it")], link=1.5e9),
-    ]
-    assert report(nodes, 2, 0, 1e9).splitlines() == [
-        "preflight of 2 nodes x 2 processes: ready",
-        "  node 0 (a)  memory: 8.0 GB free; devices: CPU; best link: 2000 MB/s",
-        "  node 1 (b)  best link: 1500 MB/s",
-        "  all-reduce of 32 MB: 1000 MB/s",
-        "warning: node 1 (b): clock: 7 s behind: set it",
-    ]
-
-
-def test_alone_it_looks_at_this_machine(app: App, tmp_path: Path) -> None:
-    ended = app("preflight", "--run_dir", tmp_path / "run")
-    assert ended.status == 0, ended.text
-    assert "preflight of 1 node x 1 process: ready" in ended.out
-    for word in ("devices: ", "memory: ", "shared memory: ", "disk: ", "storage: "):
-        assert word in ended.out
-    ended = app("preflight", "--run_dir", tmp_path / "run", "--memory", 1 << 30)
-    assert ended.status == 2
-    assert "preflight of 1 node x 1 process: action required" in ended.out
-    assert f"{1 << 30} MB are required: request more (--memory), or use a node that has it" in ended.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["--gpus", "-1", "--shm", "-2"], ["gpus=-1", "shm=-2"]), (["--seconds", "0"], ["seconds=0"])],
-)
-def test_a_mistake_is_said(app: App, arguments: list[str], words: list[str]) -> None:
-    ended = app("preflight", "--run_dir", "runs/x", *arguments)
-    assert ended.status == 2
-    for word in words:
-        assert word in ended.err
-
-
 def test_all_of_a_node_is_looked_at(tmp_path: Path) -> None:
     about = [one.check for one in check_node(NodeRequirements(), str(tmp_path), 1, 30.0) if one.check != "disk"]
     assert about == ["devices", "memory", "shared memory", "storage"]
@@ -178,16 +139,3 @@ def test_a_storage_that_never_answers_is_left_after_its_limit() -> None:
     over.set()
     assert found.status is CheckStatus.FAILED
     assert "s3://bucket/run does not answer" in found.advice
-
-
-def test_rank_0_out_of_reach_is_said_without_a_traceback(
-    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    topology = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    where = {"GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    for name, value in {**topology, **where}.items():
-        monkeypatch.setenv(name, value)
-    ended = app("preflight", "--run_dir", tmp_path / "run", "--seconds", 1)
-    assert ended.status == 1, ended.text
-    assert f"127.0.0.1:{where['MASTER_PORT']} cannot be reached: [Errno 111] Connection refused" in ended.out
-    assert "Traceback" not in ended.text

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.preflight.network import CheckedNode, report
+from pipeline.commands.preflight.node import CheckStatus, NodeFinding
 from tests.support.agent_harness import Nodes
 
 Start = Callable[..., Nodes]
@@ -39,7 +41,7 @@ def process_of(agent: subprocess.Popen[bytes]) -> int | None:
     """The process of an agent's preflight, once it has begun to run Python."""
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
     return next(
-        (int(one) for one in children if b"pipeline.commands.preflight" in Path(f"/proc/{one}/cmdline").read_bytes()),
+        (int(one) for one in children if b"\0pipeline\0preflight\0" in Path(f"/proc/{one}/cmdline").read_bytes()),
         None,
     )
 
@@ -179,3 +181,17 @@ def test_of_three_nodes_the_slow_one_is_named(tmp_path: Path) -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("warning")]
     assert line.startswith(f"warning: node {slow} ("), text
     assert re.search(r"best link \d+ MB/s, median \d+ MB/s", line)
+
+
+def test_the_report_has_a_line_for_each_node_and_for_each_trouble() -> None:
+    nodes = [
+        CheckedNode("a", [NodeFinding("memory", "8.0 GB free"), NodeFinding("devices", "CPU")], link=2e9),
+        CheckedNode("b", [NodeFinding("clock", "7 s behind", CheckStatus.WARNING, "set it")], link=1.5e9),
+    ]
+    assert report(nodes, 2, 0, 1e9).splitlines() == [
+        "preflight of 2 nodes x 2 processes: ready",
+        "  node 0 (a)  memory: 8.0 GB free; devices: CPU; best link: 2000 MB/s",
+        "  node 1 (b)  best link: 1500 MB/s",
+        "  all-reduce of 32 MB: 1000 MB/s",
+        "warning: node 1 (b): clock: 7 s behind: set it",
+    ]
