@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_imports_point_down_the_layers() -> None:
             if not down:
                 wrong.append(f"{name} imports {other}")
     assert not wrong, "these arrows point up or aside: " + "; ".join(wrong)
+
+
+def test_no_imports_form_a_cycle() -> None:
+    known = {name for name, _ in modules()}
+    graph = {name: imported(path, known) - {name} for name, path in modules()}
+    # A package's __init__ re-exports its modules, which name the package only as the folder that they lie in.
+    packages = {name for name, path in modules() if path.name == "__init__.py"}
+    graph = {name: {other for other in others if other not in packages} for name, others in graph.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a cycle of imports: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize(
