@@ -225,7 +225,7 @@ class _CachedFile:
         self.folder.take_in(stem, self.url, size or 0, fill, durable=True)
 
     def _copy(self, remote: Any, file: Any, size: int | None) -> tuple[str, str, int, int]:
-        """Copy in parts; return the digests of the kept and of the received bytes, and the received and kept lengths."""
+        """Copy in parts; return the digests of the kept and received bytes, and the received and kept lengths."""
         raw, kept, length = _HashingReader(remote), hashlib.sha256(), 0
         stream = io.BufferedReader(raw, _CHUNK)
         zipped = self.decompress and stream.peek(2)[:2] == _GZIP

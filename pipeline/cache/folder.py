@@ -147,8 +147,8 @@ class CacheFolder:
     def too_large(self, url: str, size: int) -> UserError:
         """Return the error for a file that exceeds the limit."""
         return UserError(
-            f"PIPELINE_CACHE_BYTES={self.limit}: {url} has {size} bytes or more and does not fit. Raise it, or copy the "
-            "file to a local path and name that"
+            f"PIPELINE_CACHE_BYTES={self.limit}: {url} has {size} bytes or more and does not fit. Raise it, or copy "
+            "the file to a local path and name that"
         )
 
     def no_space(self, url: str, size: int | None) -> UserError:

@@ -25,7 +25,7 @@ from pipeline.errors import StorageAway, UserError
 from pipeline.run.lease import Lease
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import StorageFault, classify, http_status, is_away, raise_for_user
-from pipeline.training.checkpoint_io import read_own
+from pipeline.training.run_state import read_run_state
 
 
 def client_error(code: str, status: int) -> Exception:
@@ -123,7 +123,7 @@ def test_a_status_is_found_behind_what_clients_make_of_it() -> None:
 PLACES: dict[str, Callable[[str], Any]] = {
     "the lease": lambda url: Lease.take(RunDir(url), "launch"),
     "the nonce": lambda url: RunDir(url).write_nonce(),
-    "the head of a checkpoint": lambda url: read_own(f"{url}/x.ckpt"),
+    "the head of a checkpoint": lambda url: read_run_state(f"{url}/x.ckpt"),
     "the run's configuration": lambda url: with_run_config(["test", "--run_dir", url]),
     "a foreign checkpoint": lambda url: sha256(f"{url}/x.ckpt"),
     "a run that a command reads": _readable,
