@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,15 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield name.removesuffix(".__init__"), path
 
 
-def imported(path: Path, known: set[str]) -> set[str]:
-    """The modules of `pipeline/` that one of them imports, also within its functions."""
+def imported(path: Path, known: set[str], annotations: bool = True) -> set[str]:
+    """The modules of `pipeline/` that one of them imports, also within its functions and for its annotations alone."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    if not annotations:
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -71,6 +77,18 @@ def test_imports_point_down_the_layers() -> None:
             if not down:
                 wrong.append(f"{name} imports {other}")
     assert not wrong, "these arrows point up or aside: " + "; ".join(wrong)
+
+
+def test_no_imports_form_a_cycle() -> None:
+    known = {name for name, _ in modules()}
+    graph = {name: imported(path, known, annotations=False) - {name} for name, path in modules()}
+    # A package's __init__ re-exports its modules, which name the package only as the folder that they lie in.
+    packages = {name for name, path in modules() if path.name == "__init__.py"}
+    graph = {name: {other for other in others if other not in packages} for name, others in graph.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a cycle of imports: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize(

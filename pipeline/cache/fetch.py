@@ -1,15 +1,15 @@
-"""Files on any fsspec URL, fetched once a node, verified, and memory-mapped.
+"""Files on any fsspec URL, fetched once per node and verified.
 
 The cache is one folder on a disk of the node that processes, runs and users may share:
 
     <folder>/
-      <key>.lock             who reads or fetches now; <key> stands for one URL
-      <key>-<version>.part   a download under way, or what a killed one left
+      <key>.lock             held by readers and fetchers; <key> stands for one URL
+      <key>-<version>.part   a download in progress, or the leftover of a killed one
       <key>-<version>.bin    the bytes of one version of the file; never changed, only removed
-      <key>-<version>.json   what they are, written last: bytes without it do not exist
+      <key>-<version>.json   their record, written last: bytes without it do not exist
 
 Environment: PIPELINE_CACHE_DIR (default: the user's cache folder, or one of the user's own in the temporary folder),
-PIPELINE_CACHE_BYTES (default: 50 GB; the least recently used files go first).
+PIPELINE_CACHE_BYTES (default: 50 GB; the least recently used files are removed first).
 """
 
 import errno
@@ -21,20 +21,21 @@ import json
 import logging
 import os
 import re
+import stat
 import time
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-
 from pipeline.cache.folder import CacheFolder
-from pipeline.cache.mapping import Mapped, Source, map_file
 from pipeline.errors import UserError
 from pipeline.run.run_dir import SCHEMA, now
-from pipeline.run.storage_errors import storage_error
+from pipeline.run.storage import is_local, open_filesystem, speaks
+from pipeline.run.storage_errors import http_status, is_away, storage_error
 
 log = logging.getLogger(__name__)
 
@@ -50,50 +51,68 @@ _TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "content_md5", "sha")
 _TIMES = ("mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified", "created")
 
 
-def mapped(url: str, sha256: str | None = None, decompress: bool = False) -> Mapped:
-    """The bytes of a file, memory-mapped.
+@dataclass(frozen=True)
+class Source:
+    """A file on this node.
 
-    A local file is mapped where it lies, and must not be changed as long as it is; any other comes from the cache,
-    fetched if the cache has no copy of this version. Where the storage cannot be asked, the copy at hand is used.
+    Attributes:
+        url: As the user gave it; an absolute path for a local file.
+        path: The local file itself, or its copy in the cache.
+        bytes: Its length.
+        mtime_ns: When its content was last written.
+        decompress: Whether gzip was undone.
+        known: The digest of the copy in the cache, empty for a local file.
+    """
 
-    Args:
-        url: A local path or any fsspec URL.
-        sha256: The expected digest of the file at the URL, in hex. A copy of that digest is used without asking.
-        decompress: Undo gzip, if it is gzip. Its content then lies in the cache, a local file's too.
+    url: str
+    path: str
+    bytes: int
+    mtime_ns: int
+    decompress: bool = False
+    known: str = ""
 
-    Returns:
-        (n,) uint8, read-only.
+    @cached_property
+    def sha256(self) -> str:
+        """The digest of the content; a local file's is computed when first asked for."""
+        if self.known:
+            return self.known
+        with open(self.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if os.fstat(file.fileno()).st_mtime_ns != self.mtime_ns:
+                raise OSError(f"{self.url} was changed since it was opened: start again")
+        return f"sha256:{digest}"
 
-    Raises:
-        UserError: The digest is another one, the cache's settings are wrong, or the file does not fit.
-        ValueError: Damaged gzip.
-        OSError: The file could not be read.
+
+@contextmanager
+def fetched(url: str, sha256: str | None = None, decompress: bool = False) -> Iterator[Source]:
+    """Yield a file as it is on this node, verified; a copy stays in the cache until the block ends.
+
+    Arguments and errors are those of `pipeline.cache.mapped`.
     """
     wanted = _wanted(sha256)
-    try:
-        # Without a listing cache: a changed file must be seen.
-        fs, path = url_to_fs(url, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"{url}: {error}. Allowed are a local path and every protocol that fsspec knows here; for s3:// install "
-            "the extra: pip install 'torchx-lightning-pipeline[s3]'"
-        ) from error
-    if isinstance(fs, LocalFileSystem):
-        url = str(path)
-        array = map_file(Source(url, url, -1, 0))
-        if not decompress or bytes(array[:2]) != _GZIP:
-            if wanted and array.source is not None:
-                _verify(url, array.source.sha256, wanted)
-            return array
-    return _Entry(url, decompress).mapped(fs, str(path), wanted)
+    fs, path = open_filesystem(url, url)
+    if is_local(fs):
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(f"{path} is not a file")
+        source, url = Source(path, path, state.st_size, state.st_mtime_ns), path
+        with open(path, "rb") as file:
+            in_place = not decompress or file.read(2) != _GZIP
+        if in_place:
+            if wanted:
+                _verify(url, source.sha256, wanted)
+            yield source
+            return
+    with _CachedFile(url, decompress).held(fs, path, wanted) as source:
+        yield source
 
 
-class _Entry:
+class _CachedFile:
     """The copies of one file in the cache, one for each version.
 
     Args:
         url: Of the file.
-        decompress: Whether its gzip is undone.
+        decompress: Whether to undo gzip.
     """
 
     def __init__(self, url: str, decompress: bool) -> None:
@@ -102,12 +121,14 @@ class _Entry:
         self.folder = CacheFolder()
         self.key = hashlib.sha256(f"{decompress} {url}".encode()).hexdigest()[:32]
 
-    def mapped(self, fs: Any, path: str, wanted: str) -> Mapped:
+    @contextmanager
+    def held(self, fs: Any, path: str, wanted: str) -> Iterator[Source]:
+        """Yield a copy of what the storage holds now, which no process removes until the block ends."""
         if wanted:
             with self.folder.lock(self.key, fcntl.LOCK_SH):
-                array = self._find(source_sha256=wanted)
-            if array is not None:
-                return array
+                if (copy := self._find(source_sha256=wanted)) is not None:
+                    yield copy
+                    return
         try:
             info = _ask(fs, path)
         except PermissionError as error:
@@ -115,32 +136,29 @@ class _Entry:
         except Exception as error:
             if _is_missing(error):
                 raise FileNotFoundError(f"{self.url} does not exist") from error
-            with self.folder.lock(self.key, fcntl.LOCK_SH):
-                array = None if wanted else self._find()
-            if array is None:
-                raise OSError(f"{self.url} cannot be read: {storage_error(error)}") from error
-            log.warning(
-                "%s cannot be asked (%s): the copy in %s is used", self.url, storage_error(error), self.folder.path
-            )
-            return array
-        version = _version(info)
-        if not version or version.startswith("size="):
-            log.warning("%s: its host tells neither tag nor time: a change may go unseen; sha256 pins it", self.url)
-        for kind in (fcntl.LOCK_SH, fcntl.LOCK_EX):  # the processes of a node wait for the one that fetches
-            with self.folder.lock(self.key, kind):
-                array = self._find(wanted, version=version)
-                if array is not None:
-                    return array
-                if kind == fcntl.LOCK_EX:
-                    array = self._find(wanted, version=self._fetch(fs, path, info, wanted))
-        if array is None:
-            raise OSError(
-                f"{self.url} was fetched, but its copy in {self.folder.path} is gone or damaged: what else writes?"
-            )
-        return array
+            reason, failure = storage_error(error), error
+        else:
+            version = _version(info)
+            if not version or version.startswith("size="):
+                log.warning(
+                    "%s: its host reports neither tag nor time: changes may be missed; sha256 pins it", self.url
+                )
 
-    def _find(self, wanted: str = "", **having: str) -> Mapped | None:
-        """The newest whole copy whose record has these values."""
+            def fetch() -> None:
+                nonlocal version
+                version = self._fetch(fs, path, info, wanted)
+
+            with self.folder.hold(self.key, self.url, lambda: self._find(wanted, version=version), fetch) as copy:
+                yield copy
+            return
+        with self.folder.lock(self.key, fcntl.LOCK_SH):
+            if (copy := None if wanted else self._find()) is None:
+                raise OSError(f"{self.url} cannot be read: {reason}") from failure
+            log.warning("%s cannot be reached (%s): using the copy in %s", self.url, reason, self.folder.path)
+            yield copy
+
+    def _find(self, wanted: str = "", **having: str) -> Source | None:
+        """Return the newest whole copy whose record has these values."""
         found: list[tuple[str, Path, dict[str, Any]]] = []
         for path in self.folder.path.glob(f"{self.key}-*.json"):
             record: Any = None
@@ -150,31 +168,25 @@ class _Entry:
                 isinstance(record, dict)
                 and all(type(record.get(name)) is kind for name, kind in _RECORD.items())
                 and (record.get("schema"), record.get("url")) == (SCHEMA, self.url)
-                and record["bytes"] >= 0
                 and all(_DIGEST.fullmatch(record[name]) for name in ("sha256", "source_sha256"))
                 and all(record[name] == value for name, value in having.items())
             ):
                 found.append((record["created"], path.with_suffix(".bin"), record))
         for _, path, record in sorted(found, key=lambda each: each[0], reverse=True):
-            array = None
+            mtime_ns = None
             with suppress(OSError):
-                array = map_file(Source(self.url, str(path), record["bytes"], 0, self.decompress, record["sha256"]))
-            if array is None or array.source is None:
-                continue
-            # Hashing 50 GB again at every start would take each process half a minute and more of reading; a file
-            # that somebody wrote to or copied betrays itself by its time, and only that one is hashed.
-            touched = array.source.mtime_ns != record["mtime_ns"]
-            if touched and f"sha256:{hashlib.sha256(array.data).hexdigest()}" != record["sha256"]:
+                mtime_ns = _mtime_if_whole(path, record)
+            if mtime_ns is None:
                 continue
             if wanted:
                 _verify(self.url, record["source_sha256"], wanted)
-            with suppress(OSError):  # another user's file; its own uses keep it
-                os.utime(path, ns=(time.time_ns(), array.source.mtime_ns))
-            return array
+            with suppress(OSError):  # another user's file
+                os.utime(path, ns=(time.time_ns(), mtime_ns))
+            return Source(self.url, str(path), record["bytes"], mtime_ns, self.decompress, record["sha256"])
         return None
 
     def _fetch(self, fs: Any, path: str, info: dict[str, Any], wanted: str) -> str:
-        """Download with a few retries; the version that came."""
+        """Download with a few retries; return the version that came."""
         failure: Exception | None = None
         for attempt in range(_TRIES):
             try:
@@ -189,7 +201,7 @@ class _Entry:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise self.folder.no_space(self.url, _size(info)) from error
                 failure = error
-                log.warning("%s: try %d of %d failed: %s", self.url, attempt + 1, _TRIES, storage_error(error))
+                log.warning("%s: attempt %d of %d failed: %s", self.url, attempt + 1, _TRIES, storage_error(error))
         assert failure is not None
         raise OSError(f"{self.url} was not fetched whole in {_TRIES} tries: {storage_error(failure)}") from failure
 
@@ -202,9 +214,9 @@ class _Entry:
                 digest, source_digest, source_bytes, length = self._copy(remote, file, size)
             file.truncate(length)
             if size is not None and source_bytes != size:
-                raise OSError(f"{source_bytes} bytes came, the storage says {size}")
+                raise _short(source_bytes, size)
             if _version(_ask(fs, path)) != version:
-                raise OSError("it was changed while it was fetched")
+                raise ConnectionError("it was changed while it was fetched")
             if wanted:
                 _verify(self.url, source_digest, wanted)
             known = {"version": version, "bytes": length, "sha256": digest}
@@ -213,8 +225,8 @@ class _Entry:
         self.folder.take_in(stem, self.url, size or 0, fill, durable=True)
 
     def _copy(self, remote: Any, file: Any, size: int | None) -> tuple[str, str, int, int]:
-        """Copy in parts; the digests of what is kept and of what came, and how many bytes came and are kept."""
-        raw, kept, length = _Hashed(remote), hashlib.sha256(), 0
+        """Copy in parts; return the digests of the kept and received bytes, and the received and kept lengths."""
+        raw, kept, length = _HashingReader(remote), hashlib.sha256(), 0
         stream = io.BufferedReader(raw, _CHUNK)
         zipped = self.decompress and stream.peek(2)[:2] == _GZIP
         reader = io.BufferedReader(gzip.GzipFile(fileobj=stream), _CHUNK) if zipped else stream
@@ -228,13 +240,13 @@ class _Entry:
                     kept.update(chunk)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             if isinstance(error, EOFError) and size is not None and raw.bytes != size:
-                raise OSError(f"{raw.bytes} bytes came, the storage says {size}") from error
+                raise _short(raw.bytes, size) from error
             raise ValueError(f"{self.url}: damaged gzip ({error})") from error
         came = raw.hasher.hexdigest()
         return f"sha256:{kept.hexdigest() if zipped else came}", f"sha256:{came}", raw.bytes, length
 
 
-class _Hashed(io.RawIOBase):
+class _HashingReader(io.RawIOBase):
     """Counts and hashes what is read."""
 
     def __init__(self, file: Any) -> None:
@@ -255,6 +267,20 @@ class _Hashed(io.RawIOBase):
         return filled
 
 
+def _mtime_if_whole(path: Path, record: dict[str, Any]) -> int | None:
+    """Return when a copy was last written, None where it is not what its record says."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode) or state.st_size != record["bytes"]:
+            return None
+        # Hashing 50 GB again at every start would cost each process half a minute and more of reading; a file that was
+        # written to or copied has another time, and only that one is hashed.
+        touched = state.st_mtime_ns != record["mtime_ns"]
+        if touched and f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != record["sha256"]:
+            return None
+        return state.st_mtime_ns
+
+
 def _ask(fs: Any, path: str) -> dict[str, Any]:
     info = fs.info(path)
     if not isinstance(info, dict) or info.get("type") == "directory":
@@ -263,15 +289,17 @@ def _ask(fs: Any, path: str) -> dict[str, Any]:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether the storage said that there is no such file; over HTTP an unreachable host looks alike."""
-    cause = error.__cause__
-    over_http = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
-    answered = not over_http or getattr(cause, "status", None) in (404, 410)
-    return isinstance(error, (FileNotFoundError, IsADirectoryError)) and answered
+    """Return whether the storage answered that there is no such file; over HTTP every failure raises the same class."""
+    missing = isinstance(error, (FileNotFoundError, IsADirectoryError))
+    return missing and not is_away(error) and http_status(error) in (None, 404, 410)
+
+
+def _short(came: int, size: int) -> ConnectionError:
+    return ConnectionError(f"{came} bytes came, the storage says {size}")
 
 
 def _version(info: dict[str, Any]) -> str:
-    """What changes with the content: the storage's tag or else its times, and the length."""
+    """Return what changes with the content: the storage's tag or else its times, and the length."""
     tags = [f"{name}={info[name]}" for name in _TAGS if info.get(name)][:1]
     found = tags or [f"{name}={info[name]}" for name in _TIMES if info.get(name)]
     size = _size(info)
@@ -284,17 +312,14 @@ def _size(info: dict[str, Any]) -> int | None:
 
 
 def _streaming(fs: Any) -> dict[str, Any]:
-    """How to read from the beginning to the end: over HTTP as one answer, since not every host knows ranges."""
-    if "http" not in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
+    """Return how to read from start to end: over HTTP as one answer, since not every host supports ranges."""
+    if not speaks(fs, "http"):
         return {}
-    from aiohttp import ClientTimeout  # noqa: PLC0415 - there where fsspec speaks HTTP
+    from aiohttp import ClientTimeout  # noqa: PLC0415 - installed where fsspec speaks HTTP
 
     # aiohttp would end every answer after five minutes; without a size fsspec would ask for it once more.
-    return {
-        "block_size": 0,
-        "size": -1,
-        "timeout": ClientTimeout(total=None, sock_connect=_STALLED, sock_read=_STALLED),
-    }
+    timeout = ClientTimeout(total=None, sock_connect=_STALLED, sock_read=_STALLED)
+    return {"block_size": 0, "size": -1, "timeout": timeout}
 
 
 def _wanted(sha256: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The folder of the cache: where it is, who reads or writes there now, and what goes when it is full."""
+"""The folder of the cache: where it is, who reads or writes there now, and what is removed when it is full."""
 
 import fcntl
 import json
@@ -11,21 +11,25 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.run.run_dir import SCHEMA
+from pipeline.run.storage import write_local
 from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 
 _NAME = "torchx-lightning-pipeline"
 _BYTES = 50_000_000_000
+_TRIES = 3
 _FILE = re.compile(r"([0-9a-f]{32})-[0-9a-f]{16}\.(?:bin|part)")
+
+T = TypeVar("T")
 
 
 class CacheFolder:
-    """The folder and its limit, as the environment has them.
+    """The folder and its limit, from the environment.
 
     Raises:
         UserError: A setting is wrong.
@@ -36,26 +40,49 @@ class CacheFolder:
         self.limit = cache_bytes()
 
     def lock(self, key: str, kind: int, wait: bool = True) -> AbstractContextManager[bool]:
-        """Hold the lock of a key's files, which dies with its process.
+        """Hold the lock of a key's files, which is released when its process dies.
 
         Args:
             key: Of one URL.
             kind: `fcntl.LOCK_SH` to read, `fcntl.LOCK_EX` to write or remove.
-            wait: Until it is free; else get False where it is not.
+            wait: Until it is free; else yield False where it is not.
         """
         return _locked(self.path / f"{key}.lock", kind, wait)
+
+    @contextmanager
+    def hold(self, key: str, url: str, find: Callable[[], T | None], fetch: Callable[[], None]) -> Iterator[T]:
+        """Yield what is in the cache, fetched if need be by one process of the node; it stays until the block ends.
+
+        Args:
+            key: Of one URL.
+            url: The URL itself.
+            find: Returns it, or None where the cache has no whole copy.
+            fetch: Puts it into the cache.
+
+        Raises:
+            OSError: It is gone again each time.
+        """
+        for _ in range(_TRIES):  # another process may make room between the two locks
+            with self.lock(key, fcntl.LOCK_SH):
+                if (found := find()) is not None:
+                    yield found
+                    return
+            with self.lock(key, fcntl.LOCK_EX):  # the other processes of the node wait here
+                if find() is None:
+                    fetch()
+        raise OSError(f"{url} was fetched, but its copy in {self.path} is gone or damaged: what else writes there?")
 
     def make_room(self, needed: int, url: str, held: str, keep: str = "") -> None:
         """Remove the least recently used files until `needed` more bytes fit, but none that is in use.
 
         Args:
             needed: Bytes to come.
-            url: For which file.
+            url: Of which file.
             held: The key that this process has locked.
-            keep: Files whose names start so stay.
+            keep: Files whose names start with this are kept.
 
         Raises:
-            UserError: They will never fit, or others fill the disk.
+            UserError: They will never fit, or other files fill the disk.
         """
         if needed > self.limit:
             raise self.too_large(url, needed)
@@ -69,12 +96,12 @@ class CacheFolder:
         total = sum(size for _, _, size, _, _ in files)
         if shutil.disk_usage(self.path).free + total < needed:
             raise self.no_space(url, needed)
-        for _, _, size, name, key in sorted(files):  # what killed downloads left goes first
+        for _, _, size, name, key in sorted(files):  # leftovers of killed downloads first
             if total + needed <= self.limit and shutil.disk_usage(self.path).free >= needed:
                 break
             if keep and name.startswith(keep):
                 continue
-            # Whoever reads or fetches it holds its lock. Once mapped, a file may lose its name.
+            # Its readers and fetchers hold its lock. Once mapped, a file may lose its name.
             with nullcontext(True) if key == held else self.lock(key, fcntl.LOCK_EX, wait=False) as free:
                 if free:
                     total -= self._remove(key, name, size, alone=key != held)
@@ -84,14 +111,14 @@ class CacheFolder:
     def take_in(
         self, stem: Path, url: str, size: int, fill: Callable[[BinaryIO], dict[str, Any]], durable: bool
     ) -> None:
-        """Put a file into the cache. Killed in between it leaves nothing that counts.
+        """Put a file into the cache. A kill leaves nothing that counts.
 
         Args:
-            stem: Its path without `.bin`: the key, of which this process holds the lock, and what tells versions apart.
+            stem: Its path without `.bin`: the key, of which this process holds the lock, and the version.
             url: Where it comes from.
             size: Bytes to come, 0 where that is not known.
-            fill: Writes the bytes, and returns what the record is to say of them.
-            durable: Whether to force them to the disk, as needs to be where nobody hashes them again.
+            fill: Writes the bytes, and returns what the record says of them.
+            durable: Whether to fsync them, which is needed if they are not hashed again after a power failure.
 
         Raises:
             UserError: There is no room.
@@ -105,33 +132,27 @@ class CacheFolder:
                 file.truncate(size)  # other processes that make room count it
                 record = fill(file)
                 os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~0o222)
-                _flush(file, durable)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
                 mtime_ns = os.fstat(file.fileno()).st_mtime_ns
-            stem.with_suffix(".json").unlink(missing_ok=True)  # of another version, which must not speak for this one
+            stem.with_suffix(".json").unlink(missing_ok=True)  # an older record must not describe these bytes
             os.replace(part, stem.with_suffix(".bin"))
-            with open(part, "x") as text:
-                text.write(json.dumps({"schema": SCHEMA, "url": url, **record, "mtime_ns": mtime_ns}, indent=2) + "\n")
-                _flush(text, durable)
-            os.replace(part, stem.with_suffix(".json"))
-            if durable:
-                descriptor = os.open(self.path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            text = json.dumps({"schema": SCHEMA, "url": url, **record, "mtime_ns": mtime_ns}, indent=2) + "\n"
+            write_local(stem.with_suffix(".json"), text.encode())
         finally:
             part.unlink(missing_ok=True)
         self.make_room(0, url, key, keep=stem.name)
 
     def too_large(self, url: str, size: int) -> UserError:
-        """A file that the limit will never take."""
+        """Return the error for a file that exceeds the limit."""
         return UserError(
-            f"PIPELINE_CACHE_BYTES={self.limit}: {url} has {size} bytes or more and does not fit. Allow more, or copy "
+            f"PIPELINE_CACHE_BYTES={self.limit}: {url} has {size} bytes or more and does not fit. Raise it, or copy "
             "the file to a local path and name that"
         )
 
     def no_space(self, url: str, size: int | None) -> UserError:
-        """A disk that is full of other things."""
+        """Return the error for a disk that is full of other files."""
         return UserError(
             f"PIPELINE_CACHE_DIR={self.path}: {shutil.disk_usage(self.path).free} bytes are free there, not enough for "
             f"{url} ({'of unknown size' if size is None else f'{size} bytes'}). Make room, or name a folder on a "
@@ -152,10 +173,10 @@ class CacheFolder:
 
 
 def cache_folder() -> Path:
-    """The folder of the cache, which exists and can be written.
+    """Return the folder of the cache, which exists and can be written.
 
     Raises:
-        UserError: It cannot be, or somebody else's lies in its place.
+        UserError: It cannot be, or another user's is in its place.
     """
     named = os.environ.get("PIPELINE_CACHE_DIR", "")
     if named:
@@ -183,20 +204,20 @@ def cache_folder() -> Path:
 
 
 def cache_bytes() -> int:
-    """How many bytes the cache may hold.
+    """Return how many bytes the cache may hold.
 
     Raises:
         UserError: The setting is no number of bytes.
     """
     text = os.environ.get("PIPELINE_CACHE_BYTES", "") or str(_BYTES)
     if not re.fullmatch(r"0*[1-9][0-9]*", text, re.ASCII) or len(text) > 18:
-        raise UserError(f"PIPELINE_CACHE_BYTES={text!r}: allowed is a whole number of bytes from 1, such as {_BYTES}")
+        raise UserError(f"PIPELINE_CACHE_BYTES={text!r} must be a whole number of bytes >= 1, such as {_BYTES}")
     return int(text)
 
 
 @contextmanager
 def _locked(path: Path, kind: int, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that dies with its process; False where another one holds it and `wait` is off."""
+    """Hold a lock that is released when its process dies; yield False where another one holds it and `wait` is off."""
     while True:
         descriptor = _open_lock(path)
         try:
@@ -209,12 +230,12 @@ def _locked(path: Path, kind: int, wait: bool = True) -> Iterator[bool]:
                 log.info("waiting for the process that holds %s", path)
                 fcntl.flock(descriptor, kind)
             with suppress(FileNotFoundError):
-                # It may have been removed together with its files, while this process waited for it.
+                # It may have been removed with its files while this process waited.
                 if os.path.samestat(os.stat(path), os.fstat(descriptor)):
                     yield True
                     return
         finally:
-            # A child that was forked in between would hold on to what is only closed.
+            # Closing alone would leave the lock with a child that was forked in between.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
@@ -228,14 +249,8 @@ def _open_lock(path: Path) -> int:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
 
 
-def _flush(file: IO[Any], durable: bool) -> None:
-    file.flush()
-    if durable:
-        os.fsync(file.fileno())
-
-
 def _unwritable(folder: Path) -> str:
-    """Why a folder cannot be made or written, or nothing."""
+    """Return why a folder cannot be created or written, or nothing."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

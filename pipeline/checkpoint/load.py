@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 4
 _AHEAD = 6
 """Parts that are in flight or wait for those before them."""
-_TRIES = 3
 
 
 def newest_verified(run: RunDir) -> tuple[CommitRecord, Path] | None:
@@ -140,17 +139,13 @@ def _held(run: RunDir, record: CommitRecord, revalidate: bool = False) -> Iterat
     folder, version = CacheFolder(), _version(run, record) if revalidate else ""
     key = _digest(f"checkpoint {url}")[:32]
     stem = folder.path / f"{key}-{_digest(record.sha256)[:16]}"
-    for _ in range(_TRIES):  # another process may make room between the two locks
-        with folder.lock(key, fcntl.LOCK_SH):
-            if _is_whole(stem, record, version):
-                yield stem.with_suffix(".bin")
-                return
-        with folder.lock(key, fcntl.LOCK_EX):  # the processes of a node wait for the one that fetches
-            if not _is_whole(stem, record, version):
-                _download(run, record, folder, stem, version or _version(run, record))
-    raise OSError(
-        f"{url} was fetched, but its copy in {folder.path} is gone or damaged: does something else write there?"
-    )
+    with folder.hold(
+        key,
+        url,
+        lambda: stem.with_suffix(".bin") if _is_whole(stem, record, version) else None,
+        lambda: _download(run, record, folder, stem, version or _version(run, record)),
+    ) as path:
+        yield path
 
 
 def _noted(run: RunDir, record: CommitRecord, revalidate: bool) -> Path:

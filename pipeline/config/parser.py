@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pipeline.config import messages, saved_config
 from pipeline.config.flags import add_flags
 from pipeline.data.datamodule import DataModule
-from pipeline.errors import UserError
+from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
+from pipeline.run.storage_errors import is_away
 from pipeline.training import console
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.trainer import Trainer, adapt
@@ -108,12 +109,16 @@ class CommandLine(LightningCLI):
 
         Raises:
             UserError: A constructor refused its arguments.
+            StorageAway: A constructor reads from a storage that does not answer.
         """
         self._plugins, self._logger = plugins, logger
         try:
             super().instantiate_classes()
         except (ValueError, OSError, MisconfigurationException) as error:
-            raise messages.constructor_problem(error) from error
+            problem = messages.constructor_problem(error)
+            if is_away(error):
+                raise StorageAway(f"a storage does not answer: {problem}") from error
+            raise problem from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build Lightning's Trainer with this project's checkpoint IO, logger and console."""

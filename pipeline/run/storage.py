@@ -69,9 +69,14 @@ def read(fs: Any, path: str) -> bytes | None:
 def write(fs: Any, path: str, data: bytes) -> None:
     """Write a small file, whole and durable, in the place of any other."""
     if is_local(fs):
-        _place(Path(path), data, os.replace)
+        write_local(Path(path), data)
     else:
         fs.pipe_file(path, data)
+
+
+def write_local(path: Path, data: bytes) -> None:
+    """Write a small file on a local disk, whole and durable, in the place of any other."""
+    _place(path, data, os.replace)
 
 
 def create(fs: Any, path: str, data: bytes) -> bool:

@@ -109,7 +109,7 @@ def read_run_state(url: str) -> RunState | None:
 
     Raises:
         UserError: The file cannot be read, or is no checkpoint.
-        StorageAway: The storage does not answer.
+        StorageAway: Its storage does not answer.
     """
     import torch  # noqa: PLC0415 - takes a second, which `verify` spends only once it has hashed
     from torch.serialization import skip_data  # noqa: PLC0415
@@ -122,7 +122,7 @@ def read_run_state(url: str) -> RunState | None:
             raise TypeError(f"it holds a {type(checkpoint).__name__}")
     except Exception as error:
         if is_away(error):
-            raise_for_user(error, f"{url} cannot be read", "")
+            raise_for_user(error, f"{url} cannot be read", "Name a checkpoint file that this user may read")
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = f"it holds a {code[1]}, which only executes as code" if code else storage_error(error)
         raise UserError(f"{url} cannot be read as a checkpoint: {why}") from error

@@ -137,5 +137,5 @@ def test_a_folder_that_cannot_be_written_gives_way_to_the_users_own(
 @pytest.mark.parametrize("value", ["50GB", "-1", "0", "1e9", " ", "9" * 30, "٣"])
 def test_a_limit_that_is_no_number_of_bytes_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_CACHE_BYTES", value)
-    with pytest.raises(UserError, match=r"PIPELINE_CACHE_BYTES=.*: allowed is a whole number of bytes"):
+    with pytest.raises(UserError, match=r"PIPELINE_CACHE_BYTES=.* must be a whole number of bytes"):
         mapped(put(unique(), DATA))

@@ -43,18 +43,7 @@ def test_a_mistake_costs_no_more_than_the_imports(app: App, monkeypatch: pytest.
     assert app(*FIT, "--trainer.strategy=fsdp").status == 2
 
 
-def test_a_run_directory_in_memory_is_refused_where_there_are_several_processes(
-    app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in zip(
-        ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
-        "002201"[:6],
-        strict=True,
-    ):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
-    monkeypatch.setenv("GROUP_RANK", "0")
-    monkeypatch.setattr("pipeline.process.topology.Topology.signal", lambda *_: None)
+def test_a_run_directory_in_memory_is_refused(app: App) -> None:
     ended = app(*FIT, "--run_dir", "memory://x")
     assert ended.status == 2
     assert "lives within one process" in ended.err

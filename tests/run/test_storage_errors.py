@@ -17,15 +17,15 @@ from s3fs.errors import translate_boto_error
 from yarl import URL
 
 from pipeline.cache import mapped
+from pipeline.commands.command_parser import readable_run
 from pipeline.commands.drill.options import require_new
-from pipeline.commands.registry import _readable
-from pipeline.config.configuration import with_run_config
-from pipeline.config.resume_point import sha256
+from pipeline.config.resume_point import digest
+from pipeline.config.saved_config import with_run_config
 from pipeline.errors import StorageAway, UserError
 from pipeline.run.lease import Lease
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import StorageFault, classify, http_status, is_away, raise_for_user
-from pipeline.training.checkpoint_io import read_own
+from pipeline.training.run_state import read_run_state
 
 
 def client_error(code: str, status: int) -> Exception:
@@ -123,10 +123,10 @@ def test_a_status_is_found_behind_what_clients_make_of_it() -> None:
 PLACES: dict[str, Callable[[str], Any]] = {
     "the lease": lambda url: Lease.take(RunDir(url), "launch"),
     "the nonce": lambda url: RunDir(url).write_nonce(),
-    "the head of a checkpoint": lambda url: read_own(f"{url}/x.ckpt"),
-    "the run's configuration": lambda url: with_run_config(["test", "--run_dir", url]),
-    "a foreign checkpoint": lambda url: sha256(f"{url}/x.ckpt"),
-    "a run that a command reads": _readable,
+    "the head of a checkpoint": lambda url: read_run_state(f"{url}/x.ckpt"),
+    "the run's configuration": lambda url: with_run_config("test", ["--run_dir", url]),
+    "a foreign checkpoint": lambda url: digest(f"{url}/x.ckpt"),
+    "a run that a command reads": readable_run,
     "the directory of a drill": lambda url: require_new(RunDir(url)),
 }
 
@@ -166,3 +166,25 @@ def test_an_outage_while_a_file_of_the_user_s_is_fetched_can_be_told_from_a_refu
     with pytest.raises(PermissionError) as refused:
         mapped(f"{other_storage}/x")
     assert not is_away(refused.value)
+
+
+def test_a_dataset_whose_storage_does_not_answer_is_a_crash_and_one_that_is_missing_is_status_2(
+    app: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(error: Exception) -> None:
+        def build(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("pipeline.examples.digits.files", build)
+
+    fit = ("fit", "--config=pipeline/configs/digits.yaml", "--run_dir", tmp_path)
+    raises(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+    ended = app(*fit)
+    assert ended.status == 1, ended.err
+    assert "a storage does not answer: " in ended.err
+    assert "Connection reset by peer" in ended.err
+    assert "Traceback" not in ended.err
+    raises(FileNotFoundError("digits.csv does not exist"))
+    ended = app(*fit)
+    assert ended.status == 2, ended.err
+    assert "digits.csv does not exist" in ended.err
