@@ -19,6 +19,7 @@ from pipeline.data.datamodule import DataModule
 from pipeline.errors import DONE, UserError
 from pipeline.process.topology import Topology
 from pipeline.run.run_dir import RunDir
+from pipeline.training import console
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.trainer import Trainer
 
@@ -32,8 +33,10 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: Everything for which the fit itself would refuse to start, or its data cannot be built.
     """
-    asked = _Asked(saved_config.with_run_config("explain_resume", list(arguments)))
-    problems = find_problems("fit", asked.config, asked.given_checkpoint, asked.topology)
+    topology = Topology.from_environment()
+    console.set_up(topology.rank)
+    asked = _Asked(topology, saved_config.with_run_config("explain_resume", list(arguments)))
+    problems = find_problems("fit", asked.config, asked.given_checkpoint, topology)
     if asked.config.run_dir is None:
         problems.append("run_dir is missing: name the run whose resume to explain, --run_dir <url>")
     if problems:
@@ -51,18 +54,18 @@ class _Asked(LightningCLI):
     """The configuration of a fit, parsed; of what it describes only the data are built.
 
     Args:
+        topology: Where the launcher put this process.
         arguments: The flags of a fit, and `--world_size`.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, topology: Topology, arguments: Sequence[str]) -> None:
         set_parsing_settings(config_read_mode_fsspec_enabled=True)
-        self.topology = Topology.from_environment()
         self.given_checkpoint: str | None = None
         super().__init__(
             args=list(arguments),
             run=False,
             trainer_class=Trainer,
-            trainer_defaults={"devices": self.topology.processes, "num_nodes": self.topology.nodes},
+            trainer_defaults={"devices": topology.processes, "num_nodes": topology.nodes},
             seed_everything_default=42,
             save_config_callback=None,
             parser_kwargs={

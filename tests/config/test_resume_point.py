@@ -41,7 +41,7 @@ def test_a_fit_resumes_from_the_newest_step_and_a_new_one_from_what_is_given(run
 def test_a_fit_is_finished_where_the_same_configuration_came_to_its_end(run: RunDir) -> None:
     record = newest(run)
     assert record is not None
-    write_record(run, replace(record, reason=["end"]), over=True)
+    write_record(run, replace(record, reason=["end"]), overwrite=True)
     assert for_training(run, ASKED, None).finished
     assert not for_training(run, {**ASKED, "trainer": {"max_epochs": 3}}, None).finished
 
