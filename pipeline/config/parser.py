@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.config import messages, saved_config
 from pipeline.config.flags import add_flags
@@ -110,10 +109,18 @@ class CommandLine(LightningCLI):
             UserError: A constructor refused its arguments.
         """
         self._plugins, self._logger = plugins, logger
-        try:
+        with messages.constructor_problems():
             super().instantiate_classes()
-        except (ValueError, OSError, MisconfigurationException) as error:
-            raise messages.constructor_problem(error) from error
+
+    def build_data(self) -> Any:
+        """Build only the data; return None where there are none.
+
+        Raises:
+            UserError: A constructor refused its arguments.
+        """
+        with messages.constructor_problems():
+            only_data = dict_to_namespace({"data": self.asked.data})
+            return self._parser(str(self.subcommand)).instantiate_classes(only_data).data
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build Lightning's Trainer with this project's checkpoint IO, logger and console."""

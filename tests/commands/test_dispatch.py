@@ -17,7 +17,7 @@ App = Callable[..., Ended]
     ("arguments", "said"),
     [
         (("prune", "--run_dir=runs/none"), "keep_last"),
-        (("prune", "--run_dir=runs/none", "--keep_last=0"), "keep_last=0: allowed are 1 and more"),
+        (("prune", "--run_dir=runs/none", "--keep_last=0"), "keep_last=0 must be >= 1"),
         (("prune", "--run_dir=runs/none", "--keep_last=1"), "has no good checkpoint"),
         (("prune", "--run_dir=s3://pipeline-tests-no-such-bucket/x", "--keep_last=1"), "has no good checkpoint"),
         (("verify", "--run_dir=runs/none"), "has no checkpoint"),
