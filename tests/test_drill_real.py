@@ -57,7 +57,7 @@ def test_what_a_checkpoint_forgets_is_found(tmp_path: Path) -> None:
     assert "FAILED  losses: step " in ended.out
     found = json.loads((tmp_path / "drill" / "drill.json").read_text())
     assert found["verdict"] is False
-    assert f"logs and notes are kept in {tmp_path}/pipeline-drill-" in ended.out
+    assert f"logs are kept in {tmp_path}/pipeline-drill-" in ended.out
 
 
 @pytest.mark.timeout(120)

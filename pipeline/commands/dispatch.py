@@ -9,19 +9,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pipeline.commands.command_parser import CommandParser
 from pipeline.errors import DONE, UserError, did_you_mean, outcome
-
-
-@dataclass(frozen=True)
-class Command:
-    """Where a command is implemented, and what its help says."""
-
-    module: str
-    help: str
-
 
 TRAINING = {
     "fit": "Train a model: a new run, or the run directory named, from where it stopped.",
@@ -33,41 +23,41 @@ TRAINING = {
 """The subcommands that Lightning's Trainer runs."""
 
 COMMANDS = {
-    "explain_resume": Command(
+    "explain_resume": (
         "pipeline.commands.explain_resume",
         "Show what the next fit would resume from, what would be different, and which samples come next.",
     ),
-    "verify": Command(
+    "verify": (
         "pipeline.commands.verify",
         "Hash every checkpoint of a run again, and judge from the ledger whether each training sample was used as "
         "often as it should have been, epoch by epoch; show where the time of all attempts went, and suggest how often "
         "to save.",
     ),
-    "prune": Command(
+    "prune": (
         "pipeline.commands.prune",
         "Delete the checkpoints of a run that need not be kept, by the rules that a fit follows after each commit.",
     ),
-    "probe": Command(
+    "probe": (
         "pipeline.commands.probe",
         "Try everything that a run needs of its storage, before a node is paid for; show what is missing and how fast "
         "the storage is.",
     ),
-    "preflight": Command(
+    "preflight": (
         "pipeline.commands.preflight.command",
         "Check the nodes of a job: devices, memory, disk, clocks, the storage, the network between them. Alone it "
         "checks this machine; with --preflight the agent runs it on all nodes before it starts the workers.",
     ),
-    "drill": Command(
+    "drill": (
         "pipeline.commands.drill.command",
         "Train a configuration straight, and once more under a plan of faults (signals, kills, storage outages, a "
         "damaged checkpoint); compare weights, losses and the ledger.",
     ),
 }
-"""The commands that need no model."""
+"""The commands that need no model: the module of each, and what its help says."""
 
 
 def handles(arguments: Sequence[str]) -> bool:
-    """Whether a command line is this module's: a command, a request for help, or a name that is no subcommand."""
+    """Return whether a command line is this module's: a command, a request for help, or not a subcommand at all."""
     if not arguments or arguments[0] in ("-h", "--help"):
         return True
     return arguments[0] not in TRAINING and not arguments[0].startswith("-")
@@ -102,11 +92,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
-    command = COMMANDS[name]
-    module = importlib.import_module(command.module)
+    path, text = COMMANDS[name]
+    module = importlib.import_module(path)
     if not hasattr(module, "add_arguments"):  # its flags are those of fit, which only Lightning's parser knows
         return int(module.run(arguments))
-    parser = CommandParser(name, command.help)
+    parser = CommandParser(name, text)
     module.add_arguments(parser)
     status: int = module.run(parser.parse(arguments))
     return status
@@ -114,7 +104,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 def _top_level(arguments: Sequence[str]) -> None:
     """Print the help over all subcommands, or raise what is wrong with the name of one."""
-    helps = {**TRAINING, **{name: command.help for name, command in COMMANDS.items()}}
+    helps = {**TRAINING, **{name: text for name, (_, text) in COMMANDS.items()}}
     parser = argparse.ArgumentParser(prog="python -m pipeline", description="Train, evaluate and look after runs.")
     subparsers = parser.add_subparsers(title="subcommands", description="<subcommand> --help explains each")
     for name, text in helps.items():

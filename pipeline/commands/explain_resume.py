@@ -1,26 +1,21 @@
 """`python -m pipeline explain_resume`: what the next start would do, without doing it."""
 
-import argparse
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from jsonargparse import dict_to_namespace, set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from pipeline.checkpoint.commit import CommitRecord, examined
-from pipeline.config import messages, resume_point, saved_config
+from pipeline.commands.command_parser import CommandParser
+from pipeline.config import resume_point, saved_config
 from pipeline.config.compatibility import facts, find_mismatches, order_changed
-from pipeline.config.flags import add_flags
+from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
 from pipeline.config.validate import find_problems
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import DONE, UserError
 from pipeline.process.topology import Topology
 from pipeline.run.run_dir import RunDir
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.trainer import Trainer
+from pipeline.training import console
 
 _SHOWN = 8
 """Indices shown of each rank."""
@@ -32,83 +27,28 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: Everything for which the fit itself would refuse to start, or its data cannot be built.
     """
-    asked = _Asked(saved_config.with_run_config("explain_resume", list(arguments)))
-    problems = find_problems("fit", asked.config, asked.given_checkpoint, asked.topology)
-    if asked.config.run_dir is None:
+    parser = CommandParser(
+        "explain_resume",
+        "Show what the next fit would resume from. Takes the flags of fit, such as --run_dir; those that are left out "
+        "are the run's own.",
+    )
+    parser.add_argument("--world_size", type=int, help="Processes that would train. Default: as the run had.")
+    own, flags = parser.parse_known_args(arguments)
+    topology = Topology.from_environment()
+    console.set_up(topology.rank)
+    command = CommandLine(["fit", *saved_config.with_run_config("explain_resume", flags)], topology)
+    config = command.asked
+    problems = find_problems("fit", config, command.given_checkpoint, topology)
+    if config.run_dir is None:
         problems.append("run_dir is missing: name the run whose resume to explain, --run_dir <url>")
     if problems:
         raise UserError(*problems)
-    config = asked.config
-    run, resolved = RunDir(config.run_dir), asked.resolved()
-    begin = resume_point.for_training(run, resolved, asked.given_checkpoint, verify=run.is_local)
+    run, resolved = RunDir(config.run_dir), command.resolved()
+    begin = resume_point.for_training(run, resolved, command.given_checkpoint, verify=run.is_local)
     changed = saved_config.changes(saved_config.load(run, "fit"), resolved)
     known = config.seed_everything, config.trainer.accumulate_grad_batches
-    print(explain(run, begin, changed, asked.data(), *known, config.world_size))  # noqa: T201
+    print(explain(run, begin, changed, command.build_data(), *known, own.world_size))  # noqa: T201
     return DONE
-
-
-class _Asked(LightningCLI):
-    """The configuration of a fit, parsed; of what it describes only the data are built.
-
-    Args:
-        arguments: The flags of a fit, and `--world_size`.
-    """
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        set_parsing_settings(config_read_mode_fsspec_enabled=True)
-        self.topology = Topology.from_environment()
-        self.given_checkpoint: str | None = None
-        super().__init__(
-            args=list(arguments),
-            run=False,
-            trainer_class=Trainer,
-            trainer_defaults={"devices": self.topology.processes, "num_nodes": self.topology.nodes},
-            seed_everything_default=42,
-            save_config_callback=None,
-            parser_kwargs={
-                "exit_on_error": False,
-                "allow_abbrev": False,
-                "prog": "python -m pipeline explain_resume",
-                "description": "Show what the next fit would resume from, what would be different, and which samples "
-                "come next.",
-            },
-        )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what fit has beside the Trainer, model and data."""
-        add_flags(parser, "fit")
-        parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        parser.add_method_arguments(Trainer, "fit", skip=set(LightningCLI.subcommands()["fit"]))
-        parser.add_argument(
-            "--world_size", type=int | None, default=None, help="Processes that would train. Default: as the run had."
-        )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and report mistakes as this project does."""
-        try:
-            self.config = parser.parse_args(args)
-        except argparse.ArgumentError as error:
-            raise UserError(messages.parse_problem(error, parser, "explain_resume")) from error
-        self.given_checkpoint = self.config.ckpt_path
-        self.config.ckpt_path = None
-
-    def instantiate_classes(self) -> None:
-        """Build nothing: no model or device is needed."""
-
-    def resolved(self) -> dict[str, Any]:
-        """Return what a fit would write to fit.yaml."""
-        return saved_config.resolve(self.parser.dump(self.config, skip_none=False), self.given_checkpoint)
-
-    def data(self) -> Any:
-        """Build the data, None where there are none.
-
-        Raises:
-            UserError: A constructor refused its arguments.
-        """
-        try:
-            return self.parser.instantiate_classes(dict_to_namespace({"data": self.config.data})).data
-        except (ValueError, OSError, MisconfigurationException) as error:
-            raise messages.constructor_problem(error) from error
 
 
 def explain(

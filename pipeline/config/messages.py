@@ -8,10 +8,14 @@ import argparse
 import inspect
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pipeline.errors import UserError, chain, did_you_mean
+from pipeline.errors import StorageAway, UserError, chain, did_you_mean
+from pipeline.run.storage_errors import is_away, storage_error
 
 _NOISE = r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|.*'NoneType'"
 """Lines that repeat what is said elsewhere: a type that may be one of several is refused once for each of them."""
@@ -59,12 +63,23 @@ def _allowed_names(parser: LightningArgumentParser | None, text: str) -> set[str
     return {option.lstrip("-") for action in actions for option in (action.dest, *action.option_strings)}
 
 
-def constructor_problem(error: BaseException) -> UserError:
-    """Return what a constructor refused, from under the parser's own words about the types that it tried."""
-    causes = chain(error)
-    for each in reversed(causes):
-        if isinstance(each, UserError):
-            return each
-    # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
-    named = [each for each in causes if isinstance(each, ValueError)]
-    return UserError(" ".join(str(named[-1] if named else error).split()))
+@contextmanager
+def constructor_problems() -> Iterator[None]:
+    """Report what a constructor refused, from under the parser's own words about the types that it tried.
+
+    Raises:
+        UserError: It refused its arguments, by a ValueError, an OSError or a MisconfigurationException.
+        StorageAway: The storage that it reads does not answer.
+    """
+    try:
+        yield
+    except (ValueError, OSError, MisconfigurationException) as error:
+        causes = chain(error)
+        for each in reversed(causes):
+            if isinstance(each, (UserError, StorageAway)):
+                raise each from error
+        if any(isinstance(each, OSError) for each in causes) and is_away(error):
+            raise StorageAway(f"building data, model and trainer: {storage_error(error)}") from error
+        # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
+        named = [each for each in causes if isinstance(each, ValueError)]
+        raise UserError(" ".join(str(named[-1] if named else error).split())) from error

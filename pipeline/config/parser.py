@@ -6,16 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.config import messages, saved_config
 from pipeline.config.flags import add_flags
 from pipeline.data.datamodule import DataModule
-from pipeline.errors import StorageAway, UserError
+from pipeline.errors import UserError
 from pipeline.process.topology import Topology
-from pipeline.run.storage_errors import is_away
 from pipeline.training import console
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.trainer import Trainer, adapt
@@ -112,13 +110,18 @@ class CommandLine(LightningCLI):
             StorageAway: A constructor reads from a storage that does not answer.
         """
         self._plugins, self._logger = plugins, logger
-        try:
+        with messages.constructor_problems():
             super().instantiate_classes()
-        except (ValueError, OSError, MisconfigurationException) as error:
-            problem = messages.constructor_problem(error)
-            if is_away(error):
-                raise StorageAway(f"a storage does not answer: {problem}") from error
-            raise problem from error
+
+    def build_data(self) -> Any:
+        """Build only the data; return None where there are none.
+
+        Raises:
+            UserError: A constructor refused its arguments.
+        """
+        with messages.constructor_problems():
+            only_data = dict_to_namespace({"data": self.asked.data})
+            return self._parser(str(self.subcommand)).instantiate_classes(only_data).data
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build Lightning's Trainer with this project's checkpoint IO, logger and console."""

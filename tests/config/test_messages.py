@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.messages import constructor_problems
+from pipeline.errors import StorageAway, UserError
 from tests.support.commands import DIGITS, Ended, assert_one_message
 
 App = Callable[..., Ended]
@@ -42,3 +44,14 @@ def test_a_misspelt_yaml_key_is_refused(app: App, tmp_path: Path, text: str) -> 
     assert ended.status == 2
     assert not (tmp_path / "run").exists()
     assert "Traceback" not in ended.err
+
+
+def test_a_constructor_whose_storage_is_away_is_no_mistake_of_the_user() -> None:
+    with pytest.raises(StorageAway, match="ConnectionResetError"), constructor_problems():
+        raise ConnectionResetError("by peer")
+    outer = OSError("while reading")
+    outer.__cause__ = ValueError("size=0: must be >= 1")
+    with pytest.raises(UserError, match="size=0: must be >= 1"), constructor_problems():
+        raise outer
+    with pytest.raises(UserError, match="No such file"), constructor_problems():
+        raise FileNotFoundError(2, "No such file", "x")

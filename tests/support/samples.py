@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.permutation import Permutation
 from pipeline.data.sampler import Batches, PositionedSampler
-from pipeline.data.seeded import SeededDataset
+from pipeline.data.seeded import SeededCollate, SeededDataset
 
 SIZE = 23
 

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Drill, print the report, and return the exit status."""
-    from pipeline.commands.drill.runner import Options, drill  # noqa: PLC0415 - imports torch
+    from pipeline.commands.drill.runner import drill  # noqa: PLC0415 - imports torch
 
-    text, holds = drill(Options(**vars(arguments)))
+    text, holds = drill(arguments)
     print(text)  # noqa: T201 - the output of the command
     return DONE if holds else CRASH

@@ -1,4 +1,4 @@
-"""Whether a run that was disturbed has become what it would have been: bit for bit, step by step."""
+"""Whether a run that was disturbed ended as it would have without: bit for bit, step by step."""
 
 import io
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint.load import load, newest_verified
-from pipeline.commands.drill.notes import Note, Noted
+from pipeline.commands.drill.step_log import StepLog
 from pipeline.commands.verify import verify
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir
 from pipeline.training.run_state import RunState
 
 _CLOSE = 1e-2
-"""Where the world was another one for a while: sums are then made in another order, which training amplifies."""
+"""After a resize: sums are then made in another order, and training amplifies that."""
 _SHOWN = 3
 
 
@@ -32,20 +32,20 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A run that has ended, and what was noted of its steps."""
+class TrainedRun:
+    """A run that has ended, and the log of its steps."""
 
     run: RunDir
-    noted: Noted
+    log: StepLog
 
 
-def compare(reference: Trained, drilled: Trained, resized_at: int | None = None) -> list[Comparison]:
-    """Compare a drilled run with the straight one.
+def compare(reference: TrainedRun, drilled: TrainedRun, resized_at: int | None = None) -> list[Comparison]:
+    """Compare a drilled run with the undisturbed one.
 
     Args:
-        reference: Trained straight.
+        reference: Trained undisturbed.
         drilled: The same under faults.
-        resized_at: The step from which on the world was another one for a while; what follows is then close at best.
+        resized_at: The step after which the world size was another one for a while; what follows is close at best.
     """
     left, right = _checkpoint(reference.run), _checkpoint(drilled.run)
     if left is None or right is None:
@@ -54,81 +54,76 @@ def compare(reference: Trained, drilled: Trained, resized_at: int | None = None)
     steps = left["global_step"], right["global_step"]
     found = [Comparison("final step", steps[0] == steps[1], f"{steps[1]}, the reference's is {steps[0]}")]
     if resized_at is None:
-        found.append(same("weights", left["state_dict"], right["state_dict"]))
-        found.append(same("optimizers", _optimizing(left), _optimizing(right)))
+        found.append(compare_exactly("weights", left["state_dict"], right["state_dict"]))
+        found.append(compare_exactly("optimizers", _optimizers(left), _optimizers(right)))
     else:
-        found.append(close("weights", left["state_dict"], right["state_dict"]))
-    found.append(losses(reference.noted, drilled.noted, resized_at))
-    found.append(steps_done(reference.noted, drilled.noted))
-    found.append(ledger(_ledger(left), _ledger(right), resized=resized_at is not None))
+        found.append(compare_closeness("weights", left["state_dict"], right["state_dict"]))
+    found.append(compare_losses(reference.log, drilled.log, resized_at))
+    found.append(compare_steps(reference.log, drilled.log))
+    found.append(compare_ledgers(_ledger(left), _ledger(right), resized=resized_at is not None))
     found.append(_verified(drilled.run))
     return found
 
 
-def same(name: str, left: Any, right: Any) -> Comparison:
+def compare_exactly(name: str, left: Any, right: Any) -> Comparison:
     """Compare two trees of tensors and values bit for bit."""
     ours, theirs = dict(_leaves(left, "")), dict(_leaves(right, ""))
     different = [
-        f"{key}: {_differs(ours.get(key), theirs.get(key))}"
-        for key in dict.fromkeys((*ours, *theirs))
+        f"{key}: {_difference(ours.get(key), theirs.get(key))}"
+        for key in {**ours, **theirs}
         if not _equal(ours.get(key), theirs.get(key))
     ]
-    if not different:
-        return Comparison(name, True, "equal bit for bit")
-    return Comparison(name, False, _some(different))
+    return _comparison(name, different, "equal bit for bit")
 
 
-def close(name: str, left: dict[str, Tensor], right: dict[str, Tensor]) -> Comparison:
-    """Compare two sets of tensors by size."""
+def compare_closeness(name: str, left: dict[str, Tensor], right: dict[str, Tensor]) -> Comparison:
+    """Compare two sets of tensors by the size of their difference."""
     if left.keys() != right.keys():
         return Comparison(name, False, _some([str(key) for key in left.keys() ^ right.keys()]))
-    most = max(
-        (float((right[key].double() - tensor.double()).abs().max()) for key, tensor in left.items() if tensor.numel()),
-        default=0.0,
-    )
-    near = all(
-        torch.allclose(tensor.double(), right[key].double(), rtol=_CLOSE, atol=_CLOSE) for key, tensor in left.items()
-    )
+    pairs = [(tensor.double(), right[key].double()) for key, tensor in left.items() if tensor.numel()]
+    most = max((float((theirs - ours).abs().max()) for ours, theirs in pairs), default=0.0)
+    near = all(torch.allclose(ours, theirs, rtol=_CLOSE, atol=_CLOSE) for ours, theirs in pairs)
     return Comparison(name, near, f"{'close' if near else 'not close'}: {most:.2g} apart at most (resized)")
 
 
-def losses(reference: Noted, drilled: Noted, resized_at: int | None = None) -> Comparison:
-    """Compare the losses of each step of each rank, those of its repetitions too, with the reference's."""
+def compare_losses(reference: StepLog, drilled: StepLog, resized_at: int | None = None) -> Comparison:
+    """Compare the losses of each step of each rank, also of each repetition, with the reference's."""
     different, compared = [], 0
-    for rank, notes in enumerate(drilled.of):
-        known = {note.step: note.losses for note in reference.of[rank]}
-        for note in notes:
-            if note.step not in known or (resized_at is not None and note.step > resized_at):
+    for rank, entries in enumerate(drilled.ranks):
+        known = {entry.step: entry.losses for entry in reference.ranks[rank]}
+        for entry in entries:
+            if entry.step not in known or (resized_at is not None and entry.step > resized_at):
                 continue
             compared += 1
-            if note.losses != known[note.step]:
-                different.append(f"step {note.step} on rank {rank}: {_shown(note)}, was {_shown(known[note.step])}")
-    if different:
-        return Comparison("losses", False, _some(different))
+            if entry.losses != known[entry.step]:
+                now, then = " ".join(entry.losses), " ".join(known[entry.step])
+                different.append(f"step {entry.step} on rank {rank}: {now}, was {then}")
     until = "" if resized_at is None else f" up to step {resized_at}, where it was resized"
-    return Comparison("losses", compared > 0, f"{compared} equal bit for bit, repeated ones included{until}")
+    found = _comparison("losses", different, f"{compared} equal bit for bit, repeated ones included{until}")
+    return found if compared else Comparison("losses", False, found.found)
 
 
-def steps_done(reference: Noted, drilled: Noted) -> Comparison:
+def compare_steps(reference: StepLog, drilled: StepLog) -> Comparison:
     """Compare which steps rank 0 has done."""
-    left, right = ({note.step for note in noted.of[0]} for noted in (reference, drilled))
+    left, right = ({entry.step for entry in log.first} for log in (reference, drilled))
     different = [f"step {step} is missing" for step in sorted(left - right)]
     different += [f"step {step} is one too many" for step in sorted(right - left)]
-    return Comparison("steps", not different, _some(different) if different else f"all {len(left)} were done")
+    return _comparison("steps", different, f"all {len(left)} were done")
 
 
-def ledger(left: Any, right: Any, resized: bool = False) -> Comparison:
-    """Compare the accounts of all epochs.
+def compare_ledgers(left: Any, right: Any, resized: bool = False) -> Comparison:
+    """Compare the ledgers' records of all epochs.
 
     Args:
         left: The reference's.
         right: The other run's.
-        resized: The world was another one for a while, in which the tail of an epoch is padded or dropped differently.
+        resized: The world size was another one for a while, so that the tail of an epoch was padded or dropped
+            differently.
     """
     if left is None and right is None:
         return Comparison("ledger", True, "none: only pipeline.data.DataModule's samples are accounted for")
     ours, theirs = ([_without_tail(each) if resized else each for each in side or ()] for side in (left, right))
-    # Where the last validation was left and done again, the last checkpoint stands before the end of its epoch.
+    # Where the last validation was interrupted and repeated, the last checkpoint is before the end of its epoch.
     if ours and theirs and theirs[-1]["closed"] is None:
         theirs[-1] = {**theirs[-1], **{name: ours[-1][name] for name in ("closed", "dropped") if name in ours[-1]}}
     different = [
@@ -136,26 +131,24 @@ def ledger(left: Any, right: Any, resized: bool = False) -> Comparison:
         for number, (left, right) in enumerate(zip_longest(ours, theirs), 1)
         if left != right
     ]
-    if different:
-        return Comparison("ledger", False, _some(different))
     but = " but for padding and dropping, which verify judges (resized)" if resized else ""
-    return Comparison("ledger", True, f"{len(ours)} accounts of epochs are equal{but}")
+    return _comparison("ledger", different, f"{len(ours)} accounts of epochs are equal{but}")
 
 
 def _without_tail(account: dict[str, Any]) -> dict[str, Any]:
-    """What an account says that is the same in every world."""
+    """Return what an epoch's record says that is the same at every world size."""
     counted = account["consumed"][0] - account["padded"] + account["dropped"]
     return {**{name: account[name] for name in ("epoch", "seed", "samples", "closed", "withheld")}, "counted": counted}
 
 
 def _verified(run: RunDir) -> Comparison:
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(output):
             verdict = verify(run)
     except UserError as error:
         return Comparison("verify", "holds no ledger" in str(error), str(error))
-    failed = [line for line in (*said.getvalue().splitlines(), *verdict.text.splitlines()) if "FAILED" in line]
+    failed = [line for line in (*output.getvalue().splitlines(), *verdict.text.splitlines()) if "FAILED" in line]
     return Comparison("verify", verdict.holds, _some(failed) if failed else "every checkpoint and every sample")
 
 
@@ -164,22 +157,19 @@ def _checkpoint(run: RunDir) -> dict[str, Any] | None:
     return None if found is None else load(run, found[0])
 
 
-def _optimizing(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    return {name: checkpoint.get(name) for name in ("optimizer_states", "lr_schedulers")}
-
-
 def _ledger(checkpoint: dict[str, Any]) -> Any:
     state = RunState.of_checkpoint(checkpoint)
     return None if state is None else state.ledger
 
 
+def _optimizers(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    return {name: checkpoint.get(name) for name in ("optimizer_states", "lr_schedulers")}
+
+
 def _leaves(value: Any, at: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, each in value.items():
+    if isinstance(value, (dict, list, tuple)):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(each, f"{at}.{key}".lstrip("."))
-    elif isinstance(value, (list, tuple)):
-        for index, each in enumerate(value):
-            yield from _leaves(each, f"{at}.{index}".lstrip("."))
     else:
         yield at, value
 
@@ -193,7 +183,7 @@ def _equal(left: Any, right: Any) -> bool:
     return torch.equal(*(each.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for each in (left, right)))
 
 
-def _differs(left: Any, right: Any) -> str:
+def _difference(left: Any, right: Any) -> str:
     if not isinstance(left, Tensor) or not isinstance(right, Tensor) or left.shape != right.shape:
         return f"{_brief(right)}, the reference has {_brief(left)}"
     apart = (right.double() - left.double()).abs()
@@ -204,9 +194,8 @@ def _brief(value: Any) -> str:
     return f"a tensor of {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}"
 
 
-def _shown(note: Note | tuple[str, ...]) -> str:
-    exact = note.losses if isinstance(note, Note) else note
-    return " ".join(exact)
+def _comparison(name: str, different: list[str], otherwise: str) -> Comparison:
+    return Comparison(name, not different, _some(different) if different else otherwise)
 
 
 def _some(texts: list[str]) -> str:

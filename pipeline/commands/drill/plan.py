@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 LEAST_STEPS = 4
-"""Steps of the training for each fault, at least: recovering from one and being asked to end take a few."""
+"""Steps of the training for each fault, at least: recovering from one and being asked to stop take a few."""
 
 _AT_START = 0.25
 """Share of the faults that come while the processes start."""
@@ -14,8 +14,8 @@ _LONGEST_START = 6.0
 """Seconds after a start within which such a fault comes; a cold start of two ranks takes about five."""
 
 
-class Kind(StrEnum):
-    """What is done to the job."""
+class FaultKind(StrEnum):
+    """What is done to the job; `term` sends SIGTERM, `kill` SIGKILL, to a rank, an agent, or all agents."""
 
     TERM_RANK = "term_rank"
     TERM_AGENT = "term_agent"
@@ -28,27 +28,19 @@ class Kind(StrEnum):
     RESIZE = "resize"
 
     @property
+    def is_signal(self) -> bool:
+        """Whether it is a signal, and so may come while processes start: the others need steps or commits."""
+        return "_" in self
+
+    @property
     def asks(self) -> bool:
-        """Whether processes are asked to end, and have the time to save."""
-        return self in (Kind.TERM_RANK, Kind.TERM_AGENT, Kind.TERM_ALL, Kind.RESIZE)
+        """Whether processes are asked to stop, and have the time to save."""
+        return self.startswith("term") or self is FaultKind.RESIZE
 
     @property
-    def fits_a_start(self) -> bool:
-        """Whether it may come while processes start: the others need steps or commits."""
-        return self in _OF_PROCESSES
-
-    @property
-    def one_rank(self) -> bool:
-        """Whether it is done to one rank."""
-        return self in (Kind.TERM_RANK, Kind.KILL_RANK)
-
-    @property
-    def one_node(self) -> bool:
-        """Whether it is done to one rank or one agent."""
-        return self.one_rank or self in (Kind.TERM_AGENT, Kind.KILL_AGENT)
-
-
-_OF_PROCESSES = tuple(Kind)[:6]
+    def scope(self) -> str:
+        """Which processes a signal is sent to: `rank`, `agent` or `all`; else an empty string."""
+        return self.partition("_")[2]
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ class Fault:
     Attributes:
         number: Counted from 1.
         kind: What is done.
-        step: It comes once this step is done; None: while the processes start after the fault before it.
+        planned_step: It comes once this step is done; None: while the processes start after the previous fault.
         delay: Seconds after that moment.
         node: Whose agent or rank.
         process: Which of the node's ranks.
@@ -66,16 +58,16 @@ class Fault:
     """
 
     number: int
-    kind: Kind
-    step: int | None
+    kind: FaultKind
+    planned_step: int | None
     delay: float
     node: int
     process: int
     seconds: float
 
 
-def plan(seed: int, number: int, steps: int, kinds: Sequence[Kind], nodes: int, processes: int) -> list[Fault]:
-    """So many faults over a training of so many steps.
+def plan(seed: int, number: int, steps: int, kinds: Sequence[FaultKind], nodes: int, processes: int) -> list[Fault]:
+    """Plan faults over a training.
 
     Args:
         seed: The same one makes the same plan.
@@ -86,26 +78,19 @@ def plan(seed: int, number: int, steps: int, kinds: Sequence[Kind], nodes: int, 
         processes: Of each node.
     """
     chance = random.Random(seed)  # noqa: S311 - no secret
-    deck: list[Kind] = []
+    deck: list[FaultKind] = []
     while len(deck) < number:
         deck += chance.sample(kinds, len(kinds))
     del deck[number:]
     chance.shuffle(deck)
     faults: list[Fault] = []
     for index, kind in enumerate(deck):
-        restarted = index > 0 and deck[index - 1] is not Kind.OUTAGE
-        at_start = restarted and kind.fits_a_start and chance.random() < _AT_START
-        # One in each of equal parts of the training; the last part is left, so that it does not end first.
+        restarted = index > 0 and deck[index - 1] is not FaultKind.OUTAGE
+        at_start = restarted and kind.is_signal and chance.random() < _AT_START
+        # One in each of equal parts of the training; the last part is left, so that training does not end first.
         step = 1 + int((index + chance.random()) * (steps - 1) / (number + 1))
-        faults.append(
-            Fault(
-                number=index + 1,
-                kind=kind,
-                step=None if at_start else step,
-                delay=chance.uniform(0.0, _LONGEST_START if at_start else 0.5),
-                node=chance.randrange(nodes),
-                process=chance.randrange(processes),
-                seconds=chance.uniform(3.0, 6.0),
-            )
-        )
+        delay = chance.uniform(0.0, _LONGEST_START if at_start else 0.5)
+        node, process = chance.randrange(nodes), chance.randrange(processes)
+        planned_step = None if at_start else step
+        faults.append(Fault(index + 1, kind, planned_step, delay, node, process, chance.uniform(3.0, 6.0)))
     return faults

@@ -1,4 +1,4 @@
-"""An outage of a storage that speaks TCP: a proxy before it, which can be cut off and restored."""
+"""An outage of a storage that speaks TCP: a proxy in front of it, which can be cut off and restored."""
 
 import socket
 import struct
@@ -13,7 +13,7 @@ _AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes connections on to a server until it is cut, and again once it is restored.
+    """Forwards connections to a server until it is cut off, and again once it is restored.
 
     Args:
         host: Of the server.
@@ -34,7 +34,7 @@ class Proxy:
         self.port = 0
 
     def __enter__(self) -> Self:
-        """Begin to listen."""
+        """Start to listen."""
         self.restore()
         return self
 
@@ -43,7 +43,7 @@ class Proxy:
         self.cut()
 
     def restore(self) -> None:
-        """Take connections."""
+        """Accept connections."""
         with self._mutex:
             if self._listening is not None:
                 return
@@ -57,7 +57,7 @@ class Proxy:
         with self._mutex:
             self._away.set()
             if self._listening is not None:
-                # Closing alone would not wake the thread that stands in accept().
+                # Closing alone would not wake the thread that waits in accept().
                 with suppress(OSError):
                     self._listening.shutdown(socket.SHUT_RDWR)
                 self._listening.close()
@@ -79,7 +79,7 @@ class Proxy:
             threading.Thread(target=self._serve, args=(client, away), daemon=True).start()
 
     def _serve(self, client: socket.socket, away: threading.Event) -> None:
-        """One connection, to its end."""
+        """Forward one connection until it ends."""
         try:
             server = socket.create_connection(self._server, timeout=10)
         except OSError:
@@ -103,7 +103,7 @@ class Proxy:
 
 
 def _pump(source: socket.socket, sink: socket.socket, away: threading.Event) -> None:
-    """Pass bytes on until there are no more, and say so; after a cut the end is a reset, which says nothing."""
+    """Forward bytes until there are no more, and then their end; after a cut a reset stands for it."""
     with suppress(OSError):
         while data := source.recv(_CHUNK):
             sink.sendall(data)

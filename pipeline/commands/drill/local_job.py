@@ -1,4 +1,4 @@
-"""A job over several nodes of this machine, started and started again as a launcher does it."""
+"""A job over several nodes of this machine, started and restarted as a launcher does it."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.agent import pdeathsig as leash
+from pipeline.agent import pdeathsig
 from pipeline.errors import DONE, USER_MUST_CHANGE
 
 GRACE = 30
@@ -19,31 +19,30 @@ GRACE = 30
 
 _SETTLE = 5.0
 """Seconds after the end of one agent within which the others may be about to end, too."""
-_RESTARTS = 3
-_JOIN = 60
+_RENDEZVOUS = "join_timeout=60,last_call_timeout=1,keep_alive_interval=1"
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR")
 """What torch's agent sets: a drill may itself run under one."""
 
 
-class Finding(Exception):
+class JobFailure(Exception):
     """The job did what it must not: the drill ends here."""
 
 
-class Job:
+class LocalJob:
     """The agents of a job, one for each node, all on this machine.
 
     Args:
         fit: The arguments of `python -m pipeline fit`.
         nodes: How many.
         processes: Of each node.
-        environment: What the processes find in theirs, beside this process's own.
-        logs: The folder for what they say.
+        environment: Variables of the processes, in addition to this process's own.
+        logs: The folder for their output.
 
     Attributes:
         nodes: With how many it is launched the next time.
         endings: The node and the status of each agent that has ended, in that order.
-        starts: How often an agent was started again, or the whole job.
-        replaced: Nodes whose end is known to leave the others waiting: they are started again at once.
+        starts: How often an agent was restarted, or the whole job.
+        replaced: Nodes whose end is known to leave the others waiting: they are restarted at once.
     """
 
     def __init__(
@@ -54,32 +53,26 @@ class Job:
         self.endings: list[tuple[int, int]] = []
         self.starts = 0
         self.replaced: set[int] = set()
-        self._fit = fit
-        self._processes = processes
+        self._fit, self._processes, self._logs = fit, processes, logs
         inherited = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
         self._environment = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **inherited, **environment}
-        self._logs = logs
         self._agents: list[subprocess.Popen[bytes]] = []
         self._seen: set[int] = set()
-        self._since: float | None = None
-        self._meeting: tuple[str, ...] = ()
+        self._first_end: float | None = None
+        self._rendezvous: tuple[str, ...] = ()
 
     def launch(self) -> None:
-        """Start all agents, who meet at a place of their own."""
-        place = f"--rdzv-endpoint=localhost:{_free_port()}", f"--rdzv-id={uuid.uuid4().hex}"
-        self._meeting = (f"--nnodes={self.nodes}", "--rdzv-backend=c10d", *place)
-        self._agents = []
-        for node in range(self.nodes):
-            self._agents.append(self._start(node))
-        self._since = None
+        """Start all agents, with a rendezvous of their own."""
+        self._rendezvous = (
+            *(f"--nnodes={self.nodes}", "--rdzv-backend=c10d", f"--rdzv-conf={_RENDEZVOUS}"),
+            *(f"--rdzv-endpoint=localhost:{_free_port()}", f"--rdzv-id={uuid.uuid4().hex}"),
+        )
+        self._agents = [self._start(node) for node in range(self.nodes)]
+        self._first_end = None
         self.replaced.clear()
 
-    def start_again(self, nodes: Sequence[int]) -> None:
-        """Start agents again: the whole job anew, or some of it with the same command line.
-
-        Args:
-            nodes: Whose agents have ended.
-        """
+    def restart(self, nodes: Sequence[int]) -> None:
+        """Restart the agents of some nodes, or launch the whole job again where all have ended."""
         self.starts += 1
         if len(nodes) == len(self._agents):
             self.launch()
@@ -87,26 +80,26 @@ class Job:
         for node in nodes:
             self._agents[node] = self._start(node)
         self.replaced -= set(nodes)
-        self._since = None
+        self._first_end = None
 
     def due(self) -> list[int]:
-        """The nodes whose agents a launcher starts again now.
+        """Return the nodes whose agents a launcher restarts now.
 
         Raises:
-            Finding: An agent ended with 2, though nobody has changed anything.
+            JobFailure: An agent ended with 2, though the user has changed nothing.
         """
         statuses = self._statuses()
         ended = [node for node, status in enumerate(statuses) if status is not None]
         if USER_MUST_CHANGE in statuses:
-            raise Finding(f"the agent of node {statuses.index(USER_MUST_CHANGE)} ended with 2")
+            raise JobFailure(f"the agent of node {statuses.index(USER_MUST_CHANGE)} ended with 2")
         if not ended or self.done:
-            self._since = None
+            self._first_end = None
             return []
         if len(ended) == len(statuses):
             return ended
-        self._since = self._since or time.monotonic()
+        self._first_end = self._first_end or time.monotonic()
         failed = [node for node in ended if statuses[node] != DONE]
-        settled = set(failed) <= self.replaced or time.monotonic() - self._since > _SETTLE
+        settled = set(failed) <= self.replaced or time.monotonic() - self._first_end > _SETTLE
         return failed if settled else []
 
     @property
@@ -115,15 +108,15 @@ class Job:
         return all(status == DONE for status in self._statuses())
 
     def agent(self, node: int) -> int | None:
-        """The process of a node's agent, None once it has ended."""
+        """Return the process of a node's agent, None once it has ended."""
         return self._agents[node].pid if self._agents[node].poll() is None else None
 
     def agents(self) -> list[int]:
-        """The processes of all agents that run."""
+        """Return the processes of all running agents."""
         return [agent.pid for agent in self._agents if agent.poll() is None]
 
     def workers(self, node: int) -> list[int]:
-        """The processes of a node's ranks; none before they have been started."""
+        """Return the processes of a node's ranks; none before they have been started."""
         agent = self._agents[node].pid
         with suppress(OSError):
             return sorted(map(int, Path(f"/proc/{agent}/task/{agent}/children").read_text().split()))
@@ -133,29 +126,27 @@ class Job:
         """Kill all agents, and with them their workers, and wait until they have ended."""
         workers = [pid for node in range(len(self._agents)) for pid in self.workers(node)]
         for agent in self._agents:
-            if agent.poll() is None:
-                agent.kill()
+            agent.kill()
         for agent in self._agents:
             agent.wait(GRACE)
         deadline = time.monotonic() + GRACE
-        while any(runs(pid) for pid in workers) and time.monotonic() < deadline:
+        while any(map(is_running, workers)) and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def said(self) -> str:
-        """What the agents and their workers have said."""
+    def output(self) -> str:
+        """Return what the agents and their workers have written."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self._logs.glob("node-*.txt")))
 
     def _start(self, node: int) -> subprocess.Popen[bytes]:
         self._seen.discard(node)
-        rules = f"join_timeout={_JOIN},last_call_timeout=1,keep_alive_interval=1"
         with (self._logs / f"node-{node}.txt").open("ab") as log:
             return subprocess.Popen(
                 [
-                    # The agents die with the drill, also if that is killed.
-                    *(sys.executable, "-I", "-S", leash.__file__, str(os.getpid())),
-                    *(sys.executable, "-m", "pipeline.agent", *self._meeting, f"--nproc-per-node={self._processes}"),
-                    *(f"--local-addr=127.0.0.{node + 1}", f"--rdzv-conf={rules}", f"--max-restarts={_RESTARTS}"),
-                    *(f"--shutdown-timeout={GRACE}", "-m", "pipeline", "fit", *self._fit),
+                    # The agents die with the drill, even if that is killed.
+                    *(sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid())),
+                    *(sys.executable, "-m", "pipeline.agent", *self._rendezvous, f"--local-addr=127.0.0.{node + 1}"),
+                    *(f"--nproc-per-node={self._processes}", "--max-restarts=3", f"--shutdown-timeout={GRACE}"),
+                    *("-m", "pipeline", "fit", *self._fit),
                 ],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -180,8 +171,8 @@ def send(pids: Sequence[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def runs(pid: int) -> bool:
-    """Whether a process has not ended; one that nobody has waited for yet has."""
+def is_running(pid: int) -> bool:
+    """Return whether a process has not ended; one that was not waited for yet has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

@@ -1,7 +1,7 @@
-"""What a drill knows of each step: a callback that notes it at once, and what reads the notes.
+"""What a drill knows of each step: a callback that logs it at once, and what reads the log.
 
-The notes lie outside the run directory, and are said by the environment, so that the run's configuration is the same
-with and without a drill.
+The log is outside the run directory, in a folder that the environment names, so that the run's configuration is the
+same with and without a drill.
 """
 
 import json
@@ -14,14 +14,14 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-FOLDER = "PIPELINE_DRILL_NOTES"
-"""The environment variable with the folder of the notes; without it nothing is noted."""
+FOLDER = "PIPELINE_DRILL_STEP_LOG"
+"""The environment variable with the folder of the logs; without it nothing is logged."""
 
 _PACE = "pace"
 
 
-class Notes(pl.Callback):
-    """Notes each optimizer step of each rank with its losses as exact numbers, and keeps to the pace of the drill."""
+class StepLogger(pl.Callback):
+    """Logs each optimizer step of each rank with its losses as exact numbers, and waits as long as the drill asks."""
 
     def __init__(self) -> None:
         folder = os.environ.get(FOLDER)
@@ -31,7 +31,7 @@ class Notes(pl.Callback):
         self._losses: list[str] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin."""
+        """Open the log."""
         self._step = trainer.global_step
         if self._folder is not None:
             path = _path(self._folder, trainer.global_rank)
@@ -40,21 +40,21 @@ class Notes(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the step, if the batch was the last one of it, in one write that outlasts a kill."""
+        """Log the step after its last batch, in one write that survives a kill."""
         if self._folder is None:
             return
         self._losses.append(_exact(outputs))
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        note = {"step": self._step, "losses": self._losses, "pid": os.getpid(), "at": time.time()}
+        entry = {"step": self._step, "losses": self._losses, "pid": os.getpid(), "at": time.time()}
         self._losses = []
-        os.write(self._file, json.dumps(note).encode() + b"\n")
+        os.write(self._file, json.dumps(entry).encode() + b"\n")
         time.sleep(pace(self._folder))
 
 
 def _exact(outputs: Any) -> str:
-    """The loss of a batch, bit for bit; "none" where the model has returned none."""
+    """Return the loss of a batch, bit for bit; "none" where the model returned none."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     if isinstance(loss, Tensor) and loss.numel() == 1:
         loss = loss.item()
@@ -62,7 +62,7 @@ def _exact(outputs: Any) -> str:
 
 
 def pace(folder: Path) -> float:
-    """Seconds that each step waits."""
+    """Return the seconds that each step waits."""
     try:
         return float((folder / _PACE).read_text())
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def pace(folder: Path) -> float:
 
 
 def set_pace(folder: Path, seconds: float) -> None:
-    """Have each step wait from now on."""
+    """Make each step wait from now on."""
     part = folder / f"{_PACE}.part"
     part.write_text(repr(seconds))
     part.replace(folder / _PACE)
@@ -81,8 +81,8 @@ def _path(folder: Path, rank: int) -> Path:
 
 
 @dataclass(frozen=True)
-class Note:
-    """One step as one rank has noted it.
+class StepEntry:
+    """One step of one rank.
 
     Attributes:
         step: Optimizer steps done.
@@ -97,45 +97,45 @@ class Note:
     at: float
 
 
-class Noted:
-    """The notes of all ranks, as far as they have been read.
+class StepLog:
+    """The logs of all ranks, as far as they have been read.
 
     Args:
         folder: Where they are.
         ranks: How many there are at most.
 
     Attributes:
-        of: The notes of each rank, in the order in which they were written.
+        ranks: The entries of each rank, in the order in which they were written.
     """
 
     def __init__(self, folder: Path, ranks: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.of: list[list[Note]] = [[] for _ in range(ranks)]
+        self.ranks: list[list[StepEntry]] = [[] for _ in range(ranks)]
         self._read = [0] * ranks
 
     def read(self) -> int:
-        """Read what has come; returns how many notes there are."""
-        for rank, notes in enumerate(self.of):
-            try:
-                with _path(self.folder, rank).open("rb") as file:
-                    file.seek(self._read[rank])
-                    data = file.read()
-            except FileNotFoundError:
-                continue
+        """Read what has been added; return the number of all entries."""
+        for rank, entries in enumerate(self.ranks):
+            path = _path(self.folder, rank)
+            data = path.read_bytes()[self._read[rank] :] if path.exists() else b""
             whole = data[: data.rfind(b"\n") + 1]
             self._read[rank] += len(whole)
-            for line in whole.splitlines():
-                value = json.loads(line)
-                notes.append(Note(value["step"], tuple(value["losses"]), value["pid"], value["at"]))
-        return sum(map(len, self.of))
+            for value in map(json.loads, whole.splitlines()):
+                entries.append(StepEntry(value["step"], tuple(value["losses"]), value["pid"], value["at"]))
+        return sum(map(len, self.ranks))
+
+    @property
+    def first(self) -> list[StepEntry]:
+        """The entries of rank 0."""
+        return self.ranks[0]
 
     @property
     def highest(self) -> int:
         """The highest step that rank 0 has done."""
-        return max((note.step for note in self.of[0]), default=0)
+        return max((entry.step for entry in self.first), default=0)
 
     @property
     def repeated(self) -> int:
-        """Steps that were done again, on the rank with the most."""
-        return max(len(notes) - len({note.step for note in notes}) for notes in self.of)
+        """The number of steps that were done again, on the rank with the most."""
+        return max(len(entries) - len({entry.step for entry in entries}) for entries in self.ranks)

@@ -1,0 +1,329 @@
+"""Runs a job under faults: waits for the moment of each, injects it, and judges what becomes of the job."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+
+from pipeline.checkpoint.commit import CommitRecord, examined
+from pipeline.commands.drill.local_job import JobFailure, LocalJob, is_running, send
+from pipeline.commands.drill.plan import Fault, FaultKind
+from pipeline.commands.drill.proxy import Proxy
+from pipeline.commands.drill.step_log import StepEntry, StepLog, set_pace
+from pipeline.errors import PREEMPTED
+from pipeline.run.run_dir import RunDir
+
+SECONDS_PER_FAULT = 3.0
+"""Of training."""
+SLOWEST_STEP = 2.0
+"""Seconds that a step waits at most."""
+
+_STALLED = 120.0
+"""Seconds without a step or an end, after which the job has failed."""
+_POLL = 0.03
+_POLL_STORAGE = 0.4
+"""Seconds between two looks at the job, and at what its storage holds."""
+
+
+@dataclass
+class FaultResult:
+    """What became of one fault.
+
+    Attributes:
+        fault: As planned.
+        injected: Whether it was: training may have ended before.
+        step: Rank 0's last step before it; None: it had done none since its start.
+        ended: The statuses of the agents that ended, in their order.
+        resumed: The step that came next; None: another fault came first.
+        repeated: Number of steps that were done again.
+        seconds: Until a step that had never been done; None: another fault came first.
+        problems: What is not as it must be.
+    """
+
+    fault: Fault
+    injected: bool = False
+    step: int | None = None
+    ended: list[int] = field(default_factory=list)
+    resumed: int | None = None
+    repeated: int = 0
+    seconds: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def held(self) -> bool:
+        """Whether it was injected, and nothing was lost."""
+        return self.injected and not self.problems
+
+
+@dataclass
+class _Before:
+    """The job right before a fault.
+
+    Attributes:
+        entries: Rank 0's in the step log.
+        pid: Rank 0's process, None where it does not run.
+        durable: The newest committed step, which must survive.
+    """
+
+    entries: int
+    pid: int | None
+    durable: int
+
+
+class FaultInjector:
+    """One job, from its start to its end.
+
+    Args:
+        job: Is launched here.
+        run: Its run directory.
+        log: Its step log.
+        check: Called again and again; raises to stop the drill.
+        proxy: Is between the job and the storage, where there can be an outage.
+    """
+
+    def __init__(
+        self, job: LocalJob, run: RunDir, log: StepLog, check: Callable[[], None], proxy: Proxy | None = None
+    ) -> None:
+        self._job, self._run, self._log, self._check, self._proxy = job, run, log, check, proxy
+        self._truncated: list[int] = []
+        self._progress, self._progressed = (0, 0, 0), time.monotonic()
+        self._moment = time.monotonic()
+        self._durable_at_restart: int | None = None
+        self._restarts = True
+
+    def run_undisturbed(self) -> None:
+        """Run the job to its end, without restarting anything.
+
+        Raises:
+            JobFailure: It did not end well.
+        """
+        self._restarts = False
+        self._job.launch()
+        self._run_to_the_end()
+
+    def run_under(self, results: Sequence[FaultResult], steps: int, report: Callable[[FaultResult], None]) -> None:
+        """Run the job to its end under faults, restarting it as a launcher does.
+
+        Args:
+            results: Of the planned faults, in which what becomes of each is noted.
+            steps: Of the whole training.
+            report: Called with each result.
+
+        Raises:
+            JobFailure: It did not come to its end.
+        """
+        self._job.launch()
+        for index, result in enumerate(results):
+            left = max(1, steps - self._log.highest)
+            set_pace(self._log.folder, min(SLOWEST_STEP, SECONDS_PER_FAULT * (len(results) - index) / left))
+            if not self._wait_for_moment(result.fault):
+                break  # training has ended
+            self._inject(result, results[index + 1].fault if index + 1 < len(results) else None)
+            report(result)
+        set_pace(self._log.folder, 0.0)
+        self._run_to_the_end()
+
+    def remove_truncated(self) -> list[str]:
+        """Remove the truncated checkpoints that were not saved again, which `verify` would rightly find.
+
+        Returns:
+            What was removed, in words.
+        """
+        removed = []
+        for step, found in list(examined(self._run)):
+            if step in self._truncated and not isinstance(found, CommitRecord):
+                for name in (RunDir.record(step), RunDir.checkpoint(step)):
+                    self._run.remove(name)
+                removed.append(f"removed the checkpoint of step {step}, which was truncated and not saved again")
+        return removed
+
+    def _run_to_the_end(self) -> None:
+        self._until(lambda: False)
+        self._log.read()
+
+    def _wait_for_moment(self, fault: Fault) -> bool:
+        """Wait for the moment of a fault; return False where the job has ended before."""
+        job, step = self._job, fault.planned_step
+        if step is not None:
+            reached = self._until(lambda: self._log.highest >= step)
+            if fault.kind is FaultKind.TRUNCATE:
+                reached = reached and self._until(lambda: len(self._commits(2)) == 2, _POLL_STORAGE)
+            self._moment = time.monotonic()
+            if not reached:
+                return False
+        if not self._until(lambda: time.monotonic() - self._moment >= fault.delay):
+            return False
+        if fault.kind.scope == "rank":
+            return self._until(lambda: len(job.workers(fault.node)) > fault.process)
+        return self._until(lambda: job.agent(fault.node) is not None)
+
+    def _inject(self, result: FaultResult, following: Fault | None) -> None:
+        fault, log, job = result.fault, self._log, self._job
+        durable = self._durable()
+        log.read()
+        pid = log.first[-1].pid if log.first and is_running(log.first[-1].pid) else None
+        before = _Before(len(log.first), pid, durable)
+        result.step = log.first[-1].step if pid is not None else None
+        ended, starts, self._durable_at_restart = len(job.endings), job.starts, None
+        result.injected = True
+        began = time.time()
+        self._do(result, before)
+        if following is None or following.planned_step is not None:
+            self._until(lambda: self._new_step(fault, before) is not None)
+        elif fault.kind is not FaultKind.KILL_RANK:
+            self._until(lambda: job.starts > starts or self._new_step(fault, before) is not None)
+        new = self._new_step(fault, before)
+        result.seconds = None if new is None else new.at - began
+        self._moment = time.monotonic()
+        result.ended = [status for _, status in job.endings[ended:]]
+        self._judge(result, before)
+
+    def _do(self, result: FaultResult, before: _Before) -> None:
+        fault, job = result.fault, self._job
+        if fault.kind is FaultKind.TRUNCATE:
+            before.durable = self._truncate()
+        elif fault.kind is FaultKind.OUTAGE:
+            self._outage(result, before.durable)
+        elif fault.kind is FaultKind.RESIZE:
+            self._resize()
+        elif fault.kind is FaultKind.KILL_ALL:
+            job.kill()
+        else:
+            if fault.kind.scope == "agent":
+                job.replaced.add(fault.node)
+            agent = job.agent(fault.node)
+            targets = {
+                "rank": job.workers(fault.node)[fault.process : fault.process + 1],
+                "agent": [] if agent is None else [agent],
+                "all": job.agents(),
+            }
+            send(targets[fault.kind.scope], SIGTERM if fault.kind.asks else SIGKILL)
+
+    def _truncate(self) -> int:
+        """Kill the job and truncate its newest checkpoint; return the step before it."""
+        self._job.kill()
+        newest, good = self._commits(2)
+        self._truncated.append(newest.step)
+        if self._run.is_local:
+            with Path(self._run.path, newest.name).open("r+b") as file:
+                file.truncate(newest.bytes // 2)
+        else:
+            data = self._run.read(newest.name)
+            assert data is not None
+            self._run.write(newest.name, data[: newest.bytes // 2])
+        return good.step
+
+    def _outage(self, result: FaultResult, durable: int) -> None:
+        assert self._proxy is not None
+        began, entries, seconds = time.monotonic(), len(self._log.first), result.fault.seconds
+        self._proxy.cut()
+        try:
+            self._until(lambda: time.monotonic() - began >= seconds)
+        finally:
+            self._proxy.restore()
+        if len(self._log.first) == entries and result.step is not None:
+            result.problems.append(f"training stood still for the {seconds:.1f} s of the outage")
+        self._until_committed_after(durable)
+
+    def _resize(self) -> None:
+        """Train with one node less until something is committed there, and then with all again."""
+        self._relaunch(self._job.nodes - 1)
+        self._until_committed_after(self._durable())
+        self._relaunch(self._job.nodes + 1)
+        entries = len(self._log.first)
+        self._until(lambda: len(self._log.first) > entries)
+
+    def _relaunch(self, nodes: int) -> None:
+        job, starts = self._job, self._job.starts
+        job.nodes = nodes
+        send(job.agents(), SIGTERM)
+        self._until(lambda: job.starts > starts)
+
+    def _judge(self, result: FaultResult, before: _Before) -> None:
+        """Compare what came after a fault with what must have."""
+        kind, problems, entries = result.fault.kind, result.problems, self._log.first
+        own = [entry for entry in entries if entry.pid == before.pid]
+        reached = own[-1].step if own else before.durable
+        later = self._of_new_process(before)
+        if kind is FaultKind.OUTAGE:
+            if result.ended or later:
+                problems.append(f"the outage ended processes (agents: {result.ended or 'none'})")
+            return
+        saved = kind.asks and bool(own)
+        if saved:
+            if not result.ended:
+                problems.append("no agent ended")
+            problems += [f"an agent ended with {status}" for status in result.ended if status != PREEMPTED]
+            if self._durable_at_restart is not None and self._durable_at_restart < reached:
+                problems.append(f"step {reached} was done, but only step {self._durable_at_restart} was durable")
+        if later:
+            result.resumed = later[0].step
+            # Also what an earlier fault has cost, after which no step was done.
+            earlier = entries[: entries.index(later[0])]
+            result.repeated = max(0, earlier[-1].step + 1 - result.resumed) if earlier else 0
+            durable = reached if saved else before.durable
+            if result.resumed <= durable:
+                problems.append(f"it resumed with step {result.resumed}, though step {durable} was durable")
+            if own and result.resumed > reached + 1:
+                problems.append(f"it resumed with step {result.resumed}, though step {reached} was its last")
+
+    def _of_new_process(self, before: _Before) -> list[StepEntry]:
+        """Return what rank 0 has logged since a fault in another process than before."""
+        return [entry for entry in self._log.first[before.entries :] if entry.pid != before.pid]
+
+    def _new_step(self, fault: Fault, before: _Before) -> StepEntry | None:
+        """Return the first step after a fault that rank 0 had never done before."""
+        entries = self._log.first
+        if fault.kind is FaultKind.OUTAGE:
+            return next(iter(entries[before.entries :]), None)
+        old = [entry.step for entry in entries if entry.pid == before.pid] + [e.step for e in entries[: before.entries]]
+        return next((entry for entry in self._of_new_process(before) if entry.step > max(old, default=0)), None)
+
+    def _until_committed_after(self, step: int) -> None:
+        self._until(lambda: self._durable() > step, _POLL_STORAGE)
+
+    def _until(self, condition: Callable[[], bool], poll: float = _POLL) -> bool:
+        """Look after the job until a condition holds; return False where the job has ended before.
+
+        Args:
+            condition: Asked again and again.
+            poll: Seconds between.
+        """
+        while True:
+            self._look_after_job()
+            if self._job.done:
+                return False
+            if condition():
+                return True
+            time.sleep(poll)
+
+    def _look_after_job(self) -> None:
+        """Read what is new, and restart what has ended, as a launcher does.
+
+        Raises:
+            JobFailure: There was no progress for too long, or an agent ended as none may.
+        """
+        self._check()
+        job = self._job
+        due = job.due()
+        progress = self._log.read(), len(job.endings), job.starts
+        if due and not self._restarts:
+            raise JobFailure(f"an agent ended with {job.endings[-1][1]}, though nothing was done to it")
+        if due:
+            self._durable_at_restart = self._durable() if self._durable_at_restart is None else self._durable_at_restart
+            job.restart(due)
+        if progress != self._progress:
+            self._progress, self._progressed = progress, time.monotonic()
+        elif time.monotonic() - self._progressed > _STALLED:
+            raise JobFailure(f"no step and no end for {_STALLED:.0f} s after step {self._log.highest}")
+
+    def _durable(self) -> int:
+        return next((record.step for record in self._commits(1)), 0)
+
+    def _commits(self, most: int) -> list[CommitRecord]:
+        """Return the newest committed checkpoints."""
+        # Not `committed`, which would warn of each damaged one each time.
+        found = (record for _, record in examined(self._run) if isinstance(record, CommitRecord))
+        return list(islice(found, most))
