@@ -32,7 +32,6 @@ WITHOUT_TESTS = {
     "training/checkpoints.py",
     "training/hooks.py",
     "training/metric_state.py",
-    "training/session.py",
     "training/tensorboard.py",
     "training/trainer.py",
     "training/trainer_state.py",

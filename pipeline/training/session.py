@@ -231,6 +231,8 @@ class TrainingSession:
     def _amend(self, saver: Saver, at: Boundary, reasons: list[str]) -> None:
         """Write into the record of a step what is known only now: the value of its validation, or the end."""
         ends, self._value_pending, pending = "end" in reasons, False, self._value_pending
+        if pending or ends:
+            self._wait(saver.finished)  # the step may still be under way
         record = read_record(saver.run, at.step) if self.state.is_global_zero and (pending or ends) else None
         if record is None:
             return

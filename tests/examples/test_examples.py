@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.data.seeded import Keyed, SeededCollate
+from pipeline.data.seeded import SeededCollate, SeededDataset
 from pipeline.examples.autoencoder import LitAutoEncoder
 from pipeline.examples.digits import Digits
 from pipeline.examples.mnist import MNIST
@@ -129,7 +129,7 @@ def test_mnist_reaches_loader_workers_as_a_name(tmp_path: Path, s3: str, cache: 
         assert torch.equal(again[7][0], dataset[7][0])
     if zipped:
         context = {"num_workers": 1, "multiprocessing_context": "spawn"}
-        loader = DataLoader(Keyed(dataset, 0), batch_size=1_000, collate_fn=SeededCollate(None), **context)
+        loader = DataLoader(SeededDataset(dataset, 0), batch_size=1_000, collate_fn=SeededCollate(None), **context)
         assert torch.equal(torch.cat([pixels for pixels, _ in loader]), dataset.__getitems__(list(range(5_000)))[0])
 
 
