@@ -180,8 +180,7 @@ def test_a_lost_lease_is_asked_before_a_record_is_amended(run: RunDir) -> None:
 
 
 def test_a_validation_that_is_left_comes_first_after_the_resume_and_its_value_is_added_later(run: RunDir) -> None:
-    state = State()
-    found = session(run, state, policy=SavePolicy(), monitor="val_loss")
+    found = session(run, State(validates=True), policy=SavePolicy(), monitor="val_loss")
     found.at_boundary(at(2))
     found.before_validation()
     found.on_validation_start(3)
@@ -194,9 +193,8 @@ def test_a_validation_that_is_left_comes_first_after_the_resume_and_its_value_is
     own = read_run_state(run.url_of(RunDir.checkpoint(3)))
     assert own is not None
     assert own.validation_pending
-    resumed = session(
-        run, State({"val_loss": torch.tensor(0.25)}), policy=SavePolicy(), monitor="val_loss", resumed_step=3
-    )
+    after = State({"val_loss": torch.tensor(0.25)})
+    resumed = session(run, after, policy=SavePolicy(), monitor="val_loss", resumed_step=3)
     resumed.on_validation_logged(3)
     resumed.on_validation_end()
     resumed.at_boundary(at(3))
@@ -237,12 +235,14 @@ def test_a_save_by_time_is_due_once_in_that_time(run: RunDir, monkeypatch: pytes
     for step in range(1, 10):
         clock[0] += 25
         found.at_boundary(at(step))
+        assert found.saver is not None
+        found.saver.finish()
     found.at_end(at(9, kind="end"))
     assert [step for step in steps(run) if "minutes" in reasons(run, step)] == [3, 6, 9]
 
 
 def test_hyperparameters_that_would_not_load_again_are_refused_when_training_begins(run: RunDir) -> None:
-    with pytest.raises(UserError, match="hyper_parameters.width"):
+    with pytest.raises(UserError, match=r"hyper_parameters\.width"):
         session(run, State(hyper_parameters={"width": object()}))
     session(None, State(hyper_parameters={"width": object()}))
 
