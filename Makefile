@@ -5,7 +5,7 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 RUN_DIR ?= runs/quickstart
-# A drill trains two runs in there, and never writes over one.
+# A drill trains two runs in there, and never overwrites one.
 DRILL_DIR ?= runs/drill-$(shell date +%Y%m%d-%H%M%S)
 CONFIG ?= pipeline/configs/digits.yaml
 NODES ?= 2
@@ -66,7 +66,7 @@ format: $(READY) ## Format the code.
 test: $(READY) ## Run the tests.
 	@python -m pytest
 
-test-slow: $(READY) ## Run the tests that take longer than the patience of who has just changed a line.
+test-slow: $(READY) ## Run the slow tests (minutes).
 	@python -m pytest -m slow
 
 test-torchx-nightly: $(NIGHTLY)/.ready ## Run the tests of the Kubernetes scheduler under TorchX's nightly.
@@ -85,7 +85,7 @@ benchmark: $(READY) ## Measure the order of samples, loading and the ledger, sid
 bench-checkpoint: $(READY) ## Measure saving and loading against Lightning's defaults, in BENCH_URL=s3://bucket/prefix.
 	@python -m tests.benchmarks.checkpoint $(BENCH_URL)
 
-drill: $(READY) ## Kill a training in every way, FAULTS times, and compare it with one that nobody disturbed.
+drill: $(READY) ## Disturb a training in every way, FAULTS times, and compare it with an undisturbed one.
 	@python -m pipeline drill --config $(CONFIG) --run_dir $(DRILL_DIR) --nodes $(NODES) --faults $(FAULTS) --seed $(SEED) --args='$(ARGS)'
 
 soak: $(READY) ## SIGTERM to a rank, an agent, all: 20 trials of each (10 minutes).
@@ -97,13 +97,13 @@ pipeline: $(READY) ## Train on NODES nodes, then evaluate on one device, and sho
 train: $(READY) ## Only train.
 	@torchx run -s $(SCHEDULER) components/train.py:train --image $(IMAGE) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
 
-evaluate: $(READY) ## Only evaluate what was trained.
+evaluate: $(READY) ## Only evaluate a trained run.
 	@torchx run -s $(SCHEDULER) components/evaluate.py:evaluate --image $(IMAGE) --run_dir $(RUN_DIR) -- $(ARGS)
 
 image: $(READY) ## Build the container image IMAGE: for GPUs, or without CUDA by TORCH=cpu.
 	@PYTHON=python docker/build.sh
 
-driver-image: ## Build the image of what submits from inside a cluster, DRIVER_IMAGE.
+driver-image: ## Build DRIVER_IMAGE, which submits from inside a cluster.
 	@IMAGE=$(DRIVER_IMAGE) BUILD_ARGS="$(BUILD_ARGS) --target driver" docker/build.sh
 
 image-push: ## Push IMAGE to REGISTRY=host/team, named by its version and revision.
@@ -112,26 +112,26 @@ image-push: ## Push IMAGE to REGISTRY=host/team, named by its version and revisi
 smoke-docker: image ## Build the image, check it, train in two containers, evaluate in one, and kill some.
 	@python -m pytest tests/docker -n 0
 
-k8s-setup: ## Put into the cluster what it needs once (kubectl): namespace, accounts, rights, network policies.
+k8s-setup: ## Install what a cluster needs once (kubectl): namespace, service accounts, roles, network policies.
 	@kubectl apply -k k8s/cluster
 
-k8s-render: $(READY) ## Print the objects of the training, as kubectl takes them.
+k8s-render: $(READY) ## Print the Kubernetes objects of a training, as YAML for kubectl.
 	@torchx --log_level ERROR run --dryrun --workspace '' -s kubernetes_job -cfg '$(K8S_ARGS)' components/train.py:train \
 	  --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) --image $(IMAGE) -- $(ARGS) | sed '1,/SCHEDULER REQUEST/d'
 
-k8s-submit: $(READY) ## Train on NODES pods, then evaluate in one, without this machine.
+k8s-submit: $(READY) ## Train on NODES pods, then evaluate in one; this machine is not needed meanwhile.
 	@python -m components.launch -s kubernetes_job --detach --scheduler_args '$(K8S_ARGS)' --nodes $(NODES) --cpu $(CPU) \
 	  --config $(CONFIG) --run_dir $(RUN_DIR) --image $(IMAGE) --driver_image $(DRIVER_IMAGE) $(if $(NAME),--name $(NAME)) -- $(ARGS)
 
-k8s-status: $(READY) ## How the run NAME is; without one: all of your runs.
+k8s-status: $(READY) ## Show the status of the run NAME; without one, of all your runs.
 	@torchx --log_level ERROR $(if $(NAME),status kubernetes_job://torchx/$(NAME),list -s kubernetes_job)
 
-k8s-logs: $(READY) ## The log of the run NAME, followed to its end.
+k8s-logs: $(READY) ## Follow the log of the run NAME.
 	@torchx --log_level ERROR log --tail kubernetes_job://torchx/$(NAME)
 
-audit: $(READY) ## Ask the database of known vulnerabilities about all that IMAGE holds.
+audit: $(READY) ## Check everything in IMAGE against the database of known vulnerabilities.
 	@python docker/audit.py $(IMAGE)
 
-clean: ## Remove .venv and caches; never a run.
+clean: ## Remove .venv and caches, never a run.
 	rm -rf .venv build dist docker/wheels/*/ *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
