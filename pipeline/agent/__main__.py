@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         if end.status not in (DONE, USER_MUST_CHANGE) or end.traceback:
             _print("\n".join(filter(None, (end.traceback.rstrip("\n"), end.reason))))
     if report_to and end.status != DONE:
-        error_file.write(report_to, end.status, end.reason, end.traceback)
+        error_file.write_report(report_to, end.status, end.reason, end.traceback)
     return end.status
 
 

@@ -1,7 +1,7 @@
 """Every private member of torch that the agent uses, why, and a check that this torch has it as expected.
 
 Whoever upgrades torch looks here: the rest of `pipeline/agent` uses torch's public names and the functions below.
-`check` runs at import, and names the member that is missing together with torch's version.
+`check_torch` runs at import, and names the member that is missing together with torch's version.
 """
 
 import inspect
@@ -42,7 +42,7 @@ _SET_OR_READ: tuple[tuple[Any, str, str], ...] = (
 )
 
 
-def check() -> None:
+def check_torch() -> None:
     """Check that this torch has what is used here.
 
     Raises:
@@ -73,7 +73,7 @@ def _find(owner: Any, path: str) -> Any:
     return owner
 
 
-check()
+check_torch()
 
 
 # ---- torchrun's arguments

@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
 from pipeline.agent.signals import Signals, forwarded
 from pipeline.errors import DONE, PREEMPTED
-from pipeline.process.error_file import ErrorReport, read
+from pipeline.process.error_file import ErrorReport, read_report
 
 HURRY = 5.0
 """Seconds that workers have after a second signal."""
@@ -73,7 +73,7 @@ class Workers:
         for local, process in self._processes.items():
             if local not in self._seen and (code := process.poll()) is not None:
                 self._seen.add(local)
-                report = read(self._context.error_files[local]) if code not in (DONE, PREEMPTED) else None
+                report = read_report(self._context.error_files[local]) if code not in (DONE, PREEMPTED) else None
                 new.append(WorkerExit(self._ranks[local], code, report))
         # A killed process has not failed because of a peer; of error files, the earlier one.
         new.sort(key=lambda end: (end.code >= 0, end.report.time if end.report else 0.0))

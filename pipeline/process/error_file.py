@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pipeline.errors import CRASH, DONE, chain
+from pipeline.errors import CRASH, DONE, chain, in_one_line
 
 FILE = "TORCHELASTIC_ERROR_FILE"
 """The environment variable that names the file."""
@@ -75,16 +75,16 @@ def guarded(main: Callable[[], int], environment: Mapping[str, str] = os.environ
         status = main()
     except Exception as error:
         if path:
-            write(path, CRASH, summary(error), traceback.format_exc(), lost_peer=is_lost_peer(error))
+            write_report(path, CRASH, in_one_line(error), traceback.format_exc(), lost_peer=is_lost_peer(error))
             if under_an_agent:
                 exit_now(CRASH)
         raise
     except SystemExit as end:
         if path and not under_an_agent and end.code:
-            write(path, end.code if isinstance(end.code, int) else CRASH, f"exited with status {end.code}")
+            write_report(path, end.code if isinstance(end.code, int) else CRASH, f"exited with status {end.code}")
         raise
     if path and not under_an_agent and status != DONE:
-        write(path, status, f"exited with status {status}")
+        write_report(path, status, f"exited with status {status}")
     return status
 
 
@@ -99,12 +99,7 @@ def exit_now(status: int) -> NoReturn:
     os._exit(status)
 
 
-def summary(error: BaseException) -> str:
-    """Return an exception in one line, as the last one of its traceback."""
-    return " ".join("".join(traceback.format_exception_only(error)).split())
-
-
-def write(path: str, status: int, message: str, stack: str = "", *, lost_peer: bool = False) -> None:
+def write_report(path: str, status: int, message: str, stack: str = "", *, lost_peer: bool = False) -> None:
     """Write an error file. A file that cannot be written is skipped: the exit status tells the most."""
     try:
         with open(path, "w", encoding="utf-8") as file:
@@ -120,7 +115,7 @@ def content(status: int, message: str, stack: str = "", *, lost_peer: bool = Fal
     return {"message": {"message": message, "errorCode": status, "extraInfo": extra}}
 
 
-def read(path: str) -> ErrorReport | None:
+def read_report(path: str) -> ErrorReport | None:
     """Read an error file; None if there is none, or none that can be read."""
     try:
         with open(path, encoding="utf-8") as file:

@@ -30,7 +30,7 @@ def test_a_missing_member_is_named_with_torchs_version(
 ) -> None:
     monkeypatch.setattr(owner, name, value)
     with pytest.raises(UserError) as raised:
-        compat.check()
+        compat.check_torch()
     (problem,) = raised.value.problems
     assert missing in problem
     assert f"torch {torch.__version__} does not have what pipeline.agent needs" in problem

@@ -42,11 +42,12 @@ if roles[rank].isdecimal():
         time.sleep(0.02)
     sys.exit(int(roles[rank]))
 if roles[rank] == "loses":
-    from pipeline.process.error_file import write
+    from pipeline.process.error_file import write_report
     while len([name for name in os.listdir(folder) if name.startswith("pid-")]) < len(roles):
         time.sleep(0.02)
     time.sleep(0.5)
-    write(os.environ["TORCHELASTIC_ERROR_FILE"], 1, "RuntimeError: closed by peer", "Traceback ...", lost_peer=True)
+    path, message = os.environ["TORCHELASTIC_ERROR_FILE"], "RuntimeError: closed by peer"
+    write_report(path, 1, message, "Traceback ...", lost_peer=True)
     sys.exit(1)
 if roles[rank] == "later":
     time.sleep(1.5)

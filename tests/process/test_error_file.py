@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from pipeline.process.error_file import guarded, is_lost_peer, parse, read, write
+from pipeline.process.error_file import guarded, is_lost_peer, parse, read_report, write_report
 from tests.support.commands import ROOT, command, torchrun
 
 
 def test_a_report_comes_back_as_it_was_written(tmp_path: Path) -> None:
     path = str(tmp_path / "error.json")
-    write(path, 7, "ValueError: no", "Traceback ...", lost_peer=True)
-    report = read(path)
+    write_report(path, 7, "ValueError: no", "Traceback ...", lost_peer=True)
+    report = read_report(path)
     assert report is not None
     assert (report.status, report.message, report.traceback, report.lost_peer) == (
         7,
@@ -37,8 +37,8 @@ def test_torchs_own_form_is_read_too() -> None:
 def test_anything_else_says_nothing(tmp_path: Path, content: object) -> None:
     assert parse(content) is None
     (tmp_path / "torn").write_text('{"message": ')
-    assert read(str(tmp_path / "torn")) is None
-    assert read(str(tmp_path / "missing")) is None
+    assert read_report(str(tmp_path / "torn")) is None
+    assert read_report(str(tmp_path / "missing")) is None
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_anything_else_says_nothing(tmp_path: Path, content: object) -> None:
 def test_a_report_with_odd_fields_is_no_crash_of_its_reader(tmp_path: Path, extra: object) -> None:
     path = tmp_path / "error.json"
     path.write_text(json.dumps({"message": {"message": "m", "errorCode": "two", "extraInfo": extra}}))
-    report = read(str(path))
+    report = read_report(str(path))
     assert report is None or report.status is None
 
 
@@ -87,11 +87,11 @@ def test_without_an_agent_python_says_it_as_ever(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         guarded(fail, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")})
-    report = read(str(tmp_path / "error.json"))
+    report = read_report(str(tmp_path / "error.json"))
     assert report is not None
     assert report.status == 1
     assert guarded(lambda: 2, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")}) == 2
-    report = read(str(tmp_path / "error.json"))
+    report = read_report(str(tmp_path / "error.json"))
     assert report is not None
     assert report.status == 2
 

@@ -80,7 +80,7 @@ def preflight(required: NodeRequirements, run_dir: str, seconds: float, topology
     status = (
         USER_MUST_CHANGE if CheckStatus.ACTION_REQUIRED in found else CRASH if CheckStatus.FAILED in found else DONE
     )
-    return report(nodes, topology.processes, status, reduced), status
+    return format_report(nodes, topology.processes, status, reduced), status
 
 
 class MultiNodeCheck:
@@ -290,7 +290,7 @@ def _store_unreachable(topology: Topology, seconds: float) -> NodeFinding | None
     return NodeFinding("rank 0", f"{host}:{port} cannot be reached: {error}", CheckStatus.FAILED, advice)
 
 
-def report(nodes: list[CheckedNode], processes: int, status: int, reduced: float) -> str:
+def format_report(nodes: list[CheckedNode], processes: int, status: int, reduced: float) -> str:
     """Return the report: a line for each node, and one for each finding that is not ok.
 
     Args:
