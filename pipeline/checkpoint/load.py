@@ -27,8 +27,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
-import torch
-
 from pipeline.cache.folder import CacheFolder
 from pipeline.checkpoint.commit import CommitRecord, Corrupt, newest, select
 from pipeline.checkpoint.transfer import PART, open_ranges
@@ -108,6 +106,8 @@ def load(run: RunDir, record: CommitRecord, map_location: Any = None, weights_on
         UserError: The cache cannot hold them.
         Exception: The storage failed.
     """
+    import torch  # noqa: PLC0415 - takes a second, which `verify` and `prune` do not need in order to hash
+
     with _held(run, record) as path:
         checkpoint: dict[str, Any] = torch.load(
             path, map_location=map_location or "cpu", weights_only=weights_only, mmap=True

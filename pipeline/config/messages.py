@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.errors import StorageAway, UserError, chain, did_you_mean
-from pipeline.run.storage_errors import is_away, storage_error
+from pipeline.run.storage_errors import is_away
 
 _NOISE = r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|.*'NoneType'"
 """Lines that repeat what is said elsewhere: a type that may be one of several is refused once for each of them."""
@@ -74,12 +74,17 @@ def constructor_problems() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, MisconfigurationException) as error:
-        causes = chain(error)
-        for each in reversed(causes):
-            if isinstance(each, (UserError, StorageAway)):
-                raise each from error
-        if any(isinstance(each, OSError) for each in causes) and is_away(error):
-            raise StorageAway(f"building data, model and trainer: {storage_error(error)}") from error
-        # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
-        named = [each for each in causes if isinstance(each, ValueError)]
-        raise UserError(" ".join(str(named[-1] if named else error).split())) from error
+        problem = _innermost(error)
+        if is_away(error):
+            raise StorageAway(f"a storage does not answer: {problem}") from error
+        raise problem from error
+
+
+def _innermost(error: BaseException) -> UserError:
+    causes = chain(error)
+    for each in reversed(causes):
+        if isinstance(each, UserError):
+            return each
+    # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
+    named = [each for each in causes if isinstance(each, ValueError)]
+    return UserError(" ".join(str(named[-1] if named else error).split()))

@@ -65,7 +65,8 @@ def test_a_probe_says_whether_a_storage_can_carry_a_run(app: App, storage: str) 
         (("drill", "--help"), "torch lightning jsonargparse"),
         (("prune", "--help"), "torch lightning jsonargparse"),
         (("probe", "{folder}", "--megabytes=1"), "torch lightning jsonargparse"),
-        (("verify", "--run_dir=runs/none"), "lightning jsonargparse"),
+        (("verify", "--run_dir=runs/none"), "torch lightning jsonargparse"),
+        (("prune", "--run_dir=runs/none", "--keep_last=1"), "torch lightning jsonargparse"),
     ],
 )
 def test_a_command_imports_only_what_it_needs(tmp_path: Path, arguments: tuple[str, ...], unwanted: str) -> None:

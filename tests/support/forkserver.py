@@ -19,6 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -267,6 +268,7 @@ def become(request: dict[str, Any], tid: int) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    tempfile.tempdir = None  # which TMPDIR names
     argv: list[str] = request["argv"]
     sys.executable = request["path"]
     while True:
