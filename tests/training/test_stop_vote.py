@@ -105,7 +105,7 @@ def test_asked_while_a_save_is_under_way_it_waits_for_that_and_saves_the_last_st
     saves = ("--checkpoints.every_n_steps=4", f"--trainer.callbacks.once={tmp_path / 'once'}")
     ended = app(*BASE, *asks, *saves, "--run_dir", tmp_path / "run")
     assert ended.status == 75, ended.err
-    assert "step 5 waited" in ended.err
+    assert "checkpoint at step 5 blocked" in ended.err
     assert set(RunDir(str(tmp_path / "run")).steps()["json"]) == {4, 5}
 
 
