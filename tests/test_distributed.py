@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.commands import DIGITS, command, torchrun
+from tests.support.commands import DIGITS, ROOT, torchrun
 
 ROWS = (
     *("-m", "pipeline", "fit", "--model", "tests.support.models.Recording", "--data", "pipeline.data.DataModule"),
@@ -22,7 +22,7 @@ ROWS = (
 )
 
 # The first 20 losses of rank 0: seed 42, 101 rows, two ranks with a batch of 8 each, one thread. They change only when
-# the order of samples, the initial weights or the arithmetic do; write them anew with
+# the order of samples, the initial weights or the arithmetic do; write new ones with
 # `python -m pytest tests/test_distributed.py -k golden -s` and say why in the commit.
 GOLDEN = [
     *(1.931177, 4.169988, 0.9255146, 1.934494, 1.475119, 0.6091059, 1.050065, 1.64125, 0.140697, 0.8607423),
@@ -67,18 +67,16 @@ def test_ranks_agree_losses_are_golden_and_a_resume_equals_straight(tmp_path: Pa
 def test_nodes_that_do_not_see_the_same_directory_are_found_and_named(tmp_path: Path) -> None:
     # Each rank starts in a folder of its own, so that a relative run directory is another place for each: as on two
     # nodes that share no disk.
-    script = tmp_path / "own_folder.py"
-    script.write_text(
-        "import os, sys\n"
-        "os.makedirs(f'{sys.argv[1]}/{os.environ[\"RANK\"]}')\n"
-        "os.chdir(f'{sys.argv[1]}/{os.environ[\"RANK\"]}')\n"
+    statements = (
+        "import os\n"
         "from pipeline.cli import main\n"
-        "sys.exit(main(sys.argv[2:]))\n"
+        "os.makedirs(f'{sys.argv[2]}/{os.environ[\"RANK\"]}')\n"
+        "os.chdir(f'{sys.argv[2]}/{os.environ[\"RANK\"]}')\n"
+        "sys.exit(main(sys.argv[3:]))\n"
     )
     arguments = [str(argument) for argument in ROWS[2:]]
-    ended = torchrun(
-        2, script, tmp_path / "nodes", *arguments, "--model.out=x", "--run_dir=runs/x", env={"PYTHONPATH": "."}
-    )
+    program = ("-m", "tests.support.statements", statements, tmp_path / "nodes")
+    ended = torchrun(2, *program, *arguments, "--model.out=x", "--run_dir=runs/x")
     assert ended.status != 0
     assert "run_dir='runs/x' is not the same place on all nodes" in ended.err
     assert ended.err.count("cannot see what rank 0 wrote there") == 1
@@ -88,10 +86,7 @@ def test_nodes_that_do_not_see_the_same_directory_are_found_and_named(tmp_path: 
 
 @pytest.mark.timeout(120)
 def test_without_run_dir_all_ranks_take_the_same_one(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
-    arguments = ("-m", "pipeline", "fit", "--config", root / DIGITS, "--trainer.max_epochs=1")
-    environment = {"PYTHONPATH": str(root)}
-    torchrun_here = ("torchrun", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nproc-per-node=2")
-    ended = command(*torchrun_here, *arguments, env=environment, cwd=tmp_path)
+    arguments = ("-m", "pipeline", "fit", "--config", ROOT / DIGITS, "--trainer.max_epochs=1")
+    ended = torchrun(2, *arguments, cwd=tmp_path)
     assert ended.status == 0, ended.text
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-1"]

@@ -16,7 +16,7 @@ PACED = ("--trainer.max_epochs=10", "--checkpoints.every_n_steps=10", "--model.p
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sigterm_at_any_moment_leaves_the_last_step_durable(tmp_path: Path, kind: str, seed: int) -> None:
     trial(kind, tmp_path, seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Ended
-from tests.support.resumes import BASE, equal, only, same_end, state
+from tests.support.resumes import BASE, GRID, equal, only, same_end, state
 from tests.support.runs import logged, verified
 
 App = Callable[..., Ended]
@@ -43,15 +43,17 @@ HABITS: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.parametrize("every", GRID)
 @pytest.mark.parametrize("habit", HABITS)
-def test_resumed_after_any_step_equals_straight(app: App, tmp_path: Path, habit: str) -> None:
+def test_resumed_after_any_step_equals_straight(app: App, tmp_path: Path, habit: str, every: bool) -> None:
     straight, more = tmp_path / "straight", HABITS[habit]
     ended = app(*BASE, *more, "--run_dir", straight)
     assert ended.status == 0, ended.err
     names = ("lowest", "highest", "running", "best", "epoch_start", "train_loss_step", "train_mean", "val_loss")
     last = state(str(straight))["global_step"]
     committed = sorted(int(path.stem[5:]) for path in straight.glob("checkpoints/*.json"))
-    for step in sorted({committed[0], committed[len(committed) // 3], committed[len(committed) // 2], committed[-3]}):
+    chosen = (committed[0], committed[len(committed) // 2], committed[-3], committed[len(committed) // 3])
+    for step in chosen[: None if every else 3]:
         run = tmp_path / f"from-{step}"
         only(straight, run, step)
         ended = app(*BASE, *more, "--run_dir", run)

@@ -69,7 +69,9 @@ def command(*arguments: object, env: dict[str, str] | None = None, timeout: floa
     return Ended(process.returncode, out, err)
 
 
-def torchrun(ranks: int, *arguments: object, env: dict[str, str] | None = None, timeout: float = 90) -> Ended:
+def torchrun(
+    ranks: int, *arguments: object, env: dict[str, str] | None = None, timeout: float = 90, cwd: Path = ROOT
+) -> Ended:
     """A program on `ranks` gloo processes of this machine."""
     return command(
         *(sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
@@ -77,6 +79,7 @@ def torchrun(ranks: int, *arguments: object, env: dict[str, str] | None = None, 
         *arguments,
         env=env,
         timeout=timeout,
+        cwd=cwd,
     )
 
 

@@ -30,7 +30,6 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {
     "pipeline": False,
-    "pipeline.commands.preflight": False,
     "tests.support.rank_runner": False,
     "tests.support.statements": False,
     "pipeline.agent": True,

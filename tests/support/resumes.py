@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from pipeline.checkpoint.commit import newest
@@ -22,26 +23,26 @@ BASE = (
 )
 
 
-# 101 samples make 7 batches of 16: the first and last steps of the first, second and last epoch, and one in between.
-STEPS = (1, 4, 6, 7, 8, 13, 14, 20)
-
-
+GRID = [pytest.param(False, id="few steps"), pytest.param(True, id="all steps", marks=pytest.mark.slow)]
+"""How many of a case's steps are resumed from: the first 3, or all of them."""
+# 101 samples make 7 batches of 16. Of each case: a step at the start, the last one of an epoch and one of the last
+# epoch; then the steps around those.
 CASES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "plain": ((), STEPS),
+    "plain": ((), (1, 7, 20, 4, 6, 8, 13, 14)),
     "two workers": (("--data.num_workers=2",), (6, 9)),
-    "accumulation": (("--trainer.accumulate_grad_batches=2",), (1, 3, 4, 5, 11)),
-    "validation within an epoch": (("--trainer.val_check_interval=3",), (2, 3, 4, 7, 10, 13)),
+    "accumulation": (("--trainer.accumulate_grad_batches=2",), (1, 4, 11, 3, 5)),
+    "validation within an epoch": (("--trainer.val_check_interval=3",), (3, 7, 13, 2, 4, 10)),
     "validation by total batches": (
         ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=null"),
-        (3, 4, 5, 8, 12),
+        (4, 8, 12, 3, 5),
     ),
-    "limit as int": (("--trainer.limit_train_batches=4",), (1, 3, 4, 5, 11)),
-    "limit as float": (("--trainer.limit_train_batches=0.5",), (1, 2, 3, 4, 8)),
-    "estimated steps": (("--model=tests.support.models.Estimating",), (1, 7, 9, 20)),
-    "the rest skipped": (("--model.skip_after=5",), (1, 4, 5, 6, 14)),
-    "accumulated and skipped": (("--model.skip_after=5", "--trainer.accumulate_grad_batches=2"), (1, 2, 3, 5)),
-    "drop last": (("--data.drop_last=true",), (1, 6, 7, 17)),
-    "max steps": (("--trainer.max_epochs=-1", "--trainer.max_steps=17"), (1, 6, 7, 8, 16)),
+    "limit as int": (("--trainer.limit_train_batches=4",), (1, 4, 11, 3, 5)),
+    "limit as float": (("--trainer.limit_train_batches=0.5",), (1, 3, 8, 2, 4)),
+    "estimated steps": (("--model=tests.support.models.Estimating",), (1, 7, 20, 9)),
+    "the rest skipped": (("--model.skip_after=5",), (1, 5, 14, 4, 6)),
+    "accumulated and skipped": (("--model.skip_after=5", "--trainer.accumulate_grad_batches=2"), (1, 3, 5, 2)),
+    "drop last": (("--data.drop_last=true",), (1, 6, 17, 7)),
+    "max steps": (("--trainer.max_epochs=-1", "--trainer.max_steps=17"), (1, 7, 16, 6, 8)),
     "another optimizer loop": (("--trainer.gradient_clip_val=0.1",), (5, 9)),
 }
 

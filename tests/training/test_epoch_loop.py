@@ -11,21 +11,22 @@ import torch
 
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import Ended
-from tests.support.resumes import BASE, CASES, WEIGHTS, equal, only, same_end, state
+from tests.support.resumes import BASE, CASES, GRID, WEIGHTS, equal, only, same_end, state
 from tests.support.runs import logged, verified
 
 App = Callable[..., Ended]
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("every", GRID)
 @pytest.mark.parametrize("case", CASES)
-def test_resumed_after_any_step_equals_straight(app: App, tmp_path: Path, case: str) -> None:
+def test_resumed_after_any_step_equals_straight(app: App, tmp_path: Path, case: str, every: bool) -> None:
     more, steps = CASES[case]
     straight = tmp_path / "straight"
     ended = app(*BASE, *more, "--run_dir", straight, "--model.out", tmp_path / "seen")
     assert ended.status == 0, ended.err
     seen = torch.load(tmp_path / "seen-0.pt")
-    for step in steps:
+    for step in steps[: None if every else 3]:
         run = tmp_path / f"from-{step}"
         only(straight, run, step)
         ended = app(*BASE, *more, "--run_dir", run, "--model.out", tmp_path / "again")

@@ -30,8 +30,17 @@ def test_resumed_at_an_epochs_end_equals_straight(app: App, storage: str) -> Non
 @pytest.mark.parametrize(
     "limits", [("max_epochs=2", "max_epochs=4"), ("max_steps=14", "max_steps=28"), ("max_epochs=2", "max_steps=28")]
 )
-@pytest.mark.parametrize("more", [(), ("--trainer.check_val_every_n_epoch=2",), ("--data.num_workers=2",)])
-@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize(
+    ("more", "lost"),
+    [
+        ((), False),
+        ((), True),
+        (("--trainer.check_val_every_n_epoch=2",), True),
+        (("--data.num_workers=2",), True),
+        pytest.param(("--trainer.check_val_every_n_epoch=2",), False, marks=pytest.mark.slow),
+        pytest.param(("--data.num_workers=2",), False, marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_equals_straight_however_training_is_limited(
     app: App, tmp_path: Path, limits: tuple[str, str], more: tuple[str, ...], lost: bool
 ) -> None:

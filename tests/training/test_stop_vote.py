@@ -37,10 +37,25 @@ MOMENTS: dict[str, tuple[str, tuple[str, ...], int | None]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The run of the same arguments that is not asked to end, trained once for all moments."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    def trained(app: App, more: tuple[str, ...]) -> Path:
+        run = folder / "".join(filter(str.isalnum, "".join(more) or "plain"))
+        if not run.exists():
+            ended = app(*BASE, *PLAIN, *more, "--run_dir", run)
+            assert ended.status == 0, ended.err
+        return run
+
+    return trained
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_asked_to_end_it_saves_the_step_ends_with_75_and_goes_on_bit_for_bit(
-    app: App, tmp_path: Path, moment: str
+    app: App, tmp_path: Path, moment: str, undisturbed: Callable[..., Path]
 ) -> None:
     at, more, step = MOMENTS[moment]
     asks = (
@@ -48,9 +63,7 @@ def test_asked_to_end_it_saves_the_step_ends_with_75_and_goes_on_bit_for_bit(
         f"--trainer.callbacks.at={at}",
         f"--trainer.callbacks.once={tmp_path / 'once'}",
     )
-    straight, run = tmp_path / "straight", tmp_path / "run"
-    ended = app(*BASE, *PLAIN, *more, "--run_dir", straight)
-    assert ended.status == 0, ended.err
+    straight, run = undisturbed(app, more), tmp_path / "run"
     ended = app(*BASE, *PLAIN, *more, *asks, "--run_dir", run)
     assert ended.status == 75, ended.err
     assert "preempted" in ended.err
@@ -92,7 +105,7 @@ def test_asked_while_a_save_is_under_way_it_waits_for_that_and_saves_the_last_st
     saves = ("--checkpoints.every_n_steps=4", f"--trainer.callbacks.once={tmp_path / 'once'}")
     ended = app(*BASE, *asks, *saves, "--run_dir", tmp_path / "run")
     assert ended.status == 75, ended.err
-    assert "step 5 waited" in ended.err
+    assert "checkpoint at step 5 blocked" in ended.err
     assert set(RunDir(str(tmp_path / "run")).steps()["json"]) == {4, 5}
 
 
