@@ -44,9 +44,9 @@ def evaluate(
     node = NodeSpec(image, cpu, memory, gpu, env, mounts, secrets, shm, retries)
     problems = node.problems(run_dir)
     if gpu > 1:
-        problems.append(f"gpu={gpu}: must be 0 or 1: several devices would score samples twice")
+        problems.append(f"gpu={gpu} must be 0 or 1: several devices would score samples twice")
     if checkpoint not in ("", "best", "latest") and not checkpoint.isdecimal():
-        problems.append(f"checkpoint={checkpoint!r}: must be best, latest or a step such as 120")
+        problems.append(f"checkpoint={checkpoint!r} must be best, latest or a step such as 120")
     if problems:
         raise UserError(*problems)
     chosen = ["--checkpoint", checkpoint] if checkpoint else []

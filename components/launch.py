@@ -104,7 +104,7 @@ def _target(options: argparse.Namespace, runner: Runner) -> LaunchTarget:
     """Return where the stages run."""
     if options.scheduler not in runner.scheduler_backends():
         known = ", ".join(sorted(runner.scheduler_backends()))
-        raise UserError(f"scheduler={options.scheduler!r}: must be one of {known}")
+        raise UserError(f"scheduler={options.scheduler!r} must be one of {known}")
     run_options = runner.scheduler_run_opts(options.scheduler)
     try:
         given = types.to_dict(options.scheduler_args)

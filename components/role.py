@@ -80,7 +80,7 @@ class NodeSpec:
             found.append(problem)
         for name, least in {"cpu": 1, "memory": 1, "gpu": 0, "shm": 0, "retries": 0}.items():
             if getattr(self, name) < least:
-                found.append(f"{name}={getattr(self, name)}: must be >= {least}")
+                found.append(f"{name}={getattr(self, name)} must be >= {least}")
         for variable in self.secrets or ():
             if not _VARIABLE.fullmatch(variable):
                 found.append(

@@ -87,14 +87,14 @@ class AgentOptions:
         try:
             self.range()
         except ValueError:
-            yield f"nodes={self.nodes!r}: must be a number such as 2, or MIN:MAX such as 1:4"
+            yield f"nodes={self.nodes!r} must be a number such as 2, or MIN:MAX such as 1:4"
         if 0 < gpu < self.processes:
             yield f"processes={self.processes} on gpu={gpu}: each process needs a device of its own"
         for name, least in {"processes": 0, "max_restarts": 0, "grace": 1, "join_timeout": 1}.items():
             if getattr(self, name) < least:
-                yield f"{name}={getattr(self, name)}: must be >= {least}"
+                yield f"{name}={getattr(self, name)} must be >= {least}"
         if not 0 <= self.rdzv_port < 65_536:
-            yield f"rdzv_port={self.rdzv_port}: must be 0 (a free one) to 65535"
+            yield f"rdzv_port={self.rdzv_port} must be 0 (a free one) to 65535"
 
     def range(self) -> tuple[int, int]:
         """Return the least and the most nodes.

@@ -237,7 +237,7 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
             ValueError: One of the two streams is asked for; a container's log does not keep them apart.
         """
         if streams not in (None, Stream.COMBINED):
-            raise ValueError(f"streams={streams}: must be {Stream.COMBINED.value}")
+            raise ValueError(f"streams={streams} must be {Stream.COMBINED.value}")
         run = self._find(app_id)
         window = LogWindow(_nanoseconds(since) or 0, _nanoseconds(until), should_tail)
         if k == ALL:

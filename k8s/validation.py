@@ -55,11 +55,11 @@ def _of_choices(opts: RunOptions) -> Iterator[str]:
     for name, allowed in (("kind", KINDS), ("placement", PLACEMENTS), ("image_pull_policy", PULL_POLICIES)):
         value = getattr(opts, name)
         if value not in allowed and (value or name == "kind"):
-            yield f"{name}={value!r}: must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
+            yield f"{name}={value!r} must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
     for name, least in (("disk", 0), ("deadline", 0), ("ttl", 0), ("user", 1)):
         if getattr(opts, name) < least:
             why = " is root, as which no process runs" if name == "user" else ""
-            yield f"{name}={getattr(opts, name)}{why}: must be >= {least}"
+            yield f"{name}={getattr(opts, name)}{why} must be >= {least}"
     if opts.placement_strict and not opts.placement:
         yield f"placement_strict=True has no effect without placement: set that to {' or '.join(PLACEMENTS)}"
     if opts.required_topology and opts.preferred_topology:
@@ -78,7 +78,7 @@ def _of_names(opts: RunOptions) -> Iterator[str]:
         yield from _of_object_names(name, filter(None, [getattr(opts, name)]))
     for name in ("namespace", "queue"):
         if getattr(opts, name) and not _DNS_LABEL.fullmatch(getattr(opts, name)):
-            yield f"{name}={getattr(opts, name)!r}: must be lower-case letters, digits and '-', {NAME_LIMIT} at most"
+            yield f"{name}={getattr(opts, name)!r} must be lower-case letters, digits and '-', {NAME_LIMIT} at most"
     for name in ("env_secrets", "env_config_maps", "config_maps", "image_pull_secrets"):
         yield from _of_object_names(name, getattr(opts, name))
     for name, path in opts.config_maps.items():
@@ -122,14 +122,14 @@ def _of_numbers(role: Role) -> Iterator[str]:
         ("gpu", resource.gpu, 0),
     ):
         if value < least:
-            yield f"{name}={value}: must be >= {least}"
+            yield f"{name}={value} must be >= {least}"
     for name, value in (("cpu", resource.cpu), ("memory", resource.memMB)):
         if value <= 0:
-            yield f"{name}={value}: must be > 0; say how much of it each node gets"
+            yield f"{name}={value} must be > 0; say how much of it each node gets"
     if nodes >= 1 and role.min_replicas is not None and not 1 <= role.min_replicas <= nodes:
-        yield f"min_replicas={role.min_replicas}: must be 1 to num_replicas={nodes}"
+        yield f"min_replicas={role.min_replicas} must be 1 to num_replicas={nodes}"
     if required.shm < 0 or (resource.memMB > 0 and required.shm > resource.memMB):
-        yield f"shm={required.shm}: must be 0 to memory={resource.memMB}, which it is part of"
+        yield f"shm={required.shm} must be 0 to memory={resource.memMB}, which it is part of"
     for name, count in resource.devices.items():
         if not _is_key(name) or count < 0:
             yield f"devices={name}:{count}: expected a resource of the cluster, and how many of it"
@@ -139,7 +139,7 @@ def _of_environment(role: Role, opts: RunOptions) -> Iterator[str]:
     secrets = LaunchRequirements.of(role).secrets
     for name in dict.fromkeys((*role.env, *secrets)):
         if not _VARIABLE.fullmatch(name) or name == INDEX:
-            yield f"env={name!r}: must be letters, digits and '_', but not {INDEX}; rename it"
+            yield f"env={name!r} must be letters, digits and '_', but not {INDEX}; rename it"
     for name in secrets:
         if name not in role.env and not opts.secret:
             yield f"secrets={name}: taken from which Secret? Name the one that has this key by secret"
@@ -176,14 +176,14 @@ def _of_order(role: Role, earlier: list[str], opts: RunOptions) -> Iterator[str]
             "python -m components.launch"
         )
     elif after and after not in earlier:
-        yield f"after={after!r}: must be one of the roles before it: {', '.join(earlier) or 'there are none'}"
+        yield f"after={after!r} must be one of the roles before it: {', '.join(earlier) or 'there are none'}"
 
 
 def _of_object_names(option: str, names: Iterable[str]) -> Iterator[str]:
     for name in names:
         if not _OBJECT_NAME.fullmatch(name):
             yield (
-                f"{option}={name!r} is no name of an object: must be lower-case letters, digits, '-' and '.', a letter "
+                f"{option}={name!r} is no name of an object must be lower-case letters, digits, '-' and '.', a letter "
                 "or digit first and last"
             )
 

@@ -115,7 +115,7 @@ def _check(options: Namespace) -> float:
     except ValueError as error:
         problems.append(f"preflight={options.preflight!r}: {error}; must be arguments in a shell's quotes")
     if options.shutdown_timeout is not None and options.shutdown_timeout < 0:
-        problems.append(f"shutdown_timeout={options.shutdown_timeout}: must be >= 0 seconds")
+        problems.append(f"shutdown_timeout={options.shutdown_timeout} must be >= 0 seconds")
     options.run_path = False  # a worker is a process of its own anyway
     max_nodes = options.nnodes.rpartition(":")[2]
     if options.standalone or (options.rdzv_backend == "static" and not options.rdzv_endpoint and max_nodes == "1"):
@@ -124,7 +124,7 @@ def _check(options: Namespace) -> float:
         options.rdzv_backend = "c10d"
     if options.rdzv_backend != "c10d" or "store_type=file" in options.rdzv_conf:
         problems.append(
-            f"rdzv_backend={options.rdzv_backend!r} with rdzv_conf={options.rdzv_conf!r}: must be "
+            f"rdzv_backend={options.rdzv_backend!r} with rdzv_conf={options.rdzv_conf!r} must be "
             "--rdzv_backend c10d --rdzv_endpoint <node 0>:<port>"
         )
     if problems:

@@ -69,7 +69,7 @@ def explain(
         UserError: The checkpoint is damaged, or the data do not fit that world size.
     """
     if world_size is not None and world_size < 1:
-        raise UserError(f"world_size={world_size}: must be >= 1")
+        raise UserError(f"world_size={world_size} must be >= 1")
     lines = _checkpoint_lines(run, begin) + [_line("configuration", change) for change in changed]
     if begin.finished:
         lines.append(_line("", "training is over: a fit with this configuration would do nothing"))

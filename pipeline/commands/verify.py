@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: The run cannot be read, or has nothing to verify.
     """
     if arguments.mtbf is not None and not 0 < arguments.mtbf < math.inf:
-        raise UserError(f"mtbf={arguments.mtbf:g}: must be a number of hours > 0")
+        raise UserError(f"mtbf={arguments.mtbf:g} must be a number of hours > 0")
     verdict = verify(readable_run(arguments.run_dir), arguments.mtbf)
     print(verdict.text)  # noqa: T201 - the output of the command
     return DONE if verdict.holds else CRASH

@@ -26,13 +26,13 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
     strategy = strategy if isinstance(strategy, str) else strategy.get("class_path", "")
     if not re.fullmatch(_STRATEGIES, strategy):
         found.append(
-            f"trainer.strategy={strategy!r}: must be 'auto', or 'ddp' or one of its variants, whose checkpoint is one "
+            f"trainer.strategy={strategy!r} must be 'auto', or 'ddp' or one of its variants, whose checkpoint is one "
             "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
         )
     found += _training_problems(config, topology)
     if ckpt_path in ("best", "last", "hpc", "registry"):
         hint = "Leave it out: fit resumes by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
-        found.append(f"ckpt_path={ckpt_path!r}: must be the URL of a checkpoint file. {hint}")
+        found.append(f"ckpt_path={ckpt_path!r} must be the URL of a checkpoint file. {hint}")
     if ckpt_path is not None and config.get("checkpoint") is not None:
         found.append(f"ckpt_path={ckpt_path!r} and checkpoint={config.checkpoint!r} both name a checkpoint: give one")
     if config.run_dir is not None and (problem := run_dir_problem(str(config.run_dir))):
@@ -71,7 +71,7 @@ def _training_problems(config: Namespace, topology: Topology) -> list[str]:
             f"{topology.world_size} processes the same samples without a warning. Use it with one process"
         )
     if trainer.accumulate_grad_batches < 1:
-        found.append(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: must be >= 1")
+        found.append(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} must be >= 1")
     per_step = ((config.get("data") or {}).get("init_args") or {}).get("global_batch_size")
     if per_step is not None and "GradientAccumulationScheduler" in str(trainer.callbacks):
         found.append(
@@ -80,7 +80,7 @@ def _training_problems(config: Namespace, topology: Topology) -> list[str]:
         )
     for name in ("grace", "collective_timeout"):
         if (seconds := config.get(name)) is not None and seconds <= 0:
-            found.append(f"{name}={seconds:g}: must be a number of seconds > 0")
+            found.append(f"{name}={seconds:g} must be a number of seconds > 0")
     try:
         parse_allowed(config.get("allow_mismatch"))
     except UserError as error:

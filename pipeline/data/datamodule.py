@@ -94,7 +94,7 @@ class DataModule(pl.LightningDataModule):
         self._batches: Batches | None = None
 
     def check(self, world_size: int, accumulate: int = 1) -> int:
-        """What the world can be told about these data before training.
+        """Check these data against a world size before training.
 
         Args:
             world_size: Processes that train.
@@ -178,7 +178,7 @@ class DataModule(pl.LightningDataModule):
         self._batches = None
 
     def fingerprints(self) -> dict[str, str]:
-        """What tells the training and validation sets from others, `<kind> <fingerprint>` each."""
+        """Return what tells the training and validation sets from others, `<kind> <fingerprint>` each."""
         return {
             name: " ".join(fingerprint(self.datasets[name]))
             for name in ("train", "val")

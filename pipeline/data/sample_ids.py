@@ -153,7 +153,7 @@ def identified(loader: DataLoader[Any], digests: bool = True) -> DataLoader[Any]
 
 
 def fingerprint(dataset: Any) -> tuple[str, str]:
-    """What tells one dataset from another, and how it was found.
+    """Return what tells one dataset from another, and how it was found.
 
     Returns:
         (kind, fingerprint). `own`: the dataset's attribute or method `fingerprint`. `samples`: a digest of its class

@@ -118,7 +118,7 @@ class Indices(list[int]):
         self._array = array
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        # Always a copy: whoever changes it must not change what others will read.
+        # Always a copy: a caller that changes it must not change what others will read.
         return np.array(self._array, dtype)
 
     def __reduce__(self) -> Any:

@@ -143,7 +143,7 @@ class SeededLoader(DataLoader[Any]):
 
 
 def refuse_unsized(name: str, dataset: Any) -> str | None:
-    """What is wrong with a dataset that is not map-style, or None."""
+    """Return what is wrong with a dataset that is not map-style, or None."""
     if isinstance(dataset, Sized) and callable(getattr(dataset, "__getitem__", None)):
         return None
     return (
@@ -227,7 +227,7 @@ def _seed(seed: int) -> None:
 
 @contextmanager
 def preserve_rng() -> Iterator[None]:
-    """Leave torch's, numpy's and Python's global generators as they were; a loader worker's serve nobody else."""
+    """Leave torch's, numpy's and Python's global generators as they were; a loader worker's have no other use."""
     if get_worker_info() is not None:
         yield
         return

@@ -28,7 +28,7 @@ LIMIT = 5.0
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _DUPLICATE = 1.0
-"""Seconds within which a second signal counts as the first one: whoever signals all processes also signals the agent,
+"""Seconds within which a second signal counts as the first one: a launcher that signals all processes also signals the agent,
 which forwards it."""
 
 
@@ -174,7 +174,7 @@ def default_grace(environment: Mapping[str, str] = os.environ) -> float:
     """
     text = environment.get(GRACE, "30")
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{GRACE}={text!r}: must be whole seconds >= 1, such as 30")
+        raise UserError(f"{GRACE}={text!r} must be whole seconds >= 1, such as 30")
     return float(text)
 
 

@@ -194,7 +194,7 @@ class Lease:
             except LeaseLost as error:
                 log.warning("%s", error)
                 return
-            except Exception as error:  # noqa: BLE001 - training goes on without storage; `held` decides
+            except Exception as error:  # noqa: BLE001 - training continues without storage; `held` decides
                 if not self._away:
                     log.warning("the lease of %s cannot be renewed now: %s", self._run, storage_error(error))
                 self._away = True

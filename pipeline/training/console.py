@@ -17,7 +17,7 @@ log = logging.getLogger("pipeline")
 _SECONDS_BETWEEN_LINES = 5.0
 
 _HANDLED = (
-    # (a regular expression that matches the start of a warning, why nobody needs to read it)
+    # (a regular expression that matches the start of a warning, why it can be ignored)
     r".*does not have many workers which may be a bottleneck",  # the user's --data.init_args.num_workers decides
     r".*is smaller than the logging interval",  # the epoch's values are logged all the same
     r".*Experiment logs directory .* exists and is not empty",  # a resumed run logs beside what it logged before
@@ -83,7 +83,7 @@ def _report_problems(error: UserError, topology: Topology | None) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether a person watches, so that a progress bar makes sense."""
+    """Return whether a person watches, so that a progress bar makes sense."""
     return sys.stderr.isatty()
 
 

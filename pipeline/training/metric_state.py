@@ -119,7 +119,7 @@ def _extreme(metric: Any) -> bool:
 
 
 def _plain(metric: Metric) -> list[str]:
-    """What wrappers (MinMaxMetric, Running) keep in plain attributes instead of states."""
+    """Return what wrappers (MinMaxMetric, Running) keep in plain attributes instead of states."""
     return [
         name
         for name, value in vars(metric).items()

@@ -35,7 +35,7 @@ _LISTED = 100
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is evaluated: the URL of a checkpoint and its digest, `sha256:<hex>`, where a commit record tells it."""
+    """A checkpoint that is evaluated: its URL and its digest, `sha256:<hex>`."""
 
     url: str
     sha256: str | None

@@ -81,7 +81,7 @@ def test_explain_resume_shows_what_a_changed_configuration_would_do(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--world_size=0",), "world_size=0: must be >= 1"),
+        (("--world_size=0",), "world_size=0 must be >= 1"),
         (("--world_size=102",), "data.val has 101 samples for 102 processes"),
         (("--data.batch_size=null", "--data.global_batch_size=10", "--world_size=4"), "does not divide by 4"),
     ],

@@ -49,7 +49,7 @@ def test_help_lists_every_parameter_of_the_components() -> None:
         ),
         (["--run_dir", "s3://b/r", "-s", "local_docker", "--workspace", "no/such"], "workspace='no/such' is no folder"),
         (["--run_dir", "r", "--env", "A=1", "--secrets", "A"], "secrets=A is also in env"),
-        (["--run_dir", "r", "-s", "nowhere"], "scheduler='nowhere': must be one of"),
+        (["--run_dir", "r", "-s", "nowhere"], "scheduler='nowhere' must be one of"),
         (["--run_dir", "r", "--trainer.max_epochs=3"], "the app's own flags go after --"),
     ],
 )

@@ -50,8 +50,8 @@ def test_a_constructor_whose_storage_is_away_is_no_mistake_of_the_user() -> None
     with pytest.raises(StorageAway, match="a storage does not answer: by peer"), constructor_problems():
         raise ConnectionResetError("by peer")
     outer = OSError("while reading")
-    outer.__cause__ = ValueError("size=0: must be >= 1")
-    with pytest.raises(UserError, match="size=0: must be >= 1"), constructor_problems():
+    outer.__cause__ = ValueError("size=0 must be >= 1")
+    with pytest.raises(UserError, match="size=0 must be >= 1"), constructor_problems():
         raise outer
     with pytest.raises(UserError, match="No such file"), constructor_problems():
         raise FileNotFoundError(2, "No such file", "x")

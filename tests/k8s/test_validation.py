@@ -22,7 +22,7 @@ def test_a_role_that_comes_after_another_needs_a_jobset() -> None:
     app = both()
     app.roles.reverse()
     (problem,) = problems_of(app, {"kind": "jobset"})
-    assert "after='train': must be one of the roles before it: there are none" in problem
+    assert "after='train' must be one of the roles before it: there are none" in problem
 
 
 def bad_role(**fields: Any) -> AppDef:
@@ -33,13 +33,13 @@ def bad_role(**fields: Any) -> AppDef:
 @pytest.mark.parametrize(
     ("app", "opts", "words"),
     [
-        (training(), {"kind": "jobste"}, "kind='jobste': must be one of job, jobset; did you mean 'jobset'?"),
-        (training(), {"placement": "far"}, "placement='far': must be one of spread, pack"),
+        (training(), {"kind": "jobste"}, "kind='jobste' must be one of job, jobset; did you mean 'jobset'?"),
+        (training(), {"placement": "far"}, "placement='far' must be one of spread, pack"),
         (training(), {"image_pull_policy": "always"}, "did you mean 'Always'?"),
         (training(), {"user": 0}, "user=0 is root"),
-        (training(), {"ttl": -1}, "ttl=-1: must be >= 0"),
-        (training(), {"namespace": "My_team"}, "namespace='My_team': must be lower-case letters"),
-        (training(), {"env_secrets": ["S3"]}, "env_secrets='S3' is no name of an object: must be lower-case letters"),
+        (training(), {"ttl": -1}, "ttl=-1 must be >= 0"),
+        (training(), {"namespace": "My_team"}, "namespace='My_team' must be lower-case letters"),
+        (training(), {"env_secrets": ["S3"]}, "env_secrets='S3' is no name of an object must be lower-case letters"),
         (training(), {"config_maps": {"a": "config"}}, "config_maps=a:config: expected a path"),
         (training(), {"labels": {"a b": "c"}}, "labels=a b:c: write key:value"),
         (training(), {"node_selector": {"pool": "a/b"}}, "node_selector=pool:a/b"),
@@ -57,16 +57,16 @@ def bad_role(**fields: Any) -> AppDef:
         (training(mounts=["type=volume", "src=A", "dst=/b"]), {}, "src='A' is no name of an object"),
         (training(mounts=["type=volume", "src=a", "dst=b"]), {}, "dst='b': expected a path that begins with '/'"),
         (training(mounts=["type=volume", "src=a", "dst=/c"]), {"config_maps": {"a": "/c"}}, "'/c' 2 times"),
-        (training(memory=100, shm=200), {}, "shm=200: must be 0 to memory=100"),
+        (training(memory=100, shm=200), {}, "shm=200 must be 0 to memory=100"),
         (training(env={"A B": "1"}), {}, "env='A B'"),
         (training(env={"JOB_COMPLETION_INDEX": "1"}), {}, "but not JOB_COMPLETION_INDEX"),
-        (bad_role(name="My_role"), {}, "role='My_role': must be lower-case letters"),
-        (bad_role(num_replicas=0), {}, "num_replicas=0: must be >= 1"),
-        (bad_role(num_replicas=2, min_replicas=3), {}, "min_replicas=3: must be 1 to num_replicas=2"),
+        (bad_role(name="My_role"), {}, "role='My_role' must be lower-case letters"),
+        (bad_role(num_replicas=0), {}, "num_replicas=0 must be >= 1"),
+        (bad_role(num_replicas=2, min_replicas=3), {}, "min_replicas=3 must be 1 to num_replicas=2"),
         (bad_role(max_retries=-1), {}, "max_retries=-1"),
-        (bad_role(resource=Resource(cpu=1, gpu=-1, memMB=5)), {}, "gpu=-1: must be >= 0"),
-        (bad_role(resource=Resource(cpu=0, gpu=0, memMB=5)), {}, "cpu=0: must be > 0"),
-        (bad_role(resource=Resource(cpu=1, gpu=0, memMB=-1)), {}, "memory=-1: must be > 0"),
+        (bad_role(resource=Resource(cpu=1, gpu=-1, memMB=5)), {}, "gpu=-1 must be >= 0"),
+        (bad_role(resource=Resource(cpu=0, gpu=0, memMB=5)), {}, "cpu=0 must be > 0"),
+        (bad_role(resource=Resource(cpu=1, gpu=0, memMB=-1)), {}, "memory=-1 must be > 0"),
         (bad_role(name="r" * 60), {}, "of app_id='app-1': pods would be called"),
         (AppDef("app", []), {}, "has no roles"),
         (AppDef("app", training().roles * 2), {}, "role='train' is there 2 times"),

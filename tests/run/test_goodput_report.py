@@ -97,7 +97,7 @@ def test_each_attempt_says_and_keeps_where_its_time_went(app: App, storage: str)
     assert "mean time between failures 3 h 00 min (given)" in ended.out
     refused = app("verify", "--run_dir", storage, "--mtbf", "0")
     assert refused.status == 2
-    assert "mtbf=0: must be a number of hours > 0" in refused.err
+    assert "mtbf=0 must be a number of hours > 0" in refused.err
 
 
 def test_broken_attempts_are_no_obstacle(app: App, tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ def fit_flags(options: Namespace) -> list[str]:
         problems.append(f"platform={sys.platform!r}: a drill finds processes in /proc. Run it on Linux, or in Docker")
     for name in ("faults", "nodes", "processes"):
         if (value := getattr(options, name)) < 1:
-            problems.append(f"{name}={value}: must be >= 1")
+            problems.append(f"{name}={value} must be >= 1")
     if options.nodes > 254:
-        problems.append(f"nodes={options.nodes}: must be <= 254, all on this machine")
+        problems.append(f"nodes={options.nodes} must be <= 254, all on this machine")
     if options.resize and options.nodes < 2:
         problems.append(f"resize=true with nodes={options.nodes}: one node less is none. Give --nodes 2 or more")
     if problem := run_dir_problem(options.run_dir):

@@ -25,9 +25,9 @@ def run(options: Any) -> int:
         UserError: An argument is out of range.
     """
     given = {"gpus": options.gpus or 0, "memory": options.memory, "shm": options.shm, "disk": options.disk}
-    problems = [f"{name}={value}: must be >= 0" for name, value in given.items() if value < 0]
+    problems = [f"{name}={value} must be >= 0" for name, value in given.items() if value < 0]
     if not 0 < options.seconds < math.inf:
-        problems.append(f"seconds={options.seconds:g}: must be a number > 0")
+        problems.append(f"seconds={options.seconds:g} must be a number > 0")
     if problems:
         raise UserError(*problems)
     from pipeline.commands.preflight.network import preflight  # noqa: PLC0415 - imports torch

@@ -13,7 +13,7 @@ App = Callable[..., Ended]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--faults=0", "--nodes=0"), "faults=0: must be >= 1"),
+        (("--faults=0", "--nodes=0"), "faults=0 must be >= 1"),
         (("--nodes=1", "--resize=true"), "resize=true with nodes=1"),
         (("--args=--run_dir=x",), "run_dir belongs to the drill"),
         (("--args='",), "No closing quotation"),
