@@ -54,7 +54,8 @@ class EpochRecord:
         padded: Samples used once more, so that they went evenly over the ranks.
         dropped: Samples left out, so that the rest went evenly.
         consumed: What was used, over all ranks and attempts.
-        withheld: What was not, since the dataset or the collate function returned None as a batch, which Lightning skips.
+        withheld: What was not, since the dataset or the collate function returned None as
+            a batch, which Lightning skips.
         closed: What ended the epoch: `complete`, `limit_train_batches`, `skipped` (the model returned -1), `max_steps`,
             `stopped` (by a callback), `mismatch`, `loader` (it ended too early: never right); None while it is open.
     """

@@ -28,8 +28,8 @@ LIMIT = 5.0
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _DUPLICATE = 1.0
-"""Seconds within which a second signal counts as the first one: a launcher that signals all processes also signals the agent,
-which forwards it."""
+"""Seconds within which a second signal counts as the first one: a launcher that signals all processes also signals the
+agent, which forwards it."""
 
 
 class Preemption:

@@ -147,7 +147,7 @@ class Evaluation(pl.Callback):
         self.run.write_json(RECEIPT, self.receipt)
         if not complete:
             raise ProofFailed(
-                f"the evaluation of {self.checkpoint.url} proves nothing: of {len(self._count)} test samples "
+                f"the evaluation of {self.checkpoint.url} is incomplete: of {len(self._count)} test samples "
                 f"{len(missing)} were not scored (first: {missing[:5].tolist()}) and {len(duplicate)} more than once "
                 f"(first: {duplicate[:5].tolist()}). Something between the dataset and test_step (a collate function, "
                 f"a loader wrapper, a loader worker) drops, doubles or swaps samples. Details: {self.run}/{RECEIPT}"

@@ -1,7 +1,8 @@
 """TensorBoard logs of a run, on any storage: written to a local disk and copied up from time to time.
 
 Written straight to an object store, each flush of an events file sends the whole file again. Logs are worth a warning,
-never the training: where they cannot be written (a full disk, a network folder that is away) training continues without them.
+never the training: where they cannot be written (a full disk, a network folder that is away) training continues without
+them.
 """
 
 import logging
