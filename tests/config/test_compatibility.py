@@ -75,7 +75,7 @@ def test_in_another_order_the_epoch_restarts_and_both_parts_are_proven(app: App,
     rows = verified(ended)
     assert rows[:3] == [
         ["0", "101", "101", "0", "0", "ok", "complete"],
-        ["1", "48", "48", "0", "0", "ok", "drift"],
+        ["1", "48", "48", "0", "0", "ok", "mismatch"],
         ["1", str(size), str(size), "0", "0", "ok", "complete"],
     ]
     epoch = [index for note in notes(run) if note["epoch"] == 1 and note["step"] > 10 for index in note["indices"]]
@@ -88,7 +88,7 @@ def test_a_second_resume_after_a_mismatch_keeps_both_accounts(app: App, run: Pat
     assert fit(app, run, 20, "--data.seed=1").status == 0
     ended = app("verify", "--run_dir", run)
     assert ended.status == 0, ended.out
-    assert [row[-1] for row in verified(ended)] == ["complete", "drift", "complete", "max_steps"]
+    assert [row[-1] for row in verified(ended)] == ["complete", "mismatch", "complete", "max_steps"]
 
 
 def test_fingerprints_tell_datasets_apart_and_stay_the_same(app: App) -> None:
