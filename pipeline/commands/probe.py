@@ -1,19 +1,21 @@
 """`python -m pipeline probe <url>`: whether a store can carry a run, before any node is paid for.
 
-Each check is a line: `ok`; `MISSING`, for what the store does not have and the pipeline can do without; `FAILED`, for
-what it cannot do without. What was written is removed again, also when a check fails.
+Each check is a line: `ok`; `MISSING`, for what the store lacks and the pipeline can do without; `FAILED`, for what it
+cannot do without. Everything that was written is removed again, also when a check fails.
 """
 
 import argparse
-import errno
 import logging
 import os
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.checkpoint.cleanup import abort, open_uploads
 from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
@@ -24,30 +26,39 @@ from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
 
-_SMALL = 1 << 20
+_SMALL, _LARGE, _OPEN, _ONCE = "small", "large", "open", "once"
+_BYTES = 1 << 20
 _HANGS = "no answer within"
 _AT_ONCE = 4
 _RIVALS = 8
-
-_SMALL_NAME = "small"
-_LARGE_NAME = "large"
-_OPEN_NAME = "open"
-_ONCE_NAME = "once"
+_VISIBLE = "other nodes would not see a commit. Use a store with read-after-write consistency"
+_TORN = "a torn checkpoint would look whole"
 
 
-class _Failed(Exception):
-    """What the store did instead, in words."""
+class _CheckFailed(Exception):
+    """What the store did instead."""
 
 
-class _Missing(Exception):
-    """What the store does not have, and what that means."""
+class _FeatureMissing(Exception):
+    """What the store lacks, and what that means."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A fresh folder, and what the checks write there."""
+
+    run: RunDir
+    size: int
+    first: bytes
+    second: bytes
+    part: bytes
 
 
 def probe(url: str, megabytes: int = 64, limit: float = 60.0) -> tuple[str, bool]:
-    """Try on a fresh folder all that a run needs of its storage.
+    """Try everything that a run needs of its storage, in a fresh folder.
 
     Args:
-        url: Where runs are to lie: a local path or any fsspec URL.
+        url: Where runs are to be stored: a local path or any fsspec URL.
         megabytes: Size of the file whose transfer is timed.
         limit: Seconds after which a check that hangs has failed.
 
@@ -55,275 +66,223 @@ def probe(url: str, megabytes: int = 64, limit: float = 60.0) -> tuple[str, bool
         A text to read, and whether the store has all that is needed.
 
     Raises:
-        UserError: The URL cannot be one, or there is nothing to measure.
+        UserError: The URL is invalid, or there is nothing to measure.
     """
     if megabytes < 1:
-        raise UserError(f"megabytes={megabytes}: allowed are 1 and more")
+        raise UserError(f"megabytes={megabytes} must be >= 1")
     base = RunDir(url)
     run = RunDir(f"{url if url.endswith('/') else url + '/'}probe-{uuid.uuid4().hex[:12]}")
     made = _folders_to_make(run)
-    checks = _Checks(run, megabytes << 20)
+    size = megabytes << 20
+    trial = _Trial(run, size, os.urandom(_BYTES), os.urandom(_BYTES), os.urandom(min(PART, size)))
     results: list[tuple[str, str, str]] = []
     try:
-        for name, check in checks.all():
+        for name, check in _CHECKS.items():
             # A large transfer may take long; slower than 1 MB/s is as good as none.
             seconds = limit + (megabytes if name in ("up", "down") else 0)
-            results.append((*_tried(name, check, seconds), name))
-            hangs = results[-1][1].startswith(_HANGS)
-            if results[-1][0] == "FAILED" and (name == "write" or hangs):
+            verdict, found = _run_check(name, lambda check=check: check(trial), seconds)  # type: ignore[misc]
+            results.append((verdict, found, name))
+            hangs = found.startswith(_HANGS)
+            if verdict == "FAILED" and (name == "write" or hangs):
                 later = f"; should the store wake up later, remove {run} by hand" if hangs else ""
-                results.append(("", f"what comes after it was not tried{later}", ""))
+                results.append(("", f"the checks after it were not tried{later}", ""))
                 break
     finally:
-        verdict, left = _tried("clean up", lambda: _clean_up(run, made), limit)
+        verdict, left = _run_check("clean up", lambda: _clean_up(run, made), limit)
     if (verdict == "FAILED" or left) and len(results) > 2:
         results.append(("FAILED", f"{run} is left, remove it by hand: {left}", "clean up"))
     good = not any(verdict == "FAILED" for verdict, _, _ in results)
-    lines = [f"{verdict:<8}{name:<18}{words}".rstrip() for verdict, words, name in results]
-    end = "this store can carry a run" if good else "this store cannot carry a run yet: mend what FAILED"
+    lines = [f"{verdict:<8}{name:<18}{found}".rstrip() for verdict, found, name in results]
+    end = "this store can carry a run" if good else "this store cannot carry a run yet: fix what FAILED"
     return "\n".join([f"probe of {base}", "", *lines, "", end]), good
 
 
-class _Checks:
-    """The checks, in the order in which they build on one another.
+def _write(trial: _Trial) -> str:
+    # Some stores remember for a while that a file was not there.
+    _require(trial.run.read(_SMALL) is None, "a file in a fresh folder exists before it was written")
+    trial.run.write(_SMALL, trial.first)
+    return f"{_BYTES} bytes"
 
-    Args:
-        run: A fresh folder.
-        size: Bytes of the large file.
-    """
 
-    def __init__(self, run: RunDir, size: int) -> None:
-        self.run = run
-        self.size = size
-        self.small = os.urandom(_SMALL)
-        self.part = os.urandom(min(PART, size))
+def _read_after_write(trial: _Trial) -> str:
+    _require(trial.run.read(_SMALL) == trial.first, f"a read right after the write returns other bytes: {_VISIBLE}")
+    trial.run.write(_SMALL, trial.second)
+    _require(trial.run.read(_SMALL) == trial.second, f"a read right after a second write returns the first: {_VISIBLE}")
+    return "seen at once, also when written again"
 
-    def all(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        """Each check with its name; it returns what it found in words."""
-        yield "write", self.write
-        yield "read after write", self.read
-        yield "list", self.list
-        yield "ranged read", self.ranges
-        yield "up", self.up
-        yield "down", self.down
-        yield "multipart abort", self.multipart_abort
-        yield "conditional put", self.conditional_put
-        yield "delete", self.delete
 
-    def write(self) -> str:
-        """A small file, as a commit record is."""
-        # Some stores remember for a while that a file was not there.
-        if self.run.read(_SMALL_NAME) is not None:
-            raise _Failed("a file in a fresh folder is there before it was written")
-        self.run.write(_SMALL_NAME, self.small)
-        return f"{_SMALL} bytes"
+def _list(trial: _Trial) -> str:
+    found = _listed(trial.run).get(_SMALL, "absent")
+    _require(
+        found == _BYTES,
+        f"a file of {_BYTES} bytes is listed as {found}: a resume would not find the newest checkpoint. Use a store "
+        "with consistent listings",
+    )
+    return "complete right after the write, with sizes"
 
-    def read(self) -> str:
-        """A write is seen at once, the second one too."""
-        words = "a commit would not be seen by the other nodes. Use a store with read-after-write consistency"
-        if self.run.read(_SMALL_NAME) != self.small:
-            raise _Failed(f"what was written is not what is read right after: {words}")
-        self.small = os.urandom(_SMALL)
-        self.run.write(_SMALL_NAME, self.small)
-        if self.run.read(_SMALL_NAME) != self.small:
-            raise _Failed(f"a file that was written again is read as it was before: {words}")
-        return "seen at once, also when written again"
 
-    def list(self) -> str:
-        """The listing has what was written."""
-        sizes = _listed(self.run)
-        if sizes.get(_SMALL_NAME) != _SMALL:
-            raise _Failed(
-                f"a file of {_SMALL} bytes is listed as {sizes.get(_SMALL_NAME, 'not there')}: a resume would not find "
-                "the newest checkpoint. Use a store with consistent listings"
-            )
-        return "complete right after the write, with sizes"
+def _ranged_read(trial: _Trial) -> str:
+    start, end = _BYTES // 3, _BYTES // 3 + 4321
+    same = bytes(open_ranges(trial.run, _SMALL)(start, end)) == trial.second[start:end]
+    _require(same, "a range of bytes is read as other bytes: checkpoints cannot be downloaded in parts")
+    return "exact"
 
-    def ranges(self) -> str:
-        """Any range of bytes can be read by itself."""
-        start, end = _SMALL // 3, _SMALL // 3 + 4321
-        if bytes(open_ranges(self.run, _SMALL_NAME)(start, end)) != self.small[start:end]:
-            raise _Failed("a range of bytes is read as other bytes: checkpoints cannot be downloaded in parts")
-        return "exact"
 
-    def up(self) -> str:
-        """A checkpoint's way to the store."""
-        began = time.monotonic()
-        writer = open_writer(self.run, _LARGE_NAME)
+def _upload(trial: _Trial) -> str:
+    run, began = trial.run, time.monotonic()
+    writer = open_writer(run, _LARGE)
+    try:
+        for start in range(0, trial.size, len(trial.part)):
+            writer.write(trial.part[: trial.size - start])
+    finally:
+        writer.close()
+    run.sync(_LARGE)
+    seconds, stored = time.monotonic() - began, run.size(_LARGE)
+    _require(stored == trial.size, f"wrote {trial.size} bytes, the store reports {stored}")
+    parts = f" in parts of {PART >> 20} MB" if run.is_s3 and trial.size > PART else ""
+    return f"{trial.size / 1e6 / seconds:.0f} MB/s ({trial.size} bytes{parts})"
+
+
+def _download(trial: _Trial) -> str:
+    _require(trial.run.size(_LARGE) == trial.size, "not tried, since the upload failed")
+    get, length = open_ranges(trial.run, _LARGE), len(trial.part)
+
+    def is_same(start: int) -> bool:
+        end = min(start + length, trial.size)
+        return bytes(get(start, end)) == trial.part[: end - start]
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        same = all(pool.map(is_same, range(0, trial.size, length)))
+    seconds = time.monotonic() - began
+    _require(same, "the bytes differ from those that were uploaded: do not store checkpoints there")
+    return f"{trial.size / 1e6 / seconds:.0f} MB/s{', perhaps from memory' if trial.run.is_local else ''}"
+
+
+def _multipart_abort(trial: _Trial) -> str:
+    run = trial.run
+    if not run.is_s3:
+        return "not needed: an unfinished file is visible here, and the next start removes it"
+    bucket, key = run.object_of(_OPEN)
+    target = {"Bucket": bucket, "Key": key}
+    upload = str(run.fs.call_s3("create_multipart_upload", **target)["UploadId"])
+    run.fs.call_s3("upload_part", **target, UploadId=upload, PartNumber=1, Body=b"x")
+    _require(run.size(_OPEN) is None, f"a file exists before its upload is completed: {_TORN}")
+    try:
+        listed = upload in (each for _, each in open_uploads(run, _OPEN))
+        abort(run, _OPEN, upload)
+        aborted = upload not in (each for _, each in open_uploads(run, _OPEN))
+    except Exception as error:
+        with suppress(Exception):
+            abort(run, _OPEN, upload)
+        raise _FeatureMissing(_no_cleanup(_text(error))) from error
+    if not (listed and aborted):
+        raise _FeatureMissing(_no_cleanup("an aborted one is still open" if listed else "an open one is not listed"))
+    _require(run.size(_OPEN) is None, f"an aborted upload has left a file: {_TORN}")
+    return "an open upload is listed, and gone once aborted"
+
+
+def _conditional_put(trial: _Trial) -> str:
+    errors: list[Exception] = []
+
+    def create(rival: int) -> bool:
         try:
-            for start in range(0, self.size, len(self.part)):
-                writer.write(self.part[: self.size - start])
-        finally:
-            writer.close()
-        self.run.sync(_LARGE_NAME)
-        seconds = time.monotonic() - began
-        stored = self.run.size(_LARGE_NAME)
-        if stored != self.size:
-            raise _Failed(f"wrote {self.size} bytes, the store reports {stored}")
-        parts = f" in parts of {PART >> 20} MB" if self.run.is_s3 and self.size > PART else ""
-        return f"{self.size / 1e6 / seconds:.0f} MB/s ({self.size} bytes{parts})"
+            return trial.run.create(_ONCE, b"%d" % rival)
+        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+            errors.append(error)
+            return False
 
-    def down(self) -> str:
-        """And back, several ranges at once."""
-        if self.run.size(_LARGE_NAME) != self.size:
-            raise _Failed("not tried, since nothing large came up")
-        get, length = open_ranges(self.run, _LARGE_NAME), len(self.part)
-
-        def is_same(start: int) -> bool:
-            end = min(start + length, self.size)
-            return bytes(get(start, end)) == self.part[: end - start]
-
-        began = time.monotonic()
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            same = all(pool.map(is_same, range(0, self.size, length)))
-        seconds = time.monotonic() - began
-        if not same:
-            raise _Failed("other bytes came down than went up: do not trust this store with a checkpoint")
-        cached = ", perhaps from this machine's memory" if self.run.is_local else ""
-        return f"{self.size / 1e6 / seconds:.0f} MB/s{cached}"
-
-    def multipart_abort(self) -> str:
-        """What a killed save leaves can be found and removed."""
-        if not self.run.is_s3:
-            return "not needed: an unfinished file is seen here, and the next start sweeps it"
-        bucket, key = self.run.object_of(_OPEN_NAME)
-        place = {"Bucket": bucket, "Key": key}
-        upload = str(self.run.fs.call_s3("create_multipart_upload", **place)["UploadId"])
-        self.run.fs.call_s3("upload_part", **place, UploadId=upload, PartNumber=1, Body=b"x")
-        if self.run.size(_OPEN_NAME) is not None:
-            raise _Failed("a file is there before its upload is completed: a torn checkpoint would look whole")
-        try:
-            before = [each for _, each in open_uploads(self.run, _OPEN_NAME)]
-            abort(self.run, _OPEN_NAME, upload)
-            after = [each for _, each in open_uploads(self.run, _OPEN_NAME)]
-        except Exception as error:
-            with suppress(Exception):
-                abort(self.run, _OPEN_NAME, upload)
-            raise _Missing(_unswept(_said(error))) from error
-        if upload not in before or upload in after:
-            raise _Missing(
-                _unswept("an aborted one is still open" if upload in before else "an open one is not listed")
-            )
-        if self.run.size(_OPEN_NAME) is not None:
-            raise _Failed("an aborted upload has left a file: a torn checkpoint would look whole")
-        return "an open upload is listed, and gone once aborted"
-
-    def conditional_put(self) -> str:
-        """Of several that create the same file at once, one succeeds."""
-        errors: list[Exception] = []
-
-        def create(rival: int) -> bool:
-            try:
-                if self.run.is_local:
-                    with open(f"{self.run.path}/{_ONCE_NAME}", "xb") as file:
-                        file.write(b"%d" % rival)
-                else:
-                    self.run.fs.pipe_file(f"{self.run.path}/{_ONCE_NAME}", b"%d" % rival, mode="create")
-            except Exception as error:  # noqa: BLE001 - every storage refuses in its own words
-                errors.append(error)
-                return False
-            return True
-
-        with ThreadPoolExecutor(_RIVALS) as pool:
-            winners = [rival for rival, won in enumerate(pool.map(create, range(_RIVALS))) if won]
-        without = (
-            "two starts at the same moment could both believe that the run is theirs. See to it that only one runs"
-        )
-        if not winners and any(_is_full(error) for error in errors):
-            raise _Failed(f"{_said(errors[0])}: {_advice(errors[0])}")
-        if not winners:
-            raise _Missing(f"refused ({_said(errors[0])}): {without}")
-        if len(winners) > 1:
-            raise _Missing(f"{len(winners)} of {_RIVALS} created the same file: {without}")
-        if self.run.read(_ONCE_NAME) != b"%d" % winners[0]:
-            raise _Missing(f"one that was refused has written all the same: {without}")
-        return f"1 of {_RIVALS} at once succeeds"
-
-    def delete(self) -> str:
-        """What is deleted is gone at once."""
-        self.run.remove(_SMALL_NAME)
-        if self.run.read(_SMALL_NAME) is not None or _SMALL_NAME in _listed(self.run):
-            raise _Failed(
-                "a deleted file is still there: a checkpoint could be taken that is half deleted. Use a store with "
-                "consistent deletes"
-            )
-        return "gone at once"
+    with ThreadPoolExecutor(_RIVALS) as pool:
+        winners = [rival for rival, won in enumerate(pool.map(create, range(_RIVALS))) if won]
+    without = "two starts at the same moment could both take the run. Make sure that only one is started"
+    if not winners and any(_advice(error) == _FULL for error in errors):
+        raise _CheckFailed(f"{_text(errors[0])}: {_advice(errors[0])}")
+    if not winners:
+        raise _FeatureMissing(f"refused ({_text(errors[0]) if errors else 'all of them'}): {without}")
+    if len(winners) > 1:
+        raise _FeatureMissing(f"{len(winners)} of {_RIVALS} created the same file: {without}")
+    if trial.run.read(_ONCE) != b"%d" % winners[0]:
+        raise _FeatureMissing(f"one that was refused has written all the same: {without}")
+    return f"1 of {_RIVALS} at once succeeds"
 
 
-def _tried(name: str, check: Callable[[], str], limit: float) -> tuple[str, str]:
-    """A check's verdict and words. One that hangs is left behind: a full or stopped store may never answer."""
+def _delete(trial: _Trial) -> str:
+    trial.run.remove(_SMALL)
+    _require(
+        trial.run.read(_SMALL) is None and _SMALL not in _listed(trial.run),
+        "a deleted file is still there: a half-deleted checkpoint could be read. Use a store with consistent deletes",
+    )
+    return "gone at once"
+
+
+_CHECKS: dict[str, Callable[[_Trial], str]] = {
+    "write": _write,
+    "read after write": _read_after_write,
+    "list": _list,
+    "ranged read": _ranged_read,
+    "up": _upload,
+    "down": _download,
+    "multipart abort": _multipart_abort,
+    "conditional put": _conditional_put,
+    "delete": _delete,
+}
+"""In the order in which they build on one another; each returns what it found."""
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise _CheckFailed(problem)
+
+
+def _run_check(name: str, check: Callable[[], str], limit: float) -> tuple[str, str]:
+    """Return a check's verdict and text. One that hangs is abandoned: a full or stopped store may never answer."""
 
     def run() -> tuple[str, str]:
         try:
             return "ok", check()
-        except _Missing as missing:
+        except _FeatureMissing as missing:
             return "MISSING", str(missing)
-        except _Failed as failed:
+        except _CheckFailed as failed:
             return "FAILED", str(failed)
         except Exception as error:
             log.debug("%s", name, exc_info=True)
-            return "FAILED", f"{_said(error)}: {_advice(error)}"
+            return "FAILED", f"{_text(error)}: {_advice(error)}"
 
-    words = f"{_HANGS} {limit:.0f} s. Look at AWS_ENDPOINT_URL, the network, and whether the store is full or stopped"
-    return within(limit, run, f"probe {name}") or ("FAILED", words)
-
-
-_ADVICE: tuple[tuple[tuple[str, ...], tuple[int, ...], str], ...] = (
-    (
-        ("no space", "quota", "file too large", "entitytoolarge", "storagefull", "insufficient"),
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        "the store is full, or a quota or limit is reached. Make room or raise it",
-    ),
-    (("read-only",), (errno.EROFS,), "it is mounted read-only. Mount it for writing, or give another place"),
-    (
-        ("nosuchbucket", "bucket does not exist"),
-        (),
-        "the bucket does not exist. Create it, or mend its name or AWS_ENDPOINT_URL",
-    ),
-    (
-        ("credentials", "invalidaccesskeyid", "signature", "expiredtoken", "access key"),
-        (),
-        "the credentials are missing or wrong. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the node's role",
-    ),
-    (
-        ("accessdenied", "access denied", "forbidden", "permission denied", "not permitted", "403"),
-        (errno.EACCES, errno.EPERM),
-        "this user may not. Allow reading, writing, listing and deleting under the URL (on S3: GetObject, PutObject, "
-        "DeleteObject, ListBucket, AbortMultipartUpload, ListBucketMultipartUploads)",
-    ),
-    (
-        ("connect", "timed out", "timeout", "resolve", "name or service"),
-        (errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH),
-        "the store does not answer. Look at AWS_ENDPOINT_URL, the network and the store itself",
-    ),
-)
-"""What an error's text or number tells, and how to mend it; the first that fits."""
+    hangs = f"{_HANGS} {limit:.0f} s. Check AWS_ENDPOINT_URL, the network, and whether the store is full or stopped"
+    return within(limit, run, f"probe {name}") or ("FAILED", hangs)
 
 
-def _said(error: BaseException) -> str:
-    """An error in one line; where it says nothing by itself, with what lies under it."""
+_FULL = "the store is full, or a quota or limit is reached. Make room or raise it"
+_ADVICE = {
+    "no space|quota|file too large|entitytoolarge|storagefull|insufficient": _FULL,
+    "read-only": "it is mounted read-only. Mount it for writing, or give another location",
+    "nosuchbucket|bucket does not exist": "the bucket does not exist. Create it, or fix its name or AWS_ENDPOINT_URL",
+    "credentials|invalidaccesskeyid|signature|expiredtoken|access key": "the credentials are missing or wrong. Set "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the node's role",
+    "access ?denied|forbidden|permission denied|not permitted|403": "this user may not. Allow reading, writing, "
+    "listing and deleting under the URL (on S3: GetObject, PutObject, DeleteObject, ListBucket, AbortMultipartUpload, "
+    "ListBucketMultipartUploads)",
+    "connect|timed out|timeout|resolve|name or service|no route": "the store does not answer. Check AWS_ENDPOINT_URL, "
+    "the network and the store itself",
+}
+"""What the text of an error and of its causes means, and how to fix it; the first pattern that fits."""
+
+
+def _text(error: BaseException) -> str:
+    """Return an error in one line; one without a message, with its cause's."""
     cause = error.__cause__
     return storage_error(cause) if cause is not None and str(error) in ("", "None") else storage_error(error)
 
 
 def _advice(error: BaseException) -> str:
-    """What an error of any storage means, and how to mend it."""
-    causes = chain(error)
-    text = " ".join(storage_error(each) for each in causes).lower()
-    numbers = {each.errno for each in causes if isinstance(each, OSError)}
-    for words, errors, advice in _ADVICE:
-        if any(word in text for word in words) or numbers.intersection(errors):
-            return advice
-    return "the pipeline needs this. Mend the store, or give another one"
+    text = " ".join(storage_error(each) for each in chain(error)).lower()
+    found = (advice for pattern, advice in _ADVICE.items() if re.search(pattern, text))
+    return next(found, "the pipeline needs this. Fix the store, or give another one")
 
 
-def _is_full(error: BaseException) -> bool:
-    return _advice(error) == _ADVICE[0][2]
-
-
-def _unswept(found: str) -> str:
+def _no_cleanup(found: str) -> str:
     return (
-        f"open uploads cannot be swept ({found}): what a killed save had sent stays stored and paid for. Set a "
+        f"open uploads cannot be cleaned up ({found}): what a killed save had sent stays stored and paid for. Set a "
         "lifecycle rule on the bucket that aborts incomplete multipart uploads, or allow ListBucketMultipartUploads"
     )
 
@@ -333,45 +292,34 @@ def _listed(run: RunDir) -> dict[str, int]:
 
 
 def _folders_to_make(run: RunDir) -> list[Path]:
-    """On a local disk: the folders that do not exist yet, innermost first."""
-    if not run.is_local:
-        return []
+    """On a local disk: return the folders that do not exist yet, innermost first."""
     folder = Path(run.path)
-    return [each for each in (folder, *folder.parents) if not each.exists()]
+    return [each for each in (folder, *folder.parents) if not each.exists()] if run.is_local else []
 
 
 def _clean_up(run: RunDir, made: list[Path]) -> str:
-    """Remove all that was written.
-
-    Returns:
-        What could not be removed, in words; "" where nothing is left.
-    """
+    """Remove everything that was written; return what could not be removed, "" where nothing is left."""
     problems: list[str] = []
 
-    @contextmanager
-    def noted() -> Iterator[None]:
+    def attempt(action: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            yield
+            return action(*arguments)
         except FileNotFoundError:
-            pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next name is removed all the same
-            problems.append(_said(error))
+            return None
+        except Exception as error:  # noqa: BLE001 - the other files are removed all the same
+            problems.append(_text(error))
+            return None
 
-    with noted():
-        for name in _listed(run):
-            with noted():
-                run.remove(name)
+    for name in attempt(_listed, run) or ():
+        attempt(run.remove, name)
     if run.is_s3:
-        # A store that cannot list them has been found out already.
-        with suppress(Exception):
+        with suppress(Exception):  # a check has reported already that they cannot be listed
             for name, upload in list(open_uploads(run, "")):
-                with noted():
-                    abort(run, name, upload)
+                attempt(abort, run, name, upload)
     for folder in made[:1]:
-        with noted():
-            folder.rmdir()
+        attempt(folder.rmdir)
     for folder in made[1:]:
-        with suppress(OSError):  # somebody else has put something there meanwhile
+        with suppress(OSError):  # another process has put something there
             folder.rmdir()
     return "; ".join(dict.fromkeys(problems))
 

@@ -23,7 +23,7 @@ App = Callable[..., Ended]
         (("verify", "--run_dir=runs/none"), "has no checkpoint"),
         (("verify",), "run_dir"),
         (("probe",), "url"),
-        (("probe", "runs", "--megabytes=0"), "megabytes=0: allowed are 1 and more"),
+        (("probe", "runs", "--megabytes=0"), "megabytes=0 must be >= 1"),
         (("probe", "runs", "--megabytes=x"), "megabytes"),
         (("probe", "nonsense://x"), "nonsense"),
     ],
@@ -53,7 +53,7 @@ def test_a_probe_says_whether_a_storage_can_carry_a_run(app: App, storage: str) 
     assert list(RunDir(storage).fs.find(RunDir(storage).path)) == [], "nothing is left there"
     bad = app("probe", "/sys/pipeline-probe", "--megabytes=1")
     assert bad.status == 2
-    assert "mend what FAILED" in bad.out
+    assert "fix what FAILED" in bad.out
 
 
 @pytest.mark.parametrize(

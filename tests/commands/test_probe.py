@@ -58,7 +58,7 @@ def test_a_read_only_folder_fails_with_words() -> None:
     assert not good
     assert verdicts(text) == {"write": "FAILED"}
     assert "may not" in text or "read-only" in text
-    assert "what comes after it was not tried" in text
+    assert "the checks after it were not tried" in text
 
 
 def test_a_missing_bucket_is_named(s3: str) -> None:
