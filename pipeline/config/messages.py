@@ -78,8 +78,9 @@ def constructor_problems() -> Iterator[None]:
         for each in reversed(causes):
             if isinstance(each, (UserError, StorageAway)):
                 raise each from error
-        if any(isinstance(each, OSError) for each in causes) and is_away(error):
-            raise StorageAway(f"building data, model and trainer: {storage_error(error)}") from error
+        away = next((each for each in causes if not isinstance(each, ValueError) and is_away(each)), None)
+        if away is not None:
+            raise StorageAway(f"building data, model and trainer: {storage_error(away)}") from error
         # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
         named = [each for each in causes if isinstance(each, ValueError)]
         raise UserError(" ".join(str(named[-1] if named else error).split())) from error
