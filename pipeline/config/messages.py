@@ -74,17 +74,13 @@ def constructor_problems() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, MisconfigurationException) as error:
-        problem = _innermost(error)
-        if is_away(error):
-            raise StorageAway(f"a storage does not answer: {problem}") from error
-        raise problem from error
-
-
-def _innermost(error: BaseException) -> UserError:
-    causes = chain(error)
-    for each in reversed(causes):
-        if isinstance(each, UserError):
-            return each
-    # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
-    named = [each for each in causes if isinstance(each, ValueError)]
-    return UserError(" ".join(str(named[-1] if named else error).split()))
+        causes = chain(error)
+        for each in reversed(causes):
+            if isinstance(each, (UserError, StorageAway)):
+                raise each from error
+        away = next((each for each in causes if not isinstance(each, ValueError) and is_away(each)), None)
+        if away is not None:
+            raise StorageAway(f"building data, model and trainer: {storage_error(away)}") from error
+        # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
+        named = [each for each in causes if isinstance(each, ValueError)]
+        raise UserError(" ".join(str(named[-1] if named else error).split())) from error

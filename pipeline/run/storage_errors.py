@@ -15,6 +15,7 @@ from enum import Enum
 from typing import NoReturn
 
 from pipeline.errors import StorageAway, UserError, chain
+from pipeline.errors import in_one_line as storage_error
 
 
 class StorageFault(Enum):
@@ -105,13 +106,6 @@ def http_status(error: BaseException) -> int | None:
     found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
     status = getattr(cause, "status", None) if found is None else found
     return status if isinstance(status, int) else None
-
-
-def storage_error(error: BaseException) -> str:
-    """Return an error of any storage in one line, with its class, since many of them say little by themselves."""
-    text, _, _ = str(error).partition("Debug source:")  # obstore says everything twice
-    text = " ".join(text.split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _is_outage(error: BaseException) -> bool:
