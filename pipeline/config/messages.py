@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.errors import StorageAway, UserError, chain, did_you_mean
-from pipeline.run.storage_errors import is_away
+from pipeline.run.storage_errors import is_away, storage_error
 
 _NOISE = r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|.*'NoneType'"
 """Lines that repeat what is said elsewhere: a type that may be one of several is refused once for each of them."""
