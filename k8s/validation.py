@@ -38,7 +38,7 @@ def problems_of(app: AppDef, opts: RunOptions, app_id: str | None = None) -> lis
     """
     found = [*_of_choices(opts), *_of_names(opts), *_of_labels(opts)]
     if app_id is not None and not _SERVICE_NAME.fullmatch(app_id):
-        found.append(f"app_id={app_id!r}: {_ROLE_CHARACTERS}; rename the app")
+        found.append(f"app_id={app_id!r} {_ROLE_CHARACTERS}; rename the app")
     if not app.roles:
         found.append(f"app={app.name!r} has no roles: there is nothing to run")
     names = [role.name for role in app.roles]
@@ -102,7 +102,7 @@ def _of_labels(opts: RunOptions) -> Iterator[str]:
 
 def _of_role_names(role: Role, app_id: str | None, opts: RunOptions) -> Iterator[str]:
     if not _SERVICE_NAME.fullmatch(role.name):
-        yield f"role={role.name!r}: {_ROLE_CHARACTERS}; rename the role"
+        yield f"role={role.name!r} {_ROLE_CHARACTERS}; rename the role"
     job = f"{role.name}-0" if opts.kind == JOBSET else role.name
     longest = f"{app_id or 'a'}-{job}-{max(0, role.num_replicas - 1)}{_SUFFIX}"
     if len(longest) > NAME_LIMIT:

@@ -83,7 +83,7 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
     run = _open_run(command, topology, writer)
     point = _choose_resume_point(command, run, topology)
     if point.finished:
-        log.info("finished: %s is at step %d; nothing to train", run, point.step)
+        log.info("finished: %s is done at step %d; nothing to train", run, point.step)
         return
     preemption.check()
     plugins = [RunIO(run, point.record)]

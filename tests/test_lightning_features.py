@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.cli import Trainer
 from pipeline.examples.autoencoder import LitAutoEncoder
 from pipeline.run.run_dir import RunDir
+from pipeline.training.trainer import Trainer
 from tests.support.commands import DIGITS, QUICK, Ended, command
 from tests.support.models import LogsInEveryWay, Own, WithoutHyperparameters
 

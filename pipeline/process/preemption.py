@@ -92,7 +92,7 @@ class Preemption:
             end.setblocking(False)
         signal.set_wakeup_fd(sockets[1].fileno(), warn_on_full_buffer=False)
         # SIGINT keeps its own handler, which raises KeyboardInterrupt.
-        self._old_handlers = {number: signal.signal(number, _only_wake) for number in _STOP_SIGNALS}
+        self._old_handlers = {number: signal.signal(number, self._ask_at_once) for number in _STOP_SIGNALS}
         os.register_at_fork(after_in_child=self._in_child)
         threading.Thread(target=self._watch, args=(sockets[0],), name="preemption", daemon=True).start()
         return self
@@ -116,6 +116,10 @@ class Preemption:
         if self._old_handlers:
             self._restore_handlers()
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def _ask_at_once(self, number: int, frame: FrameType | None) -> None:
+        """Set the flag from the main thread too: before its next boundary, and if other code took the wakeup fd."""
+        self.ask()
 
     def _watch(self, wakeups: socket.socket) -> None:
         while True:
@@ -176,7 +180,3 @@ def default_grace(environment: Mapping[str, str] = os.environ) -> float:
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"{GRACE}={text!r} must be whole seconds >= 1, such as 30")
     return float(text)
-
-
-def _only_wake(number: int, frame: FrameType | None) -> None:
-    """Do nothing: Python has woken the thread already."""

@@ -47,7 +47,10 @@ def test_a_misspelt_yaml_key_is_refused(app: App, tmp_path: Path, text: str) -> 
 
 
 def test_a_constructor_whose_storage_is_away_is_no_mistake_of_the_user() -> None:
-    with pytest.raises(StorageAway, match="a storage does not answer: by peer"), constructor_problems():
+    with (
+        pytest.raises(StorageAway, match="building data, model and trainer: ConnectionResetError: by peer"),
+        constructor_problems(),
+    ):
         raise ConnectionResetError("by peer")
     outer = OSError("while reading")
     outer.__cause__ = ValueError("size=0 must be >= 1")

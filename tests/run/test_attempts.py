@@ -3,12 +3,13 @@
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.checkpoint.commit import newest
+from pipeline.checkpoint.commit import newest, write_record
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog
 from pipeline.run.lease import launch_id
@@ -70,7 +71,9 @@ def test_a_run_whose_last_step_was_saved_before_its_end_is_finished_all_the_same
     assert fit(app, url, 1, *more).status == 0
     record = newest(RunDir(url))
     assert record is not None
-    assert record.reason == ["steps"]
+    assert record.reason == ["steps", "end"]
+    # As it was where the save was still under way at the end.
+    assert write_record(RunDir(url), replace(record, reason=["steps"]), overwrite=True)
     assert "nothing to train" in fit(app, url, 1, *more).err
     assert "nothing to train" in fit(app, url, 1, *more).err
     assert "resumed at step" in fit(app, url, 2, *more).err

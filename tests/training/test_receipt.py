@@ -200,7 +200,7 @@ def test_more_than_one_process_is_refused(app: App, run: str, monkeypatch: pytes
     ended = app("test", "--run_dir", run)
     assert ended.status == 2
     assert "WORLD_SIZE=2" in ended.err
-    assert "as one process" in ended.err
+    assert "Start one process" in ended.err
 
 
 def test_more_than_one_device_is_refused(app: App, run: str) -> None:
