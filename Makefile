@@ -34,10 +34,13 @@ export DOCKER ?= docker
 READY := .venv/.ready
 # A second environment, for TorchX and its nightlies install the same package.
 NIGHTLY := .venv/torchx-nightly
+# What rests on private members of torch, Lightning and jsonargparse.
+VERSIONED := tests/agent tests/process/test_preemption.py tests/config/test_messages.py tests/test_golden_run.py \
+  $(foreach part,compat epoch_loop resume session stop_vote,tests/training/test_$(part).py)
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test test-slow test-torchx-nightly benchmark bench-checkpoint drill soak \
+.PHONY: help setup check format test test-slow test-torchx-nightly test-versions benchmark bench-checkpoint drill soak \
   pipeline train evaluate image driver-image image-push smoke-docker audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
@@ -77,6 +80,17 @@ $(NIGHTLY)/.ready: $(READY)
 	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  torchx-nightly kubernetes kmock pytest pytest-timeout pytest-xdist
 	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+test-versions: .venv/lowest/.ready .venv/newest/.ready ## Run what rests on torch and Lightning under the lowest and newest declared versions.
+	@for each in lowest newest; do echo "$$each versions:"; .venv/$$each/bin/python -m pytest -m 'not slow' $(VERSIONED) || exit 1; done
+
+.venv/%/.ready: $(READY)
+	@python -m venv .venv/$*
+	@python -m tests.versions $* >.venv/$*/requirements.txt
+	@.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check -r .venv/$*/requirements.txt \
+	  'torchx==0.7.*' kubernetes moto[server] hypothesis pytest pytest-timeout pytest-xdist
+	@.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 benchmark: $(READY) ## Measure the order of samples, loading and the ledger, side by side.

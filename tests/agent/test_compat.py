@@ -39,7 +39,7 @@ def test_a_missing_member_is_named_with_torchs_version(
 def test_an_option_that_this_torch_does_not_know_is_refused_only_where_it_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    older = arguments.parser()
+    older = compat.get_args_parser()
     older._option_string_actions["--virtual-local-rank"].dest = "other"
     monkeypatch.setattr(compat, "get_args_parser", lambda: older)
     defaults = arguments.parser().parse_args(["script"])

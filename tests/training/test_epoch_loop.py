@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.run.run_dir import RunDir
-from tests.support.commands import Ended
+from tests.support.commands import ROOT, Ended, torchrun
 from tests.support.resumes import BASE, CASES, GRID, WEIGHTS, equal, only, same_end, state
 from tests.support.runs import logged, verified
 
@@ -113,3 +113,49 @@ def test_where_another_batch_leaves_nothing_over_the_epoch_is_complete(app: App,
         ["1", "96", "96", "0", "5", "ok", "complete"],
         ["2", "32", "32", "0", "0", "ok", "max_steps"],
     ]
+
+
+COUNTS = """
+import json, sys
+from collections import Counter
+import torch.distributed as dist
+from pipeline.cli import main
+from tests.support import models
+
+counts, steps = Counter(), []
+for name in ("broadcast", "barrier", "all_gather", "all_gather_object", "broadcast_object_list", "all_reduce"):
+    def counting(*arguments, _name=name, _real=getattr(dist, name), **named):
+        counts[_name] += 1
+        return _real(*arguments, **named)
+    setattr(dist, name, counting)
+
+class Counting(models.Regression):
+    def on_train_batch_end(self, *_):
+        steps.append(dict(counts))
+
+models.Counting = Counting
+status = main(sys.argv[2:])
+if dist.is_available() and __import__("os").environ["RANK"] == "0":
+    json.dump(steps, open(sys.argv[1], "w"))
+sys.exit(status)
+"""
+
+
+@pytest.mark.timeout(90)
+def test_between_two_batches_nothing_is_sent_but_a_ballot_now_and_then(tmp_path: Path) -> None:
+    """Lightning broadcasts before every batch, which costs 12 % of a step; a release may do so under another name."""
+    program, notes = tmp_path / "counts.py", tmp_path / "steps.json"
+    program.write_text(COUNTS)
+    fit = ("fit", "--model=tests.support.models.Counting", "--data=pipeline.data.DataModule")
+    data = ("--data.train=tests.support.models.Rows", "--data.batch_size=2", "--trainer.enable_model_summary=false")
+    more = ("--trainer.max_epochs=4", "--checkpoints.every_n_epochs=9", "--trainer.logger=false")
+    ended = torchrun(
+        2, program, notes, *fit, *data, *more, "--run_dir", tmp_path / "run", env={"PYTHONPATH": str(ROOT)}
+    )
+    assert ended.status == 0, ended.text
+    steps = json.loads(notes.read_text())
+    per_epoch = 26
+    first, last = steps[per_epoch + 1], steps[2 * per_epoch - 1]
+    spent = {name: last[name] - first.get(name, 0) for name in last}
+    assert {name for name, count in spent.items() if count} <= {"all_reduce"}
+    assert spent.get("all_reduce", 0) <= per_epoch // 2, "a ballot is cast about once a second"
