@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def requirements(which: str) -> list[str]:
-    """Return what pip is to install: `name==lower bound` for the lowest versions, the declared ranges for the newest."""
+    """Return what pip is to install: `name==lower bound` for the lowest versions, the ranges for the newest."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"], *project["optional-dependencies"]["s3"]]
     if which == "newest":

@@ -3,7 +3,7 @@
 Lightning saves from hooks in the middle of its own bookkeeping, and guesses on resume how far that had come; in 2.6.6
 it guesses wrong in several places (an epoch resumed at its start is empty, a learning rate schedule steps twice or
 never, a validation is lost). We save only where all bookkeeping of the last batch is over, write the counters as they
-are there (`settle`), and resume without a guess.
+are there (`trainer_state.settle`), and resume without a guess.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,22 +21,18 @@ class EpochLoop(compat.TrainingEpochLoop):
 
     Attributes:
         session: Is called between two batches; None before training, where a finder runs the loop for its own purposes.
-        resume_batch: Batches of the epoch that are over, where a settled checkpoint was loaded; else None.
-        validation_pending: Whether the validation after the last of them was cut short, and comes first.
+        validation_pending: Whether the validation after the last batch was cut short, and comes first.
     """
 
     session: "TrainingSession | None" = None
-    resume_batch: int | None = None
     validation_pending = False
     _skipped = False
 
-    def resume_at(self, batches: int, validation_pending: bool = False) -> None:
-        """Resume the epoch after so many batches."""
-        self.resume_batch, self.validation_pending = batches, validation_pending
-
     def reset(self) -> None:
         """Begin the epoch, or resume it in its middle."""
-        batches, self.resume_batch = self.resume_batch, None
+        batches: int | None = None
+        if self.session is not None:
+            batches, self.validation_pending = self.session.state.take_resume_batch()
         self._skipped = False
         if batches is not None:
             self.restarting = False
@@ -112,27 +108,3 @@ def install(trainer: pl.Trainer) -> EpochLoop:
     loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
     trainer.fit_loop.epoch_loop = loop
     return loop
-
-
-def settle(loops: dict[str, Any], epoch: int, batches: int) -> None:
-    """Write Lightning's counters into a checkpoint as they stand between two batches, or between two epochs.
-
-    Args:
-        loops: `checkpoint["loops"]`.
-        epoch: Epochs that are over.
-        batches: Batches of the epoch after those that are over.
-    """
-    # An epoch that resumes in its middle counts as not started, so that its on_train_epoch_start is called again: what
-    # that sets up in callbacks and models (how many batches to accumulate, a list of outputs) no checkpoint holds.
-    begun = epoch + (batches > 0)
-    for counters in loops["fit_loop"]["epoch_progress"].values():
-        counters.update(ready=begun, started=epoch, processed=epoch, completed=epoch)
-    if batches:
-        progress = loops["fit_loop"]["epoch_loop.batch_progress"]
-        progress["is_last_batch"] = False
-        more = {name: value - batches for name, value in progress["current"].items() if name != "started"}
-        # Where a save follows a step that was thrown away, it has not started either.
-        more["started"] = max(more["completed"], 0)
-        for counter, value in more.items():
-            progress["total"][counter] -= value
-            progress["current"][counter] -= value

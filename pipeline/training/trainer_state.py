@@ -10,7 +10,6 @@ from pipeline.data.ledger import Ledger
 from pipeline.errors import Preempted, UserError
 from pipeline.training import compat, rng_state
 from pipeline.training.bucket_order import BucketOrder
-from pipeline.training.epoch_loop import EpochLoop, settle
 from pipeline.training.rng_state import RankState
 from pipeline.training.run_state import KEY, RunState
 from pipeline.training.save_policy import Boundary
@@ -26,7 +25,7 @@ class TrainerState:
     as names are logged again, `complete_epoch` at the epoch's end.
 
     Args:
-        trainer: Whose loop over the batches is an `EpochLoop`.
+        trainer: Whose loop over the batches is an `EpochLoop`, which calls this.
         facts: What a later resume is compared with, see `pipeline.config.compatibility.facts`.
         ledger: Counts the samples; None for foreign data.
         restart_epoch: Whether the epoch of the checkpoint starts over, since its order has changed.
@@ -45,6 +44,8 @@ class TrainerState:
         self.restart_epoch = restart_epoch
         self.bucket_order = BucketOrder()
         self._loaded: RunState | None = None
+        self._resume_batch: int | None = None
+        self._validation_pending = False
         self._callbacks: Any = None
         self._in_epoch = False
         self._restoring: RankState | None = None
@@ -158,18 +159,18 @@ class TrainerState:
         Raises:
             UserError: Its state is damaged or of another version, or does not fit the data.
         """
-        state, loop, data = RunState.of_checkpoint(checkpoint), self.trainer.fit_loop.epoch_loop, data_of(self.trainer)
+        state, data = RunState.of_checkpoint(checkpoint), data_of(self.trainer)
         if state is None:
-            if isinstance(loop, EpochLoop) and data is not None and _is_mid_epoch(checkpoint):
+            if data is not None and _is_mid_epoch(checkpoint):
                 log.warning("checkpoint has no sample position: restarting its epoch from the beginning")
-                loop.resume_at(0)
+                self._resume_batch = 0
             return
         # Without a position (under overfit_batches) our data begin at their start.
         restarts = self.restart_epoch or (data is not None and state.position is None)
         if data is not None and state.position is not None:
             data.resume(state.epoch, 0 if restarts else state.position)
-        if isinstance(loop, EpochLoop):
-            loop.resume_at(0 if restarts else state.batches, state.validation_pending and not restarts)
+        self._resume_batch = 0 if restarts else state.batches
+        self._validation_pending = state.validation_pending and not restarts
         if self.ledger is not None and state.ledger is not None:
             try:
                 self.ledger.load(state.ledger, state.epoch, self.restart_epoch)
@@ -187,10 +188,19 @@ class TrainerState:
         if self._restoring is not None:
             self._restoring.before_training(self.trainer)
         self.bucket_order.begin(self.trainer, None if self._loaded is None else self._loaded.bucket_order)
-        loop, data = self.trainer.fit_loop.epoch_loop, data_of(self.trainer)
-        if isinstance(loop, EpochLoop) and loop.resume_batch and data is not None and data.batches is not None:
+        data = data_of(self.trainer)
+        if self._resume_batch and data is not None and data.batches is not None:
             # In another world, or under another limit, the same position is another number of batches, or all of them.
-            loop.resume_at(min(data.batches.done, int(self.trainer.num_training_batches)), loop.validation_pending)
+            self._resume_batch = min(data.batches.done, int(self.trainer.num_training_batches))
+
+    def take_resume_batch(self) -> tuple[int | None, bool]:
+        """Return once how many batches of the open epoch are over, and whether the validation after them is pending.
+
+        None stands for an epoch that is not resumed.
+        """
+        taken = self._resume_batch, self._validation_pending
+        self._resume_batch, self._validation_pending = None, False
+        return taken
 
     @property
     def resumes_in_epoch(self) -> bool:
@@ -245,6 +255,30 @@ class TrainerState:
         """
         if self.ledger is not None:
             self.ledger.close(self.trainer, reason, completed)
+
+
+def settle(loops: dict[str, Any], epoch: int, batches: int) -> None:
+    """Write Lightning's counters into a checkpoint as they stand between two batches, or between two epochs.
+
+    Args:
+        loops: `checkpoint["loops"]`.
+        epoch: Epochs that are over.
+        batches: Batches of the epoch after those that are over.
+    """
+    # An epoch that resumes in its middle counts as not started, so that its on_train_epoch_start is called again: what
+    # that sets up in callbacks and models (how many batches to accumulate, a list of outputs) no checkpoint holds.
+    begun = epoch + (batches > 0)
+    for counters in loops["fit_loop"]["epoch_progress"].values():
+        counters.update(ready=begun, started=epoch, processed=epoch, completed=epoch)
+    if batches:
+        progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = False
+        more = {name: value - batches for name, value in progress["current"].items() if name != "started"}
+        # Where a save follows a step that was thrown away, it has not started either.
+        more["started"] = max(more["completed"], 0)
+        for counter, value in more.items():
+            progress["total"][counter] -= value
+            progress["current"][counter] -= value
 
 
 def _is_mid_epoch(checkpoint: dict[str, Any]) -> bool:
