@@ -118,7 +118,7 @@ def test_after_a_crash_nothing_is_a_useful_step(app: App, tmp_path: Path, monkey
             tmp_path,
         )
     found = attempt(str(tmp_path), 1)["goodput"]
-    assert found["seconds"][USEFUL] < 0.5
+    assert found["seconds"][USEFUL] < found["seconds"][SAVING]
     assert found["seconds"][SAVING] > 0.9
     assert found["behind_seconds"] > 1, "so that no interval shorter than that is advised"
 
@@ -138,7 +138,7 @@ def test_what_lies_between_epochs_is_no_useful_step(app: App, tmp_path: Path, mo
     seconds = attempt(str(tmp_path), 1)["goodput"]["seconds"]
     assert seconds[WAITING] > 0.9, "a loader starts its workers for each epoch; for the first one that is starting"
     assert seconds[OTHER] > 1.4, "what a model does at the end of its epochs"
-    assert seconds[USEFUL] < 0.5
+    assert seconds[USEFUL] < seconds[OTHER], "the steps themselves take next to nothing"
 
 
 def test_what_attempts_before_the_last_had_reached_is_known_too(tmp_path: Path) -> None:
