@@ -15,11 +15,11 @@ import yaml
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import DIGITS, ROOT, command, heeding_ctrl_c
 
-# The drills of .ci/run are longer ones.
-pytestmark = pytest.mark.slow
 DRILL = (sys.executable, "-m", "pipeline", "drill")
 
 
+# The drills of .ci/run are longer ones.
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_drill_carries_out_its_faults_and_nothing_is_lost(tmp_path: Path) -> None:
     more = ("--faults=3", "--seed=1", "--args=--trainer.max_epochs=2 --trainer.enable_model_summary=false")
@@ -40,6 +40,7 @@ def test_a_drill_carries_out_its_faults_and_nothing_is_lost(tmp_path: Path) -> N
     assert (tmp_path / "drill" / "reference" / "fit.yaml").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_what_a_checkpoint_forgets_is_found(tmp_path: Path) -> None:
     rows = {"class_path": "tests.support.models.Rows"}
@@ -60,6 +61,7 @@ def test_what_a_checkpoint_forgets_is_found(tmp_path: Path) -> None:
     assert f"logs are kept in {tmp_path}/pipeline-drill-" in ended.out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_drill_that_ends_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
