@@ -161,30 +161,6 @@ def test_a_data_module_with_loaders_of_its_own_trains_and_is_told_what_that_give
     assert "holds no ledger" in app("verify", "--run_dir", tmp_path).err
 
 
-@pytest.mark.parametrize("change", ["--trainer.limit_train_batches=3", "--data.batch_size=3"])
-def test_a_limit_that_the_epoch_has_passed_already_ends_it(app: App, tmp_path: Path, change: str) -> None:
-    more = (*BASE, "--trainer.limit_train_batches=6", "--run_dir", tmp_path)
-    assert app(*more, "--trainer.max_epochs=-1", "--trainer.max_steps=5").status == 0
-    ended = app(*more, change)
-    assert ended.status == 0, ended.err
-    rows = verified(app("verify", "--run_dir", tmp_path))
-    assert rows[0] == ["0", "80", "80", "0", "0", "ok", "limit_train_batches"]
-    assert len(rows) == 3
-
-
-def test_somebody_elses_checkpoint_begins_its_epoch_anew(app: App, tmp_path: Path) -> None:
-    theirs = (
-        *("--trainer.callbacks=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path / 'theirs'}"),
-        *("--trainer.callbacks.every_n_train_steps=5", "--trainer.callbacks.save_top_k=-1"),
-    )
-    assert app(*BASE, *theirs, "--run_dir", tmp_path / "one", "--trainer.max_epochs=1").status == 0
-    found = next((tmp_path / "theirs").glob("*step=5.ckpt"))
-    ended = app(*BASE, "--ckpt_path", found, "--run_dir", tmp_path / "two", "--trainer.max_epochs=2")
-    assert ended.status == 0, ended.err
-    assert "checkpoint has no sample position: restarting its epoch from the beginning" in ended.err
-    assert app("verify", "--run_dir", tmp_path / "two").status == 0
-
-
 def test_a_finder_of_learning_rates_is_not_counted(app: App, tmp_path: Path) -> None:
     finder = (
         *("--trainer.callbacks=LearningRateFinder", "--trainer.callbacks.num_training_steps=5"),

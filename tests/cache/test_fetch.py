@@ -2,29 +2,25 @@
 
 import gzip
 import hashlib
-import http.server
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pytest
 
 from pipeline.cache import fetch, mapped
 from pipeline.errors import UserError
 from tests.support.commands import ROOT, command
+from tests.support.web_host import DATA, Host
 
-DATA = np.random.default_rng(0).integers(0, 256, 3_000_001, dtype=np.uint8).tobytes()
 READ = """
 import hashlib, os, sys
 from pipeline.cache import mapped
@@ -58,79 +54,6 @@ def put(url: str, data: bytes) -> str:
     fs, path = fsspec.core.url_to_fs(url)
     fs.pipe_file(path, data)
     return url
-
-
-class Host:
-    """A web server with a will: what it sends, what it says about it, and how slowly."""
-
-    def __init__(self) -> None:
-        self.data, self.tag, self.length = DATA, '"1"', True
-        self.sends: Callable[[int], bytes] = lambda request: self.data
-        self.slow = threading.Event()
-        self.started = threading.Event()
-        self.requests: list[str] = []
-        host = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                host.requests.append(self.command)
-                if self.path != "/file":
-                    self.send_error(404)
-                    return
-                self.send_response(200)
-                if host.length:
-                    self.send_header("Content-Length", str(len(host.data)))
-                if host.tag:
-                    self.send_header("ETag", host.tag)
-                self.end_headers()
-
-            def do_GET(self) -> None:
-                self.do_HEAD()
-                data = host.sends(host.requests.count("GET")) if self.path == "/file" else b""
-                try:
-                    self.wfile.write(data[: len(data) // 2])
-                    host.started.set()
-                    while host.slow.is_set():
-                        time.sleep(0.01)
-                    self.wfile.write(data[len(data) // 2 :])
-                except OSError:  # the reader is dead
-                    pass
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/file"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def gone(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    host = Host()
-    yield host
-    host.slow.clear()
-    host.gone()
-
-
-@pytest.mark.parametrize("prefix", ["", "file://"])
-def test_a_local_file_is_mapped_where_it_lies(prefix: str, tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "file").write_bytes(DATA)
-    array = mapped(f"{prefix}{tmp_path}/file", sha256=hashlib.sha256(DATA).hexdigest())
-    assert array.tobytes() == DATA
-    assert not array.flags.writeable
-    assert array.source is not None
-    assert array.source.path == f"{tmp_path}/file"
-    assert not folder.exists()
-    (tmp_path / "file").write_bytes(b"")
-    assert len(mapped(f"{tmp_path}/file", decompress=True)) == 0
-    with pytest.raises(FileNotFoundError):
-        mapped(f"{tmp_path}/other")
-    with pytest.raises(OSError, match="is not a file"):
-        mapped(str(tmp_path))
 
 
 def test_a_file_of_every_storage_is_fetched_and_described(storage: str, folder: Path) -> None:
@@ -196,21 +119,6 @@ def test_the_next_process_goes_on_where_the_one_with_the_lock_dies(host: Host, f
     out, err = second.communicate(timeout=30)
     assert second.returncode == 0, err
     assert out.split()[0] == hashlib.sha256(DATA).hexdigest()
-
-
-def test_a_changed_file_is_fetched_anew_and_the_old_one_stays_with_its_readers(storage: str, folder: Path) -> None:
-    (folder.parent / "run").mkdir()
-    url = put(f"{storage}/file", gzip.compress(DATA))
-    old = mapped(url, decompress=True)
-    put(url, gzip.compress(DATA[::-1]))
-    new = mapped(url, decompress=True)
-    assert new.tobytes() == DATA[::-1]
-    assert pickle.loads(pickle.dumps(old)).tobytes() == DATA, "its workers read what it reads"
-    for path in bins(folder):
-        path.unlink()
-    assert old.tobytes() == DATA
-    with pytest.raises(OSError, match="changed or removed since it was mapped"):
-        pickle.loads(pickle.dumps(old))
 
 
 @pytest.mark.parametrize(
@@ -335,27 +243,6 @@ def test_gzip_is_undone_wherever_it_lies(tmp_path: Path, host: Host, folder: Pat
             with pytest.raises(ValueError, match=f"{url}: damaged gzip"):
                 mapped(url, decompress=True)
     assert not list(folder.glob("*.part"))
-
-
-def test_a_pickled_array_says_where_it_lies(host: Host, tmp_path: Path) -> None:
-    array = mapped(host.url)
-    views = (array, array[1:].view(">u4"), array[:3_000_000].reshape(3000, 1000)[5::7, ::-2].T, array[5:5])
-    for view in views:
-        data = pickle.dumps(view)
-        assert len(data) < 1500
-        again = pickle.loads(data)
-        assert np.array_equal(again, view)
-        assert again.dtype == view.dtype
-        assert not again.size or not again.flags.writeable
-    computed = array[[1, 2, 3]] + np.uint8(1)
-    assert np.array_equal(pickle.loads(pickle.dumps(computed)), computed)
-    assert computed.source is None
-    (tmp_path / "file").write_bytes(DATA)
-    local = pickle.dumps(mapped(f"{tmp_path}/file"))
-    assert pickle.loads(local).tobytes() == DATA
-    (tmp_path / "file").write_bytes(DATA[::-1])
-    with pytest.raises(OSError, match="changed or removed"):
-        pickle.loads(local)
 
 
 def test_storage_that_is_not_installed_is_named() -> None:

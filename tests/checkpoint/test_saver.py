@@ -13,7 +13,6 @@ from pipeline.checkpoint import saver as saving
 from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.checkpoint.commit import committed, newest, read_record
 from pipeline.checkpoint.saver import Saver
-from pipeline.checkpoint.snapshot import Snapshots
 from pipeline.checkpoint.transfer import open_writer
 from pipeline.errors import LeaseLost
 from pipeline.run.run_dir import RunDir
@@ -23,32 +22,6 @@ from tests.support.runs import FIT, slow_saves
 
 App = Callable[..., Ended]
 ROWS = "tests.support.models.Rows"
-
-
-def test_a_snapshot_is_the_same_and_does_not_change_any_more() -> None:
-    source = tensors()
-    copy = Snapshots().take(source)
-    source["weights"].zero_()
-    assert torch.equal(copy["weights"], torch.ones(1000))
-    assert torch.equal(copy["slice"], torch.ones(10))
-    assert copy["tied"].data_ptr() == copy["weights"].data_ptr(), "what is shared is copied once"
-    assert copy["slice"].data_ptr() == copy["weights"].data_ptr() + 40
-    assert torch.equal(copy["list"][0], torch.arange(5))
-    assert copy["list"][1][0].shape == (3, 2)
-    assert copy["list"][1][1] == copy["number"] + 4 == 7
-    assert copy["half"].dtype == torch.bfloat16
-    assert copy["empty"].shape == (0,)
-
-
-def test_the_next_snapshot_uses_the_memory_of_the_one_before() -> None:
-    snapshots = Snapshots()
-    first = snapshots.take(tensors())["weights"].data_ptr()
-    again = snapshots.take(tensors(2.0))
-    assert again["weights"].data_ptr() == first
-    assert torch.equal(again["weights"], torch.full((1000,), 2.0))
-    smaller = snapshots.take({"other": torch.ones(3)})
-    assert torch.equal(smaller["other"], torch.ones(3))
-    assert sum(len(buffers) for buffers in snapshots._buffers.values()) == 1, "what is not needed is given back"
 
 
 def test_what_is_committed_is_what_was_saved_on_every_storage(storage: str) -> None:
@@ -196,29 +169,6 @@ def test_cut_at_any_operation_a_save_leaves_a_whole_checkpoint_or_nothing(
     assert outcomes[-1] == (True, 1)
     assert len(outcomes) > 10, "every operation was cut once"
     assert outcomes[0] == (False, 0)
-
-
-@pytest.mark.parametrize(
-    ("more", "reason"),
-    [
-        (("--checkpoints.every_minutes=0.000001",), "minutes"),
-        (("--checkpoints.after_validation=true", "--trainer.val_check_interval=3", f"--data.val={ROWS}"),
-         "validation"),
-        (("--checkpoints.every_n_steps=3",), "steps"),
-    ],
-)  # fmt: skip
-def test_saves_by_time_by_validation_and_by_steps(app: App, tmp_path: Path, more: tuple[str, ...], reason: str) -> None:
-    assert app(*FIT, *more, "--run_dir", tmp_path).status == 0
-    records = list(committed(RunDir(str(tmp_path))))
-    assert any(reason in each.reason and each.position for each in records)
-    assert len({each.step for each in records}) == len(records), "what is due at one step is one save"
-
-
-@pytest.mark.parametrize("value", ["every_minutes=0", "every_n_steps=0", "storage_budget=-1"])
-def test_numbers_out_of_range_are_named(app: App, tmp_path: Path, value: str) -> None:
-    ended = app(*FIT, f"--checkpoints.{value}", "--run_dir", tmp_path)
-    assert ended.status == 2
-    assert f"checkpoints.{value} must be" in ended.err
 
 
 def test_loader_workers_that_are_forked_after_an_upload_live_on(app: App, s3: str, tmp_path: Path) -> None:

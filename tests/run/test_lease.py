@@ -7,18 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from pipeline.errors import LeaseLost, UserError
 from pipeline.run import lease as module
 from pipeline.run.lease import Lease
-from pipeline.run.lease_storage import LeaseFile
 from pipeline.run.run_dir import LEASE, RunDir
 from tests.support.commands import ROOT
 from tests.support.runs import leave
@@ -82,26 +80,6 @@ def workers(s3: str) -> Iterator[list[Worker]]:
     for worker in found:
         worker.process.kill()
         worker.process.wait()
-
-
-@pytest.fixture(params=["folder", "s3"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path, s3: str) -> str:
-    """A fresh URL on each kind of storage that processes share."""
-    return str(tmp_path / "run") if request.param == "folder" else f"{s3}/{uuid.uuid4().hex[:12]}/run"
-
-
-@pytest.fixture
-def taken() -> Iterator[Callable[..., Lease]]:
-    """Takes leases, and gives them back at the end."""
-    leases: list[Lease] = []
-
-    def take(url: str, launch: str = "here", seconds: float = 60) -> Lease:
-        leases.append(Lease.take(RunDir(url), launch, seconds))
-        return leases[-1]
-
-    yield take
-    for lease in leases:
-        lease.release()
 
 
 def race(workers: list[Worker], url: str) -> list[dict[str, Any]]:
@@ -174,22 +152,6 @@ def test_who_was_stopped_until_another_had_finished_is_no_writer_again(
     with pytest.raises(LeaseLost, match="is gone"):
         first.held()
     assert RunDir(shared).read(LEASE) is None
-
-
-def test_a_renewal_that_was_stopped_in_its_middle_does_not_write_over_a_newer_lease(
-    shared: str, taken: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = taken(shared)
-    first.held()
-    second = taken(shared)
-    before = RunDir(shared).read(LEASE)
-    with monkeypatch.context() as patched:
-        patched.setattr(LeaseFile, "_is_own", lambda self, token: True)  # asked before the stop, written after it
-        first._storage.renew(b"stale", "stale")
-    assert RunDir(shared).read(LEASE) == before
-    second.held()
-    with pytest.raises(LeaseLost):
-        first.held()
 
 
 def test_the_same_launch_takes_over_at_once_and_another_does_not(storage: str, taken: Callable[..., Lease]) -> None:
@@ -348,66 +310,3 @@ def test_a_release_that_fails_says_when_the_lease_expires(
     assert "expires in 60 s: OSError: away" in caplog.text
     with pytest.raises(LeaseLost, match="has been released"):
         lease.held()
-
-
-def test_a_store_that_ignores_conditions_is_named_and_compared_first(
-    s3: str, taken: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    url = f"{s3}/{uuid.uuid4().hex[:12]}/run"
-    fs = RunDir(url).fs
-    real = fs.pipe_file
-    with monkeypatch.context() as patched:
-        patched.setattr(fs, "pipe_file", lambda path, data, **condition: real(path, data))
-        lease = taken(url, "a")
-        assert "no conditional writes there: two writers that start at the same moment are not excluded" in caplog.text
-        lease.held()
-        with pytest.raises(UserError):
-            taken(url, "b")
-        second = taken(url, "a")
-        with pytest.raises(LeaseLost):
-            lease.held()
-        second.held()
-
-
-def test_any_other_storage_is_compared_first_and_its_one_writer_is_best_effort(
-    other_storage: str, taken: Callable[..., Lease], caplog: pytest.LogCaptureFixture
-) -> None:
-    lease = taken(other_storage, "a")
-    assert "no conditional writes there" in caplog.text
-    with pytest.raises(UserError, match=r"has a writer already, launch 'a' \(attempt 1"):
-        taken(other_storage, "b")
-    lease.held()
-    second = taken(other_storage, "a")
-    second.held()
-    with pytest.raises(LeaseLost, match="taken over by launch 'a'"):
-        lease.held()
-    second.release()
-    assert RunDir(other_storage).read(LEASE) is None
-    leave(other_storage, seconds=0, renewed="2020-01-01T00:00:00.000Z")
-    assert taken(other_storage, "b").attempt == 7
-
-
-def test_a_store_that_does_not_implement_conditions_is_compared_first(
-    s3: str, taken: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = f"{s3}/{uuid.uuid4().hex[:12]}/run"
-    fs = RunDir(url).fs
-    real = fs.pipe_file
-
-    class NotImplementedThere(Exception):
-        response: ClassVar[dict[str, Any]] = {"ResponseMetadata": {"HTTPStatusCode": 501}}
-
-    def refuse(path: str, data: bytes, **condition: Any) -> Any:
-        if condition:
-            raise OSError("not implemented") from NotImplementedThere()
-        return real(path, data)
-
-    monkeypatch.setattr(fs, "pipe_file", refuse)
-    lease = taken(url, "a")
-    lease.held()
-    with pytest.raises(UserError):
-        taken(url, "b")
-    second = taken(url, "a")
-    with pytest.raises(LeaseLost):
-        lease.held()
-    second.held()

@@ -22,6 +22,12 @@ ROWS = (
     *("--data.train", "tests.support.models.Rows", "--data.val", "tests.support.models.Rows"),
     *("--data.batch_size=16", "--trainer.enable_model_summary=false"),
 )
+TAMPERING = (
+    *("fit", "--model=tests.support.models.Regression", "--data=tests.support.models.Tampering"),
+    *("--data.train=tests.support.models.Rows", "--data.batch_size=16"),
+    *("--trainer.enable_model_summary=false", "--trainer.max_epochs=3"),
+)
+"""Three epochs over 101 rows, whose loader may drop, double or swap a batch: `--data.kind`."""
 
 
 def fit(app: App, run: str, epochs: int, *more: str) -> Ended:

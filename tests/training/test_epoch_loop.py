@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import ROOT, Ended, torchrun
 from tests.support.resumes import BASE, CASES, GRID, WEIGHTS, equal, only, same_end, state
-from tests.support.runs import logged, verified
+from tests.support.runs import logged
 
 App = Callable[..., Ended]
 
@@ -63,19 +62,6 @@ def test_a_second_and_a_third_resume_and_other_numbers_of_workers_too(app: App, 
         assert equal(left[part], right[part]), part
 
 
-def records(run: Path) -> list[Any]:
-    return [
-        RunDir(str(run)).read_json(name.relative_to(run).as_posix()) for name in sorted(run.glob("checkpoints/*.json"))
-    ]
-
-
-def test_every_record_says_where_in_the_epoch_it_stands(app: App, tmp_path: Path) -> None:
-    assert app(*BASE, "--run_dir", tmp_path).status == 0
-    found = [(record["step"], record["epoch"], record["position"]) for record in records(tmp_path)]
-    assert found[:8] == [(1, 0, 16), (2, 0, 32), (3, 0, 48), (4, 0, 64), (5, 0, 80), (6, 0, 96), (7, 1, 0), (8, 1, 16)]
-    assert found[-1] == (21, 3, 0)
-
-
 def test_an_attempt_that_saves_nothing_goes_on_exactly_too(app: App, tmp_path: Path) -> None:
     straight, run = tmp_path / "straight", tmp_path / "run"
     assert app(*BASE, "--run_dir", straight, "--model.out", tmp_path / "seen").status == 0
@@ -100,19 +86,6 @@ def test_a_state_of_another_version_is_refused(app: App, tmp_path: Path) -> None
         ended = app(*command, "--run_dir", tmp_path)
         assert ended.status == 2, ended.err
         assert "schema 2; this version reads 1" in ended.err
-
-
-def test_where_another_batch_leaves_nothing_over_the_epoch_is_complete(app: App, tmp_path: Path) -> None:
-    more = ("--data.drop_last=true", "--trainer.max_epochs=-1", "--run_dir", tmp_path)
-    assert app(*BASE, *more, "--trainer.max_steps=5").status == 0
-    # 80 of 101 are used, and the rest does not fill a batch of 32.
-    ended = app(*BASE, *more, "--data.batch_size=32", "--trainer.max_steps=9")
-    assert ended.status == 0, ended.err
-    assert verified(app("verify", "--run_dir", tmp_path)) == [
-        ["0", "80", "80", "0", "21", "ok", "complete"],
-        ["1", "96", "96", "0", "5", "ok", "complete"],
-        ["2", "32", "32", "0", "0", "ok", "max_steps"],
-    ]
 
 
 COUNTS = """

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.data.sample_ids import _digest
 from tests.support.commands import Ended
-from tests.support.models import Mixed, Regression, Returning, Rows
+from tests.support.models import Regression, Returning, Rows
 
 App = Callable[..., Ended]
 
@@ -249,30 +248,6 @@ def test_the_fingerprint_is_of_the_content_alone(app: App, run: str) -> None:
     assert len(fingerprints) == 1
     assert app("test", "--run_dir", run, "--data.n=100").status == 0
     assert receipt_of(run)["dataset_fingerprint"] not in fingerprints
-
-
-def test_every_kind_of_content_counts_in_the_digest() -> None:
-    first = [_digest(Mixed()[index]) for index in range(3)]
-    again = [_digest(Mixed()[index]) for index in range(3)]
-    other = [_digest(Mixed(twist=0.5)[index]) for index in range(3)]
-    assert first == again
-    assert len({digest for digest, _ in (*first, *other)}) == 6
-    assert all(canonical for _, canonical in first)
-    pairs: list[tuple[Any, Any]] = [
-        (torch.zeros(2, 3), torch.zeros(3, 2)),
-        (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
-        (np.zeros(2), torch.zeros(2, dtype=torch.float64)),
-        (["ab", "c"], ["a", "bc"]),
-        ([1, [2]], [[1], 2]),
-        (b"1", "1"),
-        (1, True),
-        ({"a": 1}, {"b": 1}),
-        (torch.zeros(0, 3), torch.zeros(3, 0)),
-    ]
-    for left, right in pairs:
-        assert _digest(left)[0] != _digest(right)[0], (left, right)
-    assert _digest(torch.ones(2).to(torch.bfloat16))[1]
-    assert not _digest({1, 2})[1]
 
 
 def test_an_evaluation_on_every_storage(app: App, storage: str) -> None:

@@ -223,12 +223,3 @@ def test_a_resumed_run_keeps_the_checkpoint_that_it_resumed_from(app: App, stora
     fit(app, storage, 1)
     fit(app, storage, 2)
     assert sorted(RunDir(storage).steps()["json"]) == [7, 14]
-
-
-def test_logs_reach_every_storage_and_keep_what_earlier_attempts_logged(app: App, storage: str) -> None:
-    run = RunDir(storage)
-    for epochs in (1, 2):
-        fit(app, storage, epochs)
-    names = [name.rsplit("/", 1)[-1] for name in run.fs.ls(f"{run.path}/logs", detail=False)]
-    assert sum(name.startswith("events.out.tfevents") for name in names) == 2
-    assert "hparams.yaml" in names

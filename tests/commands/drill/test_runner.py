@@ -3,23 +3,28 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.commands.drill import runner
 from pipeline.run.run_dir import RunDir
-from tests.support.commands import DIGITS, ROOT, command, heeding_ctrl_c
+from tests.support.commands import DIGITS, ROOT, Ended, command, heeding_ctrl_c
 
-# The drills of .ci/run are longer ones.
-pytestmark = pytest.mark.slow
 DRILL = (sys.executable, "-m", "pipeline", "drill")
 
 
+# The drills of .ci/run are longer ones.
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_drill_carries_out_its_faults_and_nothing_is_lost(tmp_path: Path) -> None:
     more = ("--faults=3", "--seed=1", "--args=--trainer.max_epochs=2 --trainer.enable_model_summary=false")
@@ -40,6 +45,7 @@ def test_a_drill_carries_out_its_faults_and_nothing_is_lost(tmp_path: Path) -> N
     assert (tmp_path / "drill" / "reference" / "fit.yaml").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_what_a_checkpoint_forgets_is_found(tmp_path: Path) -> None:
     rows = {"class_path": "tests.support.models.Rows"}
@@ -60,6 +66,7 @@ def test_what_a_checkpoint_forgets_is_found(tmp_path: Path) -> None:
     assert f"logs are kept in {tmp_path}/pipeline-drill-" in ended.out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_drill_that_ends_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
@@ -97,3 +104,44 @@ def running(word: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+@pytest.mark.timeout(90)
+def test_a_mistake_in_the_configuration_is_the_users_and_leaves_nothing(
+    app: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = app(
+        "drill", "--config", DIGITS, "--run_dir", tmp_path / "drill", "--nodes=1", "--args=--trainer.nonsense=1"
+    )
+    assert ended.status == 2, ended.text
+    assert "nonsense" in ended.err
+    assert "training the reference" in ended.err
+    assert list(tmp_path.glob("pipeline-drill-*")) == []
+    assert not (tmp_path / "drill" / "drill.json").exists()
+
+
+def test_a_signal_is_a_request_to_stop_between_two_looks_and_its_handler_is_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        with runner._stop_signals() as check:
+            check()
+            os.kill(os.getpid(), number)
+            with pytest.raises(KeyboardInterrupt):
+                check()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_between_the_job_and_its_server_is_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}/base")
+        proxy, environment = runner._proxied_storage(stack)
+        assert environment == dict.fromkeys(
+            ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), f"http://127.0.0.1:{proxy.port}/base"
+        )
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as client:
+            client.sendall(b"hello")
+            accepted, _ = server.accept()
+            with accepted:
+                assert accepted.recv(5) == b"hello"

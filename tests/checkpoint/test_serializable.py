@@ -1,0 +1,47 @@
+"""What would not load again without executing pickled code is named before it is saved."""
+
+import io
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.checkpoint.serializable import plain
+from pipeline.errors import UserError
+
+
+def test_numbers_of_numpy_become_pythons_and_all_else_stays() -> None:
+    given: dict[Any, Any] = {
+        "rate": np.float32(0.5),
+        np.int64(3): [np.bool_(True), (1, "two", b"three", None, 4j)],
+        "weights": torch.arange(3),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "nested": {"ordered": OrderedDict(a=torch.zeros(1))},
+    }
+    made = plain(given)
+    assert type(made["rate"]) is float
+    assert list(made) == ["rate", 3, "weights", "parameter", "nested"]
+    assert [type(key) for key in made] == [str, int, str, str, str]
+    assert made[3] == [True, (1, "two", b"three", None, 4j)]
+    assert type(made[3][0]) is bool
+    file = io.BytesIO()
+    torch.save(made, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert torch.equal(loaded["weights"], torch.arange(3))
+    assert torch.equal(loaded["nested"]["ordered"]["a"], torch.zeros(1))
+
+
+def test_all_that_would_not_load_is_named_by_its_path() -> None:
+    with pytest.raises(UserError) as raised:
+        plain({"a": {"b": [1, Path("x")]}, "ok": 1, "array": np.zeros(2), "keys": {Path("y"): 1}})
+    named = [problem.partition(", which no checkpoint can hold")[0] for problem in raised.value.problems]
+    kind = f"{type(Path()).__module__}.{type(Path()).__qualname__}"
+    assert named == [
+        f"a.b[1] is a {kind}",
+        "array is a numpy.ndarray",
+        f"the key {Path('y')!r} of keys is a {kind}",
+    ]

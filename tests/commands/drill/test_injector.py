@@ -1,0 +1,155 @@
+"""Faults are injected at their moment, and what becomes of the job is judged: real processes, but no training."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from pipeline.checkpoint.commit import committed
+from pipeline.commands.drill import injector
+from pipeline.commands.drill.injector import FaultInjector, FaultResult
+from pipeline.commands.drill.local_job import JobFailure, LocalJob
+from pipeline.commands.drill.plan import Fault, FaultKind
+from pipeline.commands.drill.step_log import StepLog
+from pipeline.run.run_dir import RunDir
+from tests.support.commands import ROOT
+
+pytestmark = pytest.mark.timeout(60)
+STEPS = 40
+WORKER = """
+    import json, os, signal, sys, time
+    from pathlib import Path
+    from pipeline.checkpoint.commit import CommitRecord, examined, write_record
+    from pipeline.run.run_dir import RunDir
+
+    run, log, flaw = RunDir(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    asked = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+
+    def commit(step):
+        run.write(RunDir.checkpoint(step), b"x" * 100)
+        write_record(run, CommitRecord(step, 0, 0, 100, "sha256:00", None, 1, "", ["steps"]), overwrite=True)
+
+    good = [step for step, found in examined(run) if isinstance(found, CommitRecord)]
+    step = 0 if flaw == "forgets" or not good else good[0]
+    with open(log / "rank-0.jsonl", "a", buffering=1) as file:
+        while step < 40:
+            if asked:
+                if flaw != "saves nothing":
+                    commit(step)
+                sys.exit(1 if flaw == "crashes" else 75)
+            step += 1
+            file.write(json.dumps({"step": step, "losses": ["0x1p+0"], "pid": os.getpid(), "at": time.time()}) + "\\n")
+            if step % 3 == 0:
+                commit(step)
+            if flaw == "dies" and step == 5:
+                sys.exit(3)
+            pace = log / "pace"
+            time.sleep(0.01 + (float(pace.read_text()) if pace.exists() else 0))
+"""
+
+
+class StepsOnly(LocalJob):
+    """A job of one node, whose agent does the steps itself: it logs and commits them, and trains nothing."""
+
+    program: tuple[str, ...] = ()
+
+    def _start(self, node: int) -> subprocess.Popen[bytes]:
+        self._seen.discard(node)
+        return subprocess.Popen([sys.executable, "-c", *self.program], cwd=ROOT, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def inject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultInjector]]:
+    """Make the injector of a job with a flaw."""
+    monkeypatch.setattr(injector, "SECONDS_PER_FAULT", 1.0)
+    jobs: list[LocalJob] = []
+
+    def made(flaw: str = "none", check: Callable[[], None] = lambda: None) -> FaultInjector:
+        run, log, job = RunDir(str(tmp_path / "run")), StepLog(tmp_path / "steps", 1), StepsOnly([], 1, 1, {}, tmp_path)
+        job.program = (dedent(WORKER), run.url, str(log.folder), flaw)
+        jobs.append(job)
+        return FaultInjector(job, run, log, check)
+
+    yield made
+    for job in jobs:
+        job.kill()
+
+
+def results(*kinds: FaultKind) -> list[FaultResult]:
+    """Faults after steps 7, 15 and so on."""
+    return [FaultResult(Fault(n, kind, 8 * n - 1, 0.0, 0, 0, 0.0)) for n, kind in enumerate(kinds, 1)]
+
+
+def test_each_fault_that_loses_nothing_has_held(inject: Callable[..., FaultInjector]) -> None:
+    given, reported = results(FaultKind.KILL_AGENT, FaultKind.TERM_ALL, FaultKind.TRUNCATE), []
+    made = inject()
+    made.run_under(given, STEPS, reported.append)
+    assert reported == given
+    assert [result.problems for result in given] == [[], [], []]
+    assert all(result.held for result in given)
+    assert [result.ended for result in given] == [[-9], [75], [-9]]
+    assert all(result.seconds is not None for result in given)
+    assert [result.step or 0 for result in given] >= [7, 15, 23]
+    killed, asked, truncated = given
+    assert (killed.resumed or 0) % 3 == 1, "it resumes from the last commit"
+    assert asked.repeated == 0, "who is asked saves the step that it has done"
+    assert truncated.repeated > 0
+    assert made._log.highest == STEPS
+    assert made.remove_truncated() == [], "the step was committed again"
+
+
+@pytest.mark.parametrize(
+    ("flaw", "kind", "words"),
+    [
+        ("forgets", FaultKind.KILL_ALL, "it resumed with step 1, though step"),
+        ("saves nothing", FaultKind.TERM_AGENT, "but only step"),
+        ("crashes", FaultKind.TERM_AGENT, "an agent ended with 1"),
+    ],
+)
+def test_what_is_lost_is_a_problem(
+    inject: Callable[..., FaultInjector], flaw: str, kind: FaultKind, words: str
+) -> None:
+    (result,) = given = results(kind)
+    inject(flaw).run_under(given, STEPS, lambda _: None)
+    assert result.injected
+    assert not result.held
+    assert words in " ".join(result.problems)
+
+
+def test_an_undisturbed_job_comes_to_its_end(inject: Callable[..., FaultInjector]) -> None:
+    made = inject()
+    made.run_undisturbed()
+    assert [entry.step for entry in made._log.first] == list(range(1, STEPS + 1))
+    assert next(committed(made._run)).step == STEPS // 3 * 3
+
+
+def test_an_undisturbed_job_that_fails_ends_the_drill(inject: Callable[..., FaultInjector]) -> None:
+    with pytest.raises(JobFailure, match="an agent ended with 3, though nothing was done to it"):
+        inject("dies").run_undisturbed()
+
+
+def test_a_fault_that_comes_too_late_is_not_injected(inject: Callable[..., FaultInjector]) -> None:
+    late = FaultResult(Fault(1, FaultKind.KILL_ALL, STEPS + 1, 0.0, 0, 0, 0.0))
+    inject().run_under([late], STEPS, lambda _: None)
+    assert not late.injected
+    assert not late.held
+
+
+def test_a_job_that_does_nothing_is_given_up(
+    inject: Callable[..., FaultInjector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(injector, "_STALLED", 0.0)
+    with pytest.raises(JobFailure, match="no step and no end for 0 s after step 0"):
+        inject().run_undisturbed()
+
+
+def test_a_request_to_stop_is_heeded_at_every_look(inject: Callable[..., FaultInjector]) -> None:
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inject(check=check).run_undisturbed()

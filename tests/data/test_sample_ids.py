@@ -1,0 +1,101 @@
+"""Each sample carries its index and a digest of its content through collate function, workers and wrappers."""
+
+import copy
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, _digest, fingerprint, identified
+from pipeline.errors import ProofFailed
+from tests.support.models import Indexed, Mixed, OwnGenerator, Rows
+
+
+def test_every_kind_of_content_counts_in_the_digest() -> None:
+    first = [_digest(Mixed()[index]) for index in range(3)]
+    again = [_digest(Mixed()[index]) for index in range(3)]
+    other = [_digest(Mixed(twist=0.5)[index]) for index in range(3)]
+    assert first == again
+    assert len({digest for digest, _ in (*first, *other)}) == 6
+    assert all(canonical for _, canonical in first)
+    pairs: list[tuple[Any, Any]] = [
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
+        (np.zeros(2), torch.zeros(2, dtype=torch.float64)),
+        (["ab", "c"], ["a", "bc"]),
+        ([1, [2]], [[1], 2]),
+        (b"1", "1"),
+        (1, True),
+        ({"a": 1}, {"b": 1}),
+        (torch.zeros(0, 3), torch.zeros(3, 0)),
+    ]
+    for left, right in pairs:
+        assert _digest(left)[0] != _digest(right)[0], (left, right)
+    assert _digest(torch.ones(2).to(torch.bfloat16))[1]
+    assert not _digest({1, 2})[1]
+
+
+def loaded(loader: Any) -> tuple[list[Any], list[IdentifiedBatch]]:
+    """The batches that the model sees, and what is known of the samples in each."""
+    in_flight: deque[IdentifiedBatch] = deque()
+    seen, known = [], []
+    for batch in StripSampleIds(identified(loader), in_flight):
+        seen.append(batch)
+        known.append(in_flight.popleft())
+    return seen, known
+
+
+@pytest.mark.parametrize("batch_size", [3, None])
+def test_a_batch_is_the_loaders_own_and_its_samples_are_known_beside_it(batch_size: int | None) -> None:
+    rows, order = Rows(7), [6, 0, 3, 3, 5]
+    loader: DataLoader[Any] = DataLoader(rows, batch_size=batch_size, sampler=order)
+    seen, known = loaded(loader)
+    for (x, y), (own_x, own_y) in zip(seen, loader, strict=True):
+        assert torch.equal(x, own_x)
+        assert torch.equal(y, own_y)
+    assert [int(index) for batch in known for index in batch.indices] == order
+    digests = [digest for batch in known for digest in batch.digests]
+    assert digests == [_digest(rows[index])[0] for index in order]
+    assert {batch.batch for batch in known} == {True}, "the batch itself is not held"
+
+
+def test_a_batch_of_none_is_known_as_one() -> None:
+    loader: DataLoader[Any] = DataLoader(Rows(2), collate_fn=lambda samples: None)
+    seen, known = loaded(loader)
+    assert seen == [None, None]
+    assert [batch.batch for batch in known] == [None, None]
+    assert [batch.indices.tolist() for batch in known] == [[0], [1]]
+
+
+def test_all_else_is_asked_of_the_loader() -> None:
+    loader: DataLoader[Any] = DataLoader(Rows(7), batch_size=3)
+    stripped = StripSampleIds(loader, deque())
+    assert len(stripped) == 3
+    assert stripped.batch_size == 3
+    assert copy.copy(stripped).loader is loader
+    with pytest.raises(AttributeError, match="nothing_like_that"):
+        _ = stripped.nothing_like_that
+
+
+def test_a_batch_without_identities_proves_nothing() -> None:
+    with pytest.raises(ProofFailed, match="the loader DataLoader yields a list that its collate function did not make"):
+        list(StripSampleIds(DataLoader(Rows(2)), deque()))
+
+
+def test_a_fingerprint_tells_content_and_length_and_says_how_it_was_found() -> None:
+    class Named(Rows):
+        fingerprint = "release 3"
+
+    class Pickled(Rows):
+        def __getitem__(self, index: int) -> Any:
+            return {index}
+
+    assert fingerprint(Indexed(9)) == fingerprint(Indexed(9))
+    assert len({fingerprint(each)[1] for each in (Indexed(9), Indexed(10), Indexed(9, shift=0.5), Rows(9))}) == 4
+    assert fingerprint(Named()) == ("own", "release 3")
+    assert [fingerprint(each)[0] for each in (Rows(5), Pickled(5), OwnGenerator(5))] == [
+        *("samples", "pickled samples", "length"),
+    ]
