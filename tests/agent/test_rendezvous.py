@@ -43,8 +43,12 @@ def join(handler: RoundHandler) -> None:
 
 
 def test_each_round_has_a_store_of_its_own_and_the_job_has_one(rendezvous: Make) -> None:
-    alone = rendezvous()
-    alone.run(join)
+    alone, ports = rendezvous(), []
+
+    def note_port(handler: RoundHandler) -> None:
+        ports.append(handler.next_rendezvous().bootstrap_store_info.master_port)
+
+    alone.run(note_port)
     handler = alone.handler
     assert handler is not None
     assert handler.joined
@@ -53,7 +57,8 @@ def test_each_round_has_a_store_of_its_own_and_the_job_has_one(rendezvous: Make)
     handler.round_store().set("key", "first")
     handler.job_store().set("key", "job")
     assert handler.round_store().get("key") == b"first"
-    alone.run(join)
+    alone.run(note_port)
+    assert len(set(ports)) == 2, "the workers of each round have a store of their own, too"
     assert alone.handler is handler
     assert not handler.round_store().check(["key"])
     assert handler.job_store().get("key") == b"job"

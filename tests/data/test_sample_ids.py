@@ -80,6 +80,14 @@ def test_all_else_is_asked_of_the_loader() -> None:
         _ = stripped.nothing_like_that
 
 
+def test_a_new_pass_forgets_what_the_last_one_has_left() -> None:
+    in_flight: deque[IdentifiedBatch] = deque()
+    stripped = StripSampleIds(identified(DataLoader(Rows(4))), in_flight)
+    next(iter(stripped))
+    list(stripped)
+    assert [batch.indices.tolist() for batch in in_flight] == [[0], [1], [2], [3]]
+
+
 def test_a_batch_without_identities_proves_nothing() -> None:
     with pytest.raises(ProofFailed, match="the loader DataLoader yields a list that its collate function did not make"):
         list(StripSampleIds(DataLoader(Rows(2)), deque()))

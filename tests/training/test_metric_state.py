@@ -26,6 +26,7 @@ class Summing(Regression):
         number = float(batch_idx)
         self.metric(number)
         self.wrapped.update(number)
+        self.wrapped.compute()  # which is when it looks for the least and the greatest
         logged = {"mean": "mean", "total": "sum", "least": "min", "most": "max"}
         for name, reduce in logged.items():
             if name != self.only or batch_idx == 0:
@@ -50,6 +51,7 @@ class Interrupts(pl.Callback):
             trainer.fit_loop.epoch_loop._results.clear()
             pl_module.metric.reset()
             pl_module.wrapped.reset()
+            pl_module.wrapped.min_val, pl_module.wrapped.max_val = torch.tensor([torch.inf, -torch.inf])
             self.sums = RunningSums(self.captured)
             self.sums.before_first_batch(trainer)
 
