@@ -15,7 +15,9 @@ def requirements(which: str) -> list[str]:
     declared = [*project["dependencies"], *project["optional-dependencies"]["s3"]]
     if which == "newest":
         return declared
-    return [re.sub(r">=([\w.]+).*", r"==\1", each) for each in declared]
+    # Where they are not named, pip tries a hundred versions of both.
+    of_s3fs = ["aiobotocore==2.21.1", "boto3==1.37.1"]
+    return [*(re.sub(r">=([\w.]+).*", r"==\1", each) for each in declared), *of_s3fs]
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ class RunIO(CheckpointIO):
         """
         if storage_options is not None:
             raise TypeError("storage_options are not supported: fsspec reads them from the environment and its config")
+        safe = plain(checkpoint)  # before the file is there
         with fsspec.open(str(path), "wb", auto_mkdir=True) as file:
-            torch.save(plain(checkpoint), file)
+            torch.save(safe, file)
 
     def load_checkpoint(
         self, path: str | Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None

@@ -41,6 +41,7 @@ def test_what_would_not_load_again_is_refused(tmp_path: Path) -> None:
         RunIO().save_checkpoint({"folder": tmp_path}, tmp_path / "x.ckpt")
     with pytest.raises(TypeError, match="storage_options are not supported"):
         RunIO().save_checkpoint({}, tmp_path / "x.ckpt", {"key": "secret"})
+    assert not (tmp_path / "x.ckpt").exists(), "nothing is written of what is refused"
 
 
 def test_a_pickle_is_loaded_only_where_the_user_asks_for_it(tmp_path: Path) -> None:
