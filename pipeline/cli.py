@@ -7,7 +7,7 @@ must be the same for all ranks is decided by rank 0.
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -38,6 +38,17 @@ log = logging.getLogger(__name__)
 
 _USER_MUST_CHANGE = ("`val_check_interval`", "Early stopping conditioned on metric")
 """What Lightning raises as another error, though only the user can fix it."""
+
+
+class _Start(NamedTuple):
+    """What a fit runs with."""
+
+    command: CommandLine
+    run: RunDir | None
+    point: ResumePoint
+    topology: Topology
+    writer: AttemptLog
+    preemption: Preemption
 
 
 def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
@@ -90,8 +101,9 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
     topology.together("instantiated", lambda: command.build(plugins, lambda: False if run is None else RunLogger(run)))
     preemption.check()
     if command.subcommand == "fit":
-        _attach_session(command, run, point, topology, writer, preemption)
-        _fit(command, run, point, topology, writer, preemption)
+        start = _Start(command, run, point, topology, writer, preemption)
+        _attach_session(start)
+        _fit(start)
     elif command.subcommand == "test" and run is not None:
         _test(command, run, point)
     else:
@@ -142,15 +154,9 @@ def _choose_resume_point(command: CommandLine, run: RunDir | None, topology: Top
     return ResumePoint(**topology.agree("resume point", lambda: asdict(choose())))
 
 
-def _attach_session(
-    command: CommandLine,
-    run: RunDir | None,
-    point: ResumePoint,
-    topology: Topology,
-    writer: AttemptLog,
-    preemption: Preemption,
-) -> None:
+def _attach_session(start: _Start) -> None:
     """Compare with the run that is resumed, and have the training session called between two batches."""
+    command, run, point, topology, writer, preemption = start
     asked, trainer, data = command.asked, command.trainer, command.datamodule
     facts: dict[str, Any] = {}
     known = topology.world_size, asked.seed_everything, asked.trainer.accumulate_grad_batches
@@ -174,15 +180,9 @@ def _attach_session(
     callbacks.insert(0, SessionHooks(session))
 
 
-def _fit(
-    command: CommandLine,
-    run: RunDir | None,
-    point: ResumePoint,
-    topology: Topology,
-    writer: AttemptLog,
-    preemption: Preemption,
-) -> None:
+def _fit(start: _Start) -> None:
     """Train from the resume point."""
+    command, run, point, topology, writer, preemption = start
     nodes, processes = topology.nodes, topology.processes
     log.info(
         "started on %d node%s x %d process%s: %s",

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.errors import StorageAway, UserError, chain, did_you_mean
 from pipeline.run.storage_errors import is_away, storage_error
+from pipeline.training import compat
 
 _NOISE = r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|.*'NoneType'"
 """Lines that repeat what is said elsewhere: a type that may be one of several is refused once for each of them."""
@@ -59,8 +60,7 @@ def _allowed_names(parser: LightningArgumentParser | None, text: str) -> set[str
     if owner:
         module, _, name = owner[1].rpartition(".")
         return set(inspect.signature(getattr(sys.modules[module], name)).parameters)
-    actions = parser._actions if parser is not None else []
-    return {option.lstrip("-") for action in actions for option in (action.dest, *action.option_strings)}
+    return set() if parser is None else compat.option_names(parser)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -101,6 +101,7 @@ MEMBERS = (
     Member(LightningCLI, "_run_subcommand", ("subcommand",), "is turned off: running comes after building"),
     Member(LightningCLI, "_prepare_subcommand_kwargs", ("subcommand",), "gathers the arguments of trainer.fit"),
     Member(LightningCLI, "_get", ("config", "key", "default"), "reads the configuration of the subcommand"),
+    Member(LightningArgumentParser, "_actions", None, "names the options that a misspelt one may stand for"),
     Member(LightningCLI, "_subcommand_parsers", None, "explains what a subcommand's parser has refused"),
 )
 
@@ -148,6 +149,11 @@ def _sets(owner: Any, name: str) -> bool:
 
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(name for name in inspect.signature(function).parameters if name != "self")
+
+
+def option_names(parser: LightningArgumentParser) -> set[str]:
+    """Return the names of a parser's options, without dashes."""
+    return {name.lstrip("-") for action in parser._actions for name in (action.dest, *action.option_strings)}
 
 
 def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_a_local_file_is_mapped_where_it_lies(prefix: str, tmp_path: Path, folde
         mapped(str(tmp_path))
 
 
-def test_a_changed_file_is_fetched_anew_and_the_old_one_stays_with_its_readers(storage: str, folder: Path) -> None:
+def test_a_changed_file_is_fetched_again_and_the_old_one_stays_with_its_readers(storage: str, folder: Path) -> None:
     (folder.parent / "run").mkdir()
     url = put(f"{storage}/file", gzip.compress(DATA))
     old = mapped(url, decompress=True)

@@ -40,7 +40,7 @@ def test_explain_resume_for_another_world(app: App, run: Path) -> None:
     assert len(ranks) == 3
     together = [index for turn in zip(*ranks, strict=True) for index in turn]
     order = [int(i) for i in re.findall(r"rank 0: ([\d, ]+), \.\.\.", alone)[0].split(", ")]
-    assert together[: len(order)] == order, "all ranks together go on in the same order"
+    assert together[: len(order)] == order, "all ranks together continue in the same order"
 
 
 def test_explain_resume_says_why_newer_checkpoints_are_skipped(app: App, run: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_limit_that_the_epoch_has_passed_already_ends_it(app: App, tmp_path: P
     assert len(rows) == 3
 
 
-def test_somebody_elses_checkpoint_begins_its_epoch_anew(app: App, tmp_path: Path) -> None:
+def test_somebody_elses_checkpoint_restarts_its_epoch(app: App, tmp_path: Path) -> None:
     theirs = (
         *("--trainer.callbacks=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path / 'theirs'}"),
         *("--trainer.callbacks.every_n_train_steps=5", "--trainer.callbacks.save_top_k=-1"),

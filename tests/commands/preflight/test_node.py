@@ -87,7 +87,7 @@ def test_a_storage_that_keeps_is_fine_and_nothing_stays_there(storage: str) -> N
     assert not run.fs.exists(run.path) or not run.fs.ls(run.path)
 
 
-def test_a_storage_that_does_not_keep_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_a_storage_that_does_not_keep_is_the_users_to_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (found,) = check_storage(str(tmp_path / "file/run"))
     assert found.status is CheckStatus.ACTION_REQUIRED
@@ -95,7 +95,7 @@ def test_a_storage_that_does_not_keep_is_the_users_to_mend(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_bucket_that_is_not_there_is_the_users_to_mend() -> None:
+def test_a_bucket_that_is_not_there_is_the_users_to_fix() -> None:
     (found,) = check_storage("s3://no-such-bucket-here/run")
     assert found.status is CheckStatus.ACTION_REQUIRED
 
