@@ -41,6 +41,8 @@ class CommandLine(LightningCLI):
     def __init__(self, arguments: list[str], topology: Topology) -> None:
         set_parsing_settings(config_read_mode_fsspec_enabled=True)
         self.given_checkpoint: str | None = None
+        self._resolved: dict[str, Any] | None = None
+        self._named = arguments[0] if arguments and arguments[0] in self.subcommands() else None
         super().__init__(
             args=[*arguments[:1], *saved_config.with_run_config("".join(arguments[:1]), arguments[1:])],
             trainer_class=Trainer,
@@ -66,6 +68,8 @@ class CommandLine(LightningCLI):
         return config
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self._named not in (None, subcommand):  # nobody asks for its flags, and each takes a tenth of a second
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         add_flags(parser, subcommand)
         # Only fit saves, but the same YAML file serves all of them.
@@ -95,8 +99,10 @@ class CommandLine(LightningCLI):
 
     def resolved(self) -> dict[str, Any]:
         """Return the configuration with every default, without what belongs to the launcher and the place."""
-        dumped = self.parser.dump(self.config, skip_none=False)
-        return saved_config.resolve(dumped, self.given_checkpoint, str(self.subcommand))
+        if self._resolved is None:
+            dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)  # parsing has validated it
+            self._resolved = saved_config.resolve(dumped, self.given_checkpoint, str(self.subcommand))
+        return self._resolved
 
     def build(self, plugins: list[Any], logger: Callable[[], Any]) -> None:
         """Build data, model and trainer.
