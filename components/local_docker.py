@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +26,7 @@ from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, is_t
 from torchx.workspace.docker_workspace import DockerWorkspaceMixin
 
 from components.compat import docker_scheduler
-from components.log_lines import whole_lines
+from components.log_lines import LogCursor
 from components.role import LaunchRequirements, missing_secrets
 from pipeline.errors import DONE, USER_MUST_CHANGE, UserError
 from pipeline.process import error_file
@@ -44,7 +44,6 @@ _MARGIN = 10
 _TMP = "/tmp"  # noqa: S108 - of the container
 _ERROR_FILE = f"{_TMP}/pipeline-ended.json"
 _POLL_SECONDS = 0.2
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class LocalDocker(docker_scheduler.DockerScheduler):
@@ -176,7 +175,7 @@ class LocalDocker(docker_scheduler.DockerScheduler):
         """Return the lines of one replica; if followed, also those after restarts of its container."""
         container = self._get_container(app_id, role_name, k)
         wanted = {"stdout": streams != Stream.STDERR, "stderr": streams != Stream.STDOUT, "until": until}
-        lines = _lines(container, since or _EPOCH, should_tail, wanted)
+        lines = _lines(container, LogCursor(since), should_tail, wanted)
         return (line for line in lines if re.search(regex, line)) if regex else lines
 
     def _cancel_existing(self, app_id: str) -> None:
@@ -288,23 +287,16 @@ def _ensure_image(client: "DockerClient", image: str) -> None:
             ) from error
 
 
-def _lines(container: "Container", since: datetime, follow: bool, wanted: Mapping[str, Any]) -> Iterator[str]:
+def _lines(container: "Container", cursor: LogCursor, follow: bool, wanted: Mapping[str, Any]) -> Iterator[str]:
     """Yield whole lines of a log with their line ends, each once, until the container has ended for good."""
-    last = b""
     while True:
-        pieces = container.logs(stream=True, follow=follow, timestamps=True, since=since, **wanted)
-        for line in whole_lines(pieces):
-            stamp, _, text = line.partition(b" ")
-            # `since` has a resolution of a second, so lines of that second come again.
-            if stamp > last:
-                last = stamp
-                yield text.decode(errors="replace").rstrip("\r") + "\n"
+        pieces = container.logs(stream=True, follow=follow, timestamps=True, since=cursor.since, **wanted)
+        yield from (f"{line.text}\n" for line in cursor.unread(pieces))
         container.reload()
         if not follow or is_terminal(_state(container)):
             return
         # Docker restarts it after a delay.
         time.sleep(_POLL_SECONDS)
-        since = datetime.fromisoformat(last[:19].decode() + "+00:00") if last else since
 
 
 def _place(container: "Container") -> tuple[str, int]:
