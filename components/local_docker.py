@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
+from itertools import groupby
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -129,26 +130,20 @@ class LocalDocker(docker_scheduler.DockerScheduler):
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Return the state of an app; None for an unknown one."""
-        containers = self._get_containers(app_id)
+        containers = sorted(self._get_containers(app_id), key=_place)
         if not containers:
             return None
-        roles: dict[str, Role] = {}
-        replicas: dict[str, list[ReplicaStatus]] = {}
-        for container in sorted(containers, key=_place):
-            name, replica = _place(container)
-            role = roles.setdefault(name, Role(name=name, image=container.attrs["Config"]["Image"], num_replicas=0))
-            role.num_replicas += 1
-            replicas.setdefault(name, []).append(
-                ReplicaStatus(id=replica, role=name, state=_state(container), hostname=container.name)
-            )
-        states = [replica.state for all_of_role in replicas.values() for replica in all_of_role]
         response = DescribeAppResponse(
             app_id=app_id,
-            roles=list(roles.values()),
-            roles_statuses=[RoleStatus(name, all_of_role) for name, all_of_role in replicas.items()],
             num_restarts=max(container.attrs["RestartCount"] for container in containers),
             state=AppState.SUCCEEDED,
         )
+        for name, members in groupby(containers, key=lambda one: _place(one)[0]):
+            nodes = list(members)
+            response.roles.append(Role(name, image=nodes[0].attrs["Config"]["Image"], num_replicas=len(nodes)))
+            replicas = [ReplicaStatus(_place(one)[1], _state(one), name, hostname=one.name) for one in nodes]
+            response.roles_statuses.append(RoleStatus(name, replicas))
+        states = [_state(container) for container in containers]
         if running := [state for state in states if not is_terminal(state)]:
             response.state = running[0]
         elif any(state != AppState.SUCCEEDED for state in states):
