@@ -70,7 +70,7 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
             return DONE
         # TorchX's local schedulers have just installed handlers that raise an exception of their own.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _interrupt)
+            signal.signal(number, signal.default_int_handler)
         for stage in stages:
             try:
                 status, how = run_stage(stage, target, parameters["run_dir"])
@@ -258,10 +258,6 @@ def _decoder(annotation: Any) -> Callable[[str], Any]:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help; the app's own flags go after --)")
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

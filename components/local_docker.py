@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
+from itertools import groupby
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +27,7 @@ from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, is_t
 from torchx.workspace.docker_workspace import DockerWorkspaceMixin
 
 from components.compat import docker_scheduler
-from components.log_lines import whole_lines
+from components.log_lines import LogCursor
 from components.role import LaunchRequirements, missing_secrets
 from pipeline.errors import DONE, USER_MUST_CHANGE, UserError
 from pipeline.process import error_file
@@ -44,7 +45,6 @@ _MARGIN = 10
 _TMP = "/tmp"  # noqa: S108 - of the container
 _ERROR_FILE = f"{_TMP}/pipeline-ended.json"
 _POLL_SECONDS = 0.2
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class LocalDocker(docker_scheduler.DockerScheduler):
@@ -130,26 +130,20 @@ class LocalDocker(docker_scheduler.DockerScheduler):
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Return the state of an app; None for an unknown one."""
-        containers = self._get_containers(app_id)
+        containers = sorted(self._get_containers(app_id), key=_place)
         if not containers:
             return None
-        roles: dict[str, Role] = {}
-        replicas: dict[str, list[ReplicaStatus]] = {}
-        for container in sorted(containers, key=_place):
-            name, replica = _place(container)
-            role = roles.setdefault(name, Role(name=name, image=container.attrs["Config"]["Image"], num_replicas=0))
-            role.num_replicas += 1
-            replicas.setdefault(name, []).append(
-                ReplicaStatus(id=replica, role=name, state=_state(container), hostname=container.name)
-            )
-        states = [replica.state for all_of_role in replicas.values() for replica in all_of_role]
         response = DescribeAppResponse(
             app_id=app_id,
-            roles=list(roles.values()),
-            roles_statuses=[RoleStatus(name, all_of_role) for name, all_of_role in replicas.items()],
             num_restarts=max(container.attrs["RestartCount"] for container in containers),
             state=AppState.SUCCEEDED,
         )
+        for name, members in groupby(containers, key=lambda one: _place(one)[0]):
+            nodes = list(members)
+            response.roles.append(Role(name, image=nodes[0].attrs["Config"]["Image"], num_replicas=len(nodes)))
+            replicas = [ReplicaStatus(_place(one)[1], _state(one), name, hostname=one.name) for one in nodes]
+            response.roles_statuses.append(RoleStatus(name, replicas))
+        states = [_state(container) for container in containers]
         if running := [state for state in states if not is_terminal(state)]:
             response.state = running[0]
         elif any(state != AppState.SUCCEEDED for state in states):
@@ -176,7 +170,7 @@ class LocalDocker(docker_scheduler.DockerScheduler):
         """Return the lines of one replica; if followed, also those after restarts of its container."""
         container = self._get_container(app_id, role_name, k)
         wanted = {"stdout": streams != Stream.STDERR, "stderr": streams != Stream.STDOUT, "until": until}
-        lines = _lines(container, since or _EPOCH, should_tail, wanted)
+        lines = _lines(container, LogCursor(since), should_tail, wanted)
         return (line for line in lines if re.search(regex, line)) if regex else lines
 
     def _cancel_existing(self, app_id: str) -> None:
@@ -288,23 +282,16 @@ def _ensure_image(client: "DockerClient", image: str) -> None:
             ) from error
 
 
-def _lines(container: "Container", since: datetime, follow: bool, wanted: Mapping[str, Any]) -> Iterator[str]:
+def _lines(container: "Container", cursor: LogCursor, follow: bool, wanted: Mapping[str, Any]) -> Iterator[str]:
     """Yield whole lines of a log with their line ends, each once, until the container has ended for good."""
-    last = b""
     while True:
-        pieces = container.logs(stream=True, follow=follow, timestamps=True, since=since, **wanted)
-        for line in whole_lines(pieces):
-            stamp, _, text = line.partition(b" ")
-            # `since` has a resolution of a second, so lines of that second come again.
-            if stamp > last:
-                last = stamp
-                yield text.decode(errors="replace").rstrip("\r") + "\n"
+        pieces = container.logs(stream=True, follow=follow, timestamps=True, since=cursor.since, **wanted)
+        yield from (f"{line.text}\n" for line in cursor.unread(pieces))
         container.reload()
         if not follow or is_terminal(_state(container)):
             return
         # Docker restarts it after a delay.
         time.sleep(_POLL_SECONDS)
-        since = datetime.fromisoformat(last[:19].decode() + "+00:00") if last else since
 
 
 def _place(container: "Container") -> tuple[str, int]:

@@ -6,10 +6,9 @@ it in any case, even if the client is gone before all pods have saved, and that 
 is over starts no pod again, and is deleted in time by its ttl.
 
 A Job that waits in a queue has nothing to save, and is deleted. So is a JobSet under Kueue; without Kueue a JobSet is
-suspended, for it would start its pods again: what they write while they save is kept in an annotation.
+suspended, for it would start its pods again: they save, and go with their logs.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterable
@@ -17,30 +16,35 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from k8s.api_errors import ApiError
-from k8s.fields import Object, annotation, label, name_of, phase_of
-from k8s.logs import RunLogs
+from k8s.fields import Object, label, name_of, phase_of
 from k8s.pods import LABEL_QUEUE
 from k8s.run_ref import RunRef
-from k8s.status import CANCELLED, RunSnapshot, end_of, index_of, role_of
-
-LAST_LINES = "pipeline/last-lines"
-"""The annotation with the last lines of the pods of a cancelled JobSet."""
+from k8s.status import CANCELLED, RunSnapshot, end_of
 
 _MARGIN = 10
 """Seconds beyond the pods' grace period after which the Job ends those that are left."""
-_LINES, _BYTES = 50, 128 * 1024
-"""Limits per pod, and for all pods: the annotations of an object may have 256 KiB together."""
 _log = logging.getLogger(__name__)
 
 
-def cancel(run: RunRef, snapshot: RunSnapshot, logs: RunLogs) -> None:
-    """Cancel a run; return once its processes have saved, or their grace period is over."""
+def cancel(run: RunRef, snapshot: RunSnapshot, poll: float) -> None:
+    """Cancel a run; return once its processes have saved, or their grace period is over.
+
+    Args:
+        run: The run.
+        snapshot: Its objects.
+        poll: Seconds between two looks at its pods.
+    """
     now = datetime.now(UTC).replace(microsecond=0)
     mark = {"annotations": {CANCELLED: now.isoformat().replace("+00:00", "Z")}}
     active = [pod for pod in snapshot.pods if _is_active(pod)]
-    grace = max((pod["spec"].get("terminationGracePeriodSeconds", 30) for pod in active), default=0)
+    seconds = _MARGIN + max((pod["spec"].get("terminationGracePeriodSeconds", 30) for pod in active), default=0)
     if snapshot.job_set:
-        _cancel_job_set(run, snapshot.job_set, active, grace + _MARGIN, mark, logs)
+        if label(snapshot.job_set, LABEL_QUEUE):
+            # Kueue would resume a suspended one.
+            run.cluster.delete("JobSet", run.namespace, run.name)
+            return
+        run.cluster.patch("JobSet", run.namespace, run.name, {"metadata": mark, "spec": {"suspend": True}})
+        _await_end(run, active, seconds, poll)
         return
     running = list[str]()
     for job in snapshot.jobs:
@@ -52,18 +56,24 @@ def cancel(run: RunRef, snapshot: RunSnapshot, logs: RunLogs) -> None:
             continue
         started = job.get("status", {}).get("startTime")
         age = (now - datetime.fromisoformat(started)).total_seconds() if started else 0
-        deadline = min(max(1, int(age) + grace + _MARGIN), job["spec"].get("activeDeadlineSeconds") or 2**31 - 1)
+        deadline = min(max(1, int(age) + seconds), job["spec"].get("activeDeadlineSeconds") or 2**31 - 1)
         run.cluster.patch("Job", run.namespace, name, {"metadata": mark, "spec": {"activeDeadlineSeconds": deadline}})
         running.append(name)
     if running:
         _end_pods(run, active)
-        # Not those by which the Job has replaced one that has ended with 75 meanwhile.
-        ours = {pod["metadata"]["uid"] for pod in active}
-        for pods in run.cluster.pods(run.namespace, run.selector, grace + _MARGIN):
-            if not any(_is_active(pod) for pod in pods if pod["metadata"]["uid"] in ours):
-                break
+        _await_end(run, active, seconds, poll)
         for name in running:
             run.cluster.patch("Job", run.namespace, name, {"spec": {"activeDeadlineSeconds": 1}})
+
+
+def _await_end(run: RunRef, pods: Iterable[Object], seconds: float, poll: float) -> None:
+    """Wait until some pods have ended, for some seconds at most; not for those that replace them meanwhile."""
+    ours, until = {pod["metadata"]["uid"] for pod in pods}, time.monotonic() + seconds
+    while time.monotonic() < until:
+        now = run.cluster.items("Pod", run.namespace, run.selector)
+        if not any(_is_active(pod) for pod in now if pod["metadata"]["uid"] in ours):
+            return
+        time.sleep(poll)
 
 
 def _end_pods(run: RunRef, pods: Iterable[Object]) -> None:
@@ -78,33 +88,6 @@ def _end_pods(run: RunRef, pods: Iterable[Object]) -> None:
 
     with ThreadPoolExecutor(max_workers=32) as pool:
         list(pool.map(end, pods))
-
-
-def _cancel_job_set(
-    run: RunRef, job_set: Object, active: list[Object], seconds: float, mark: Object, logs: RunLogs
-) -> None:
-    if label(job_set, LABEL_QUEUE):
-        # Kueue would resume a suspended one.
-        run.cluster.delete("JobSet", run.namespace, run.name)
-        return
-    with ThreadPoolExecutor(max_workers=max(1, len(active))) as pool:
-        lines = [pool.submit(logs.last_lines, pod, _LINES, seconds) for pod in active]
-        # The logs must be open before the pods go.
-        time.sleep(min(1.0, 0.1 * len(active)))
-        run.cluster.patch("JobSet", run.namespace, run.name, {"metadata": mark, "spec": {"suspend": True}})
-        size = _BYTES // max(1, len(active))
-        kept = {
-            f"{role_of(pod)}/{index_of(pod)}": "\n".join(last.result())[-size:]
-            for pod, last in zip(active, lines, strict=True)
-        }
-    change = {"metadata": {"annotations": {LAST_LINES: json.dumps(kept)}}}
-    run.cluster.patch("JobSet", run.namespace, run.name, change)
-
-
-def kept_lines(snapshot: RunSnapshot, role: str, index: int) -> list[str]:
-    """Return the last lines of a replica whose pod went with a cancelled JobSet."""
-    kept: dict[str, str] = json.loads((snapshot.job_set and annotation(snapshot.job_set, LAST_LINES)) or "{}")
-    return kept.get(f"{role}/{index}", "").splitlines()
 
 
 def _is_active(pod: Object) -> bool:

@@ -1,15 +1,13 @@
 """The cluster's API through the official client: plain objects in and out, and each rejection as a sentence.
 
 Transient errors are retried: a lost connection, a server that is busy (429, after the delay that it asks for) or
-failing (5xx); after the timeout `ClusterAway` is raised. A watch whose resource version has expired (410) starts from a
-new list.
+failing (5xx); after the timeout `ClusterAway` is raised.
 
     https://kubernetes.io/docs/reference/using-api/api-concepts/
 """
 
 import json
 import logging
-import math
 import os
 import random
 import time
@@ -24,7 +22,6 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from components.log_lines import whole_lines
 from k8s.api_errors import ApiError, ApiRequest, api_error
 from k8s.fields import Object, annotation, name_of
 from pipeline.errors import UserError
@@ -194,48 +191,6 @@ class Cluster:
             ClusterAway: The server does not answer.
         """
         return _pieces(self._call("GET", ApiRequest("get", "Pod", namespace, pod, "log"), query, timeout=idle))
-
-    def pods(self, namespace: str, selector: Mapping[str, str], seconds: float) -> Iterator[list[Object]]:
-        """Yield the pods with some labels, and again after each change of one of them, for some seconds."""
-        until = time.monotonic() + seconds
-        query = {"labelSelector": _selector(selector)}
-        while True:
-            page = self._json("GET", ApiRequest("list", "Pod", namespace), query)
-            known = {pod["metadata"]["uid"]: pod for pod in page["items"]}
-            yield list(known.values())
-            version = page["metadata"].get("resourceVersion", "")
-            while (left := until - time.monotonic()) > 0 and version is not None:
-                for event in self._events(namespace, {**query, "resourceVersion": version}, left):
-                    changed = event["object"]
-                    if event["type"] == "ERROR":
-                        # Most often 410: the version has expired.
-                        version = None
-                        break
-                    version = changed["metadata"].get("resourceVersion", version)
-                    if event["type"] == "BOOKMARK":
-                        continue
-                    known[changed["metadata"]["uid"]] = changed
-                    if event["type"] == "DELETED":
-                        del known[changed["metadata"]["uid"]]
-                    yield list(known.values())
-            if left <= 0:
-                return
-
-    def _events(self, namespace: str, query: Mapping[str, str], seconds: float) -> Iterator[Object]:
-        """Yield the events of a watch until its time is over or its connection is lost."""
-        limits = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(math.ceil(seconds))}
-        try:
-            # The server ends the watch in time; if it does not, the connection is lost.
-            request, timeout = ApiRequest("watch", "Pod", namespace), seconds + _READ_TIMEOUT
-            pieces = _pieces(self._call("GET", request, {**query, **limits}, timeout=timeout))
-            yield from (json.loads(line) for line in whole_lines(pieces) if line.strip())
-        except ApiError as error:
-            if error.status != 410:
-                raise
-            yield {"type": "ERROR", "object": {"code": 410}}
-        except (HTTPError, ValueError):
-            # The caller resumes from the last version; the pause avoids a busy loop while a server shuts down.
-            time.sleep(min(seconds, self._patience.first))
 
     def _unless_absent(self, method: str, request: ApiRequest, query: Mapping[str, str]) -> Object | None:
         try:

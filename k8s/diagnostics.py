@@ -1,4 +1,4 @@
-"""What else the cluster knows of a run: why a Job waits, and the last lines of what has failed.
+"""What else the cluster knows of a run: why a Job waits.
 
 The state of a run does not depend on it: what may not be read is left out.
 """
@@ -7,15 +7,12 @@ from contextlib import suppress
 
 from k8s.api_errors import ApiError
 from k8s.fields import Object, condition, label, name_of
-from k8s.logs import RunLogs
 from k8s.pods import LABEL_QUEUE
 from k8s.run_ref import RunRef
-from k8s.status import RunSnapshot, end_of, first_failed_pod, owners_of
-
-_LINES = 20
+from k8s.status import RunSnapshot, end_of, owners_of
 
 
-def diagnostics_of(run: RunRef, snapshot: RunSnapshot, logs: RunLogs) -> dict[str, str]:
+def diagnostics_of(run: RunRef, snapshot: RunSnapshot) -> dict[str, str]:
     """Return the diagnostics by the name of an object."""
     found: dict[str, str] = {}
     for owner in owners_of(snapshot):
@@ -25,10 +22,6 @@ def diagnostics_of(run: RunRef, snapshot: RunSnapshot, logs: RunLogs) -> dict[st
         for job in snapshot.jobs:
             if not job["spec"].get("suspend") and not end_of(job):
                 found[name_of(job)] = _of_events(run, job)
-    if any(end_of(owner).get("type") == "Failed" for owner in owners_of(snapshot)):
-        pod, end = first_failed_pod(snapshot)
-        if pod and end and not end.lines:
-            found[name_of(pod)] = "\n".join(logs.tail(pod, _LINES))
     return {name: text for name, text in found.items() if text}
 
 

@@ -6,7 +6,7 @@
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -21,7 +21,7 @@ from k8s.validation import problems_of
 from pipeline.errors import UserError
 
 OWNERS = ("Job", "JobSet")
-"""The kinds of objects that own those that follow them."""
+"""The kinds of objects that own those that follow them in what `objects` returns."""
 
 
 def objects(app: AppDef, app_id: str, opts: RunOptions, user: str = "") -> list[Object]:
@@ -50,22 +50,10 @@ def objects(app: AppDef, app_id: str, opts: RunOptions, user: str = "") -> list[
     return made
 
 
-def owned(made: Iterable[Object], uids: Mapping[str, str]) -> list[Object]:
-    """Return the objects with owner references: what follows a Job or a JobSet is deleted with it.
-
-    Args:
-        made: As `objects` returns them, or some of them in that order.
-        uids: By the name of a Job or a JobSet that has been created, its uid.
-    """
-    found, owner = [], dict[str, Any]()
-    for one in made:
-        if one["kind"] in OWNERS:
-            owner = one
-        elif owner and (uid := uids.get(name_of(owner))):
-            reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": name_of(owner), "uid": uid}
-            one = {**one, "metadata": {**one["metadata"], "ownerReferences": [reference]}}  # noqa: PLW2901
-        found.append(one)
-    return found
+def owned(thing: Object, owner: Object, uid: str) -> Object:
+    """Return an object that is deleted with another, which has been created and got a uid."""
+    reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": name_of(owner), "uid": uid}
+    return {**thing, "metadata": {**thing["metadata"], "ownerReferences": [reference]}}
 
 
 def to_yaml(made: Iterable[Object]) -> str:

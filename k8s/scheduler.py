@@ -11,8 +11,8 @@ import getpass
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from copy import deepcopy
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from torchx.workspace.docker_workspace import DockerWorkspaceMixin
 
 from components.compat import torchx_config
 from k8s.api_errors import ApiError
-from k8s.cancel import cancel, kept_lines
+from k8s.cancel import cancel
 from k8s.cluster_api import PATIENCE, Cluster, Patience
 from k8s.diagnostics import diagnostics_of
 from k8s.fields import Object, label, name_of
@@ -40,11 +40,6 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 NAME = "kubernetes_job"
-ALL = -1
-"""The replica number that stands for all replicas of a role in `log_iter`."""
-
-_WORKSPACE = "pipeline/workspace"
-"""The key of a role's metadata that holds the folder to patch its image with when the run is submitted."""
 _log = logging.getLogger(__name__)
 
 
@@ -57,16 +52,14 @@ class SubmitRequest:
         app: The AppDef.
         opts: The run options.
         user: The owner of the run.
-        workspaces: By role, the folder that its image is patched with.
-        cfg: TorchX's configuration, with the options for patching images.
+        images: Patched images that are pushed, each with its repository and tag.
     """
 
     app_id: str
     app: AppDef
     opts: RunOptions
     user: str
-    workspaces: dict[str, str] = field(default_factory=dict)
-    cfg: Mapping[str, Any] = field(default_factory=dict)
+    images: dict[str, tuple[str, str]]
 
     def objects(self) -> list[Object]:
         """Return what is created, in that order."""
@@ -117,9 +110,10 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         """Leave validation to `objects`, which reports all problems at once."""
 
     def build_workspace_and_update_role(self, role: Role, workspace: str, cfg: Mapping[str, Any]) -> None:
-        """Record the folder to patch the image with: a dry run calls this, too, and needs no Docker engine."""
+        """Patch the image of a role with a folder, where `image_repo` names a repository for the result."""
         if cfg.get("image_repo"):
-            role.metadata[_WORKSPACE] = workspace
+            with _docker_errors(cfg["image_repo"]):
+                super().build_workspace_and_update_role(role, workspace, cfg)
         else:
             _log.warning(
                 "%s runs image %s without the code in %s: image_repo= names a repository for images that are patched "
@@ -128,11 +122,11 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
             )
 
     def _submit_dryrun(self, app: AppDef, cfg: Mapping[str, Any]) -> AppDryRunInfo[SubmitRequest]:
-        """Return what would be created, without asking a cluster or a Docker engine."""
-        workspaces = {role.name: role.metadata.pop(_WORKSPACE) for role in app.roles if role.metadata.get(_WORKSPACE)}
+        """Return what would be created, without asking a cluster."""
+        images = self.dryrun_push_images(app, cfg) if cfg.get("image_repo") else {}
         opts = RunOptions.of(cfg)
         app_id = opts.app_id or make_unique(re.sub(r"[^a-z0-9]+", "-", app.name.lower()).strip("-") or "app")
-        request = SubmitRequest(app_id, app, opts, _user(), workspaces, cfg)
+        request = SubmitRequest(app_id, app, opts, _user(), images)
         # Raises for what cannot work.
         request.objects()
         return AppDryRunInfo(request, str)
@@ -154,7 +148,9 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
                 f"namespace {namespace!r}: a run {request.app_id!r} exists already: choose another app_id, or look at "
                 f"it by `torchx status {NAME}://torchx/{namespace}:{request.app_id}`"
             )
-        made = self._patched(request).objects()
+        with _docker_errors(*{repository for repository, _ in request.images.values()}):
+            self.push_images(request.images)
+        made = request.objects()
         if request.opts.check:
             for one in made:
                 cluster.create(one, namespace, dry_run=True)
@@ -163,32 +159,12 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         self._submitted[app_id] = cluster
         return app_id
 
-    def _patched(self, request: SubmitRequest) -> SubmitRequest:
-        """Return the request with patched images, which are built and pushed here."""
-        found, names = deepcopy(request), dict[tuple[str, str], str]()
-        for role in found.app.roles:
-            if not (workspace := request.workspaces.get(role.name)):
-                continue
-            base = role.image
-            if (base, workspace) not in names:
-                try:
-                    super().build_workspace_and_update_role(role, workspace, request.cfg)
-                    self.push_images(self.dryrun_push_images(AppDef(role.name, [role]), request.cfg))
-                except (DockerException, RuntimeError) as error:
-                    raise UserError(
-                        f"image_repo={request.cfg.get('image_repo')!r}: {base} cannot be patched with {workspace} and "
-                        f"pushed ({error}): start a Docker engine here and log in there, or leave image_repo out"
-                    ) from error
-                names[base, workspace] = role.image
-            role.image = names[base, workspace]
-        return found
-
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Return the state of a run, the reason, and how it has ended; None for an unknown one."""
         run = self._find(app_id)
         if (snapshot := run.snapshot()) is None:
             return None
-        return described(app_id, snapshot._replace(notes=diagnostics_of(run, snapshot, RunLogs(run, self._poll))))
+        return described(app_id, snapshot._replace(notes=diagnostics_of(run, snapshot)))
 
     def list(self, cfg: Mapping[str, Any] | None = None) -> list[ListAppResponse]:
         """Return the runs of this user, the newest first."""
@@ -218,7 +194,7 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         for name in dict.fromkeys((run.name, *map(_run_of, stages))):
             one = run._replace(name=name)
             if snapshot := one.snapshot():
-                cancel(one, snapshot, RunLogs(one, self._poll))
+                cancel(one, snapshot, self._poll)
 
     def log_iter(
         self,
@@ -231,30 +207,16 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         should_tail: bool = False,
         streams: Stream | None = None,
     ) -> Iterable[str]:
-        """Return the lines of one replica, across all its pods; of all replicas together for `ALL`.
+        """Return the lines of one replica, across all its pods.
 
         Raises:
             ValueError: One of the two streams is asked for; a container's log does not keep them apart.
         """
         if streams not in (None, Stream.COMBINED):
             raise ValueError(f"streams={streams} must be {Stream.COMBINED.value}")
-        run = self._find(app_id)
-        window = LogWindow(_nanoseconds(since) or 0, _nanoseconds(until), should_tail)
-        if k == ALL:
-            merged = RunLogs(run, self._poll).of_role(role_name, window)
-            texts: Iterator[str] = (f"[{role_name} {index}] {line.text}" for index, line in merged)
-        else:
-            texts = self._lines(run, role_name, k, window)
-        return (f"{text}\n" for text in texts if not regex or re.search(regex, text))
-
-    def _lines(self, run: RunRef, role: str, index: int, window: LogWindow) -> Iterator[str]:
-        """Yield the lines of one replica; those kept in an annotation if its pods are gone."""
-        found = False
-        for line in RunLogs(run, self._poll).of_replica(role, index, window):
-            found = True
-            yield line.text
-        if not found and (snapshot := run.snapshot()):
-            yield from kept_lines(snapshot, role, index)
+        window = LogWindow(since, until, should_tail)
+        lines = RunLogs(self._find(app_id), self._poll).of_replica(role_name, k, window)
+        return (f"{line.text}\n" for line in lines if not regex or re.search(regex, line.text))
 
     def _find(self, app_id: str) -> RunRef:
         options = {} if app_id in self._submitted else self._configured()
@@ -276,23 +238,33 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         return self._clusters[key]
 
 
-def create_scheduler(session_name: str, **parameters: Any) -> KubernetesJob:
-    """Create the scheduler from TorchX's parameters, which are those of all schedulers, some from the environment."""
-    own = {name: parameters[name] for name in ("patience", "docker_client") if name in parameters}
-    return KubernetesJob(session_name, poll=float(parameters.get("poll", 1.0)), **own)
+def create_scheduler(session_name: str, **_: Any) -> KubernetesJob:
+    """Create the scheduler, as TorchX's entry points do."""
+    return KubernetesJob(session_name)
+
+
+@contextmanager
+def _docker_errors(*repositories: str) -> Iterator[None]:
+    """Raise a UserError for an image that cannot be patched, or pushed to a repository."""
+    try:
+        yield
+    except (DockerException, RuntimeError) as error:
+        raise UserError(
+            f"image_repo={', '.join(repositories)!r}: the image cannot be patched and pushed ({error}): start a Docker "
+            "engine here and log in there, or leave image_repo out"
+        ) from error
 
 
 def _create_all(cluster: Cluster, namespace: str, made: list[Object]) -> None:
     """Create objects, each after its owner; if one is rejected, delete those before it."""
-    uids: dict[str, str] = {}
-    owners: list[Object] = []
+    owners, uid = list[Object](), ""
     try:
-        for place in range(len(made)):
-            one = owned(made[: place + 1], uids)[place]
-            found = cluster.create(one, namespace)
+        for one in made:
             if one["kind"] in OWNERS:
-                uids[name_of(one)] = found["metadata"]["uid"]
+                uid = cluster.create(one, namespace)["metadata"]["uid"]
                 owners.append(one)
+            else:
+                cluster.create(owned(one, owners[-1], uid), namespace)
     except BaseException:
         # What they own is deleted with them.
         for one in owners:
@@ -306,11 +278,6 @@ def _create_all(cluster: Cluster, namespace: str, made: list[Object]) -> None:
 def _run_of(thing: Object) -> str:
     """Return the name of the run that an object belongs to."""
     return label(thing, LABEL_APP_ID)
-
-
-def _nanoseconds(time: datetime | None) -> int | None:
-    """Return a time in nanoseconds since 1970; one without a zone is in this machine's."""
-    return None if time is None else int(time.timestamp()) * 10**9 + time.microsecond * 1000
 
 
 def _user() -> str:

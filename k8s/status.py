@@ -34,7 +34,7 @@ class RunSnapshot(NamedTuple):
         jobs: Its Jobs.
         pods: Its pods, including those that were replaced, as far as they still exist.
         job_set: Its JobSet, if it is one.
-        notes: Diagnostics by the name of an object: why a Job waits, the last lines of a pod.
+        notes: Why a Job or a JobSet waits, by its name.
     """
 
     jobs: list[Object]
@@ -83,8 +83,7 @@ def described(app_id: str, snapshot: RunSnapshot) -> DescribeAppResponse:
         num_restarts=_restarts(snapshot, replicas),
         roles=[_role(name, spec) for name, spec in specs],
         roles_statuses=[
-            RoleStatus(name, [_replica(one, state, snapshot) for one in replicas if one.role == name])
-            for name, _ in specs
+            RoleStatus(name, [_replica(one, state) for one in replicas if one.role == name]) for name, _ in specs
         ],
     )
     if state == AppState.FAILED:
@@ -205,7 +204,7 @@ def _role(name: str, spec: Object) -> Role:
     )
 
 
-def _replica(replica: Replica, state: AppState, snapshot: RunSnapshot) -> ReplicaStatus:
+def _replica(replica: Replica, state: AppState) -> ReplicaStatus:
     """Return the status of a replica; with the last lines of its log if it has failed."""
     pod = replica.pods[-1] if replica.pods else None
     known = {"Running": AppState.RUNNING, "Succeeded": AppState.SUCCEEDED, "Failed": AppState.FAILED}
@@ -219,8 +218,7 @@ def _replica(replica: Replica, state: AppState, snapshot: RunSnapshot) -> Replic
     failures = [pod for pod in replica.pods if _failed(pod)]
     if failures and state != AppState.SUCCEEDED:
         end = pod_exit(failures[-1])
-        lines = end.lines or snapshot.notes.get(name_of(failures[-1]), "")
-        report = content(end.status, f"{end.how}\n{lines}" if lines else end.how)
+        report = content(end.status, f"{end.how}\n{end.lines}" if end.lines else end.how)
         report["message"]["extraInfo"]["timestamp"] = str(int(_seconds(end.at)))
         found.structured_error_msg = json.dumps(report)
     return found

@@ -28,16 +28,16 @@ _ROLE_CHARACTERS = "must be lower-case letters, digits and '-', a letter first a
 _KEY_CHARACTERS = f"each part of letters, digits, '-', '_' and '.', {NAME_LIMIT} at most"
 
 
-def problems_of(app: AppDef, opts: RunOptions, app_id: str | None = None) -> list[str]:
+def problems_of(app: AppDef, opts: RunOptions, app_id: str) -> list[str]:
     """Return all problems.
 
     Args:
         app: What is to be run.
         opts: The run options.
-        app_id: Its name in the cluster; None while that is unknown.
+        app_id: Its name in the cluster.
     """
     found = [*_of_choices(opts), *_of_names(opts), *_of_labels(opts)]
-    if app_id is not None and not _SERVICE_NAME.fullmatch(app_id):
+    if not _SERVICE_NAME.fullmatch(app_id):
         found.append(f"app_id={app_id!r} {_ROLE_CHARACTERS}; rename the app")
     if not app.roles:
         found.append(f"app={app.name!r} has no roles: there is nothing to run")
@@ -76,11 +76,11 @@ def _of_names(opts: RunOptions) -> Iterator[str]:
     """Yield the problems of references to other objects, and of the paths where they are mounted."""
     for name in ("service_account", "secret", "priority_class", "queue_priority", "runtime_class", "scheduler_name"):
         yield from _of_object_names(name, filter(None, [getattr(opts, name)]))
+    for name in ("env_secrets", "env_config_maps", "config_maps", "image_pull_secrets"):
+        yield from _of_object_names(name, getattr(opts, name))
     for name in ("namespace", "queue"):
         if getattr(opts, name) and not _DNS_LABEL.fullmatch(getattr(opts, name)):
             yield f"{name}={getattr(opts, name)!r} must be lower-case letters, digits and '-', {NAME_LIMIT} at most"
-    for name in ("env_secrets", "env_config_maps", "config_maps", "image_pull_secrets"):
-        yield from _of_object_names(name, getattr(opts, name))
     for name, path in opts.config_maps.items():
         if not _is_path(path):
             yield f"config_maps={name}:{path}: expected a path that begins with '/', as in {name}:/config"
@@ -100,15 +100,14 @@ def _of_labels(opts: RunOptions) -> Iterator[str]:
             yield f"tolerations={text!r}: write key, key:effect or key:value:effect, as in nvidia.com/gpu:NoSchedule"
 
 
-def _of_role_names(role: Role, app_id: str | None, opts: RunOptions) -> Iterator[str]:
+def _of_role_names(role: Role, app_id: str, opts: RunOptions) -> Iterator[str]:
     if not _SERVICE_NAME.fullmatch(role.name):
         yield f"role={role.name!r} {_ROLE_CHARACTERS}; rename the role"
     job = f"{role.name}-0" if opts.kind == JOBSET else role.name
-    longest = f"{app_id or 'a'}-{job}-{max(0, role.num_replicas - 1)}{_SUFFIX}"
+    longest = f"{app_id}-{job}-{max(0, role.num_replicas - 1)}{_SUFFIX}"
     if len(longest) > NAME_LIMIT:
-        app = f" of app_id={app_id!r}" if app_id else ""
         yield (
-            f"role={role.name!r}{app}: pods would be called {longest!r}, the limit is {NAME_LIMIT} "
+            f"role={role.name!r} of app_id={app_id!r}: pods would be called {longest!r}, the limit is {NAME_LIMIT} "
             f"characters; shorten the names by {len(longest) - NAME_LIMIT}"
         )
 
@@ -183,7 +182,7 @@ def _of_object_names(option: str, names: Iterable[str]) -> Iterator[str]:
     for name in names:
         if not _OBJECT_NAME.fullmatch(name):
             yield (
-                f"{option}={name!r} is no name of an object must be lower-case letters, digits, '-' and '.', a letter "
+                f"{option}={name!r} is no name of an object: must be lower-case letters, digits, '-' and '.', a letter "
                 "or digit first and last"
             )
 

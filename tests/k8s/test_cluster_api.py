@@ -1,6 +1,5 @@
-"""The client of the API server: connecting, and watches across lost connections."""
+"""The client of the API server: connecting."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +7,13 @@ import pytest
 from kubernetes.config import incluster_config
 from urllib3.exceptions import SSLError
 
-from components.train import train
 from k8s import cluster_api
 from k8s.cluster_api import Cluster, ClusterAway, Patience
-from k8s.scheduler import KubernetesJob
 from pipeline.errors import UserError
-from tests.support.api_server import ApiServer, Fault
 from tests.support.k8s_parts import kubeconfig
 
 pytest_plugins = ("tests.support.k8s_fixtures",)
 pytestmark = pytest.mark.timeout(60)
-
-SELECTOR = {"app.kubernetes.io/instance": "one"}
-
-
-@pytest.fixture
-def run(scheduler: KubernetesJob) -> str:
-    """A run of two nodes."""
-    app = train(run_dir="s3://bucket/one", nodes="2", rdzv_port=29_500)
-    return scheduler.schedule(scheduler.submit_dryrun(app, scheduler.run_opts().resolve({"app_id": "one"})))
 
 
 def test_no_cluster_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,45 +60,3 @@ def test_a_pod_uses_its_service_account(tmp_path: Path, monkeypatch: pytest.Monk
     assert cluster.namespace == "team"
     assert cluster._api.configuration.host == "https://10.0.0.1:443"
     assert "bearer TOKEN" in cluster._api.configuration.api_key.values()
-
-
-def connected() -> Cluster:
-    return Cluster.connect(patience=Patience(total=2, first=0.02))
-
-
-def phases(pods: list[dict[str, Any]]) -> list[str]:
-    return [pod["status"]["phase"] for pod in pods]
-
-
-def test_a_watch_with_an_expired_version_starts_from_a_new_list(api: ApiServer, run: str) -> None:
-    pod = api.start_pod("one-train", 0, phase="Pending")
-    watch = connected().pods("default", SELECTOR, 30)
-    assert phases(next(watch)) == ["Pending"]
-    # Before the watch is opened.
-    api.change("Pod", pod, {"status": {"phase": "Running"}})
-    api.forgotten = api.version
-    assert phases(next(watch)) == ["Running"]
-    api.change("Pod", pod, {"status": {"phase": "Succeeded"}})
-    assert phases(next(watch)) == ["Succeeded"]
-    # The same as an answer of its own.
-    watch = connected().pods("default", SELECTOR, 30)
-    api.faults = [Fault("watch pods", 410, "too old resource version")]
-    assert phases(next(watch)) == phases(next(watch)) == ["Succeeded"]
-    api.remove("Pod", pod)
-    assert next(watch) == []
-    watch.close()
-    assert api.seen.count("list pods") == 4
-
-
-def test_a_watch_resumes_after_lost_connections_until_its_timeout(api: ApiServer, run: str) -> None:
-    pod = api.start_pod("one-train", 0, phase="Pending")
-    api.cuts["watch"] = [0, 0]
-    watch = connected().pods("default", SELECTOR, 30)
-    next(watch)
-    api.later(0.3, api.change, "Pod", pod, {"status": {"phase": "Running"}})
-    assert phases(next(watch)) == ["Running"]
-    assert api.seen.count("list pods") == 1
-    assert api.seen.count("watch pods") >= 3
-    start = time.monotonic()
-    assert len(list(connected().pods("default", SELECTOR, 0.3))) == 1
-    assert time.monotonic() - start < 2

@@ -1,6 +1,5 @@
-"""What the scheduler asks the cluster to explain why a run is pending or has failed."""
+"""What the scheduler asks the cluster to explain why a run is pending."""
 
-import json
 from typing import Any
 
 import pytest
@@ -61,16 +60,3 @@ def test_events_explain_missing_pods(api: ApiServer, scheduler: KubernetesJob) -
     assert now(scheduler, run).msg == f"its pods cannot be created: {message}"
     api.start_pod("one-train", 0)
     assert now(scheduler, run).msg == NONE
-
-
-def test_the_last_lines_are_fetched_if_the_pod_status_has_none(api: ApiServer, scheduler: KubernetesJob) -> None:
-    run = submit(scheduler)
-    pod = api.start_pod("one-train", 1)
-    api.say(pod, *(f"line {number}" for number in range(30)))
-    api.end_pod(pod, 3)
-    api.finish("one-train", "Failed", reason="BackoffLimitExceeded")
-    report = json.loads(now(scheduler, run).roles_statuses[0].replicas[1].structured_error_msg)
-    lines = report["message"]["message"].splitlines()
-    assert (lines[0], lines[1], lines[-1], len(lines)) == ("ended with status 3", "line 10", "line 29", 21)
-    api.allowed.discard(("", "pods/log", "get"))
-    assert now(scheduler, run).msg.startswith("train 1 ended with status 3")

@@ -11,7 +11,7 @@ from torchx.schedulers.api import Stream
 
 from components.train import train
 from k8s.cluster_api import ClusterAway
-from k8s.scheduler import ALL, KubernetesJob
+from k8s.scheduler import KubernetesJob
 from pipeline.errors import UserError
 from tests.support.api_server import ApiServer, Fault
 
@@ -123,27 +123,6 @@ def test_a_log_that_ends_while_its_pod_runs_is_reopened(api: ApiServer, schedule
     api.finish("one-train")
     api.end_pod(pod)
     assert reader.end() == ["a", "b"]
-
-
-def test_the_replicas_of_a_role_are_merged_with_their_numbers(
-    api: ApiServer, scheduler: KubernetesJob, run: str
-) -> None:
-    for index in (0, 1):
-        pod = api.start_pod("one-train", index)
-        api.say(pod, f"early {index}", at=100 + index)
-        api.say(pod, f"late {index}", at=200 - index)
-    assert texts(scheduler, run, ALL) == [
-        "[train 0] early 0",
-        "[train 1] early 1",
-        "[train 1] late 1",
-        "[train 0] late 0",
-    ]
-    reader = Reader(scheduler.log_iter(run, "train", ALL, should_tail=True))
-    assert sorted(reader.wait_for(4))[:2] == ["[train 0] early 0", "[train 0] late 0"]
-    for pod in api.objects_of("Pod"):
-        api.end_pod(pod["metadata"]["name"])
-    api.finish("one-train")
-    assert len(reader.end()) == 4
 
 
 def test_lines_are_filtered_by_time_and_regex(api: ApiServer, scheduler: KubernetesJob, run: str) -> None:

@@ -34,7 +34,7 @@ def _version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "__version__", "0.0.0")
 
 
-def problems_of(app: AppDef, opts: dict[str, Any], app_id: str | None = None) -> list[str]:
+def problems_of(app: AppDef, opts: dict[str, Any], app_id: str = "app-1") -> list[str]:
     return problems_of_options(app, RunOptions.of(opts), app_id)
 
 
@@ -61,16 +61,14 @@ def test_the_golden_files_pass_strict_validation(name: str) -> None:
 def test_objects_after_a_job_are_owned_by_it() -> None:
     plain = made(foreign(), keep_nodes=True)
     assert [one["kind"] for one in plain] == ["Job", "Service", "PodDisruptionBudget"] * 2
-    found = owned(plain, {"app-1-server": "uid-1", "app-1-my-reader": "uid-2"})
-    for one in found:
-        validate(one)
-    owners = [one["metadata"].get("ownerReferences", [{}])[0].get("uid") for one in found]
-    assert owners == [None, "uid-1", "uid-1", None, "uid-2", "uid-2"]
-    assert found[1]["metadata"]["ownerReferences"][0]["name"] == "app-1-server"
-    assert owned(plain, {}) == plain, "whose owner is not known yet"
-    (job_set, *budgets) = owned(made(both(), kind="jobset", keep_nodes=True), {"app-1": "uid"})
-    assert "ownerReferences" not in job_set["metadata"]
-    assert {one["metadata"]["ownerReferences"][0]["kind"] for one in budgets} == {"JobSet"}
+    found = owned(plain[1], plain[0], "uid-1")
+    validate(found)
+    reference = {"apiVersion": "batch/v1", "kind": "Job", "name": "app-1-server", "uid": "uid-1"}
+    assert found["metadata"]["ownerReferences"] == [reference]
+    assert "ownerReferences" not in plain[1]["metadata"]
+    (job_set, *budgets) = made(both(), kind="jobset", keep_nodes=True)
+    assert {one["kind"] for one in budgets} == {"PodDisruptionBudget"}
+    assert owned(budgets[0], job_set, "uid")["metadata"]["ownerReferences"][0]["kind"] == "JobSet"
 
 
 def test_yaml_quotes_what_parsers_read_differently() -> None:

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from tests.support.manifests import both, objects, training
 
 
-def problems_of(app: AppDef, opts: dict[str, Any], app_id: str | None = None) -> list[str]:
+def problems_of(app: AppDef, opts: dict[str, Any], app_id: str = "app-1") -> list[str]:
     return problems_of_options(app, RunOptions.of(opts), app_id)
 
 
@@ -39,7 +39,7 @@ def bad_role(**fields: Any) -> AppDef:
         (training(), {"user": 0}, "user=0 is root"),
         (training(), {"ttl": -1}, "ttl=-1 must be >= 0"),
         (training(), {"namespace": "My_team"}, "namespace='My_team' must be lower-case letters"),
-        (training(), {"env_secrets": ["S3"]}, "env_secrets='S3' is no name of an object must be lower-case letters"),
+        (training(), {"env_secrets": ["S3"]}, "env_secrets='S3' is no name of an object: must be lower-case letters"),
         (training(), {"config_maps": {"a": "config"}}, "config_maps=a:config: expected a path"),
         (training(), {"labels": {"a b": "c"}}, "labels=a b:c: write key:value"),
         (training(), {"node_selector": {"pool": "a/b"}}, "node_selector=pool:a/b"),

@@ -1,12 +1,11 @@
 """A Kubernetes API server for tests: kmock's, with what the scheduler relies on besides.
 
-Selectors, dry runs, versions from which a watch resumes and that expire, logs that are followed, faults, and
-the shipped Roles, which are enforced. Objects change only as a test says: it plays the controllers and the nodes.
+Selectors, dry runs, logs that are followed, faults, and the shipped Roles, which are enforced. Objects change only as
+a test says: it plays the controllers and the nodes.
 """
 
 import asyncio
 import copy
-import json
 import re
 import threading
 import time
@@ -26,8 +25,6 @@ BUILT_IN = ("jobs", "services", "pods", "events", "poddisruptionbudgets")
 PLURALS = {"Job": ("batch/v1", "jobs"), "Pod": ("v1", "pods"), "Service": ("v1", "services"), "Event": ("v1", "events")}
 PLURALS["JobSet"] = ("jobset.x-k8s.io/v1alpha2", "jobsets")
 PLURALS["Workload"] = ("kueue.x-k8s.io/v1beta1", "workloads")
-SECOND = 0.1
-"""Of a server's time limit for a watch."""
 
 
 @dataclass
@@ -54,7 +51,7 @@ class ApiServer(kmock.KubernetesEmulator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.version, self.forgotten = 0, 0
+        self.version = 0
         self.events: list[tuple[int, str, str, Object]] = []
         self.used: set[Rule] = set()
         self.seen: list[str] = []
@@ -198,8 +195,6 @@ class ApiServer(kmock.KubernetesEmulator):
             items = [one for kind, where, _, one in self._all() if (kind, where) == (plural, namespace)]
             fitting = [one for one in items if _fits(one, request.params)]
             return aiohttp.web.json_response({"metadata": {"resourceVersion": str(self.version)}, "items": fitting})
-        elif verb == "watch":
-            return await self._watch(request)
         elif plural == "pods/log":
             return await self._log(request)
         if verb == "delete":
@@ -211,29 +206,6 @@ class ApiServer(kmock.KubernetesEmulator):
             thing = next(raw for kind, where, name, raw in self._all() if (kind, where, name) == _key(request))
             self._note("ADDED" if verb == "create" else "MODIFIED", plural, thing)
             self.on_change(plural, thing)
-        return response
-
-    async def _watch(self, request: kmock.Request) -> aiohttp.web.StreamResponse:
-        version, raw = int(request.params.get("resourceVersion") or 0), request._raw_request
-        response = aiohttp.web.StreamResponse()
-        await response.prepare(raw)
-        until = time.monotonic() + SECOND * float(request.params.get("timeoutSeconds", 60))
-        while time.monotonic() < until:
-            if version < self.forgotten:
-                gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
-                await _write(response, {"type": "ERROR", "object": gone})
-                break
-            for number, kind, plural, thing in self.events:
-                if number > version:
-                    version = number
-                    if plural == request.resource.plural and _fits(thing, request.params):
-                        await _write(response, {"type": kind, "object": thing})
-            if self.cuts.get("watch"):
-                self.cuts["watch"].pop()
-                _cut(raw)
-                return response
-            await asyncio.sleep(0.01)
-        await response.write_eof()
         return response
 
     async def _log(self, request: kmock.Request) -> aiohttp.web.StreamResponse:
@@ -334,8 +306,6 @@ def serving() -> Iterator[tuple[ApiServer, str]]:
 
 def _verb(request: kmock.Request) -> str:
     if request.method.value == "GET":
-        if request.params.get("watch") == "true":
-            return "watch"
         return "get" if request.name else "list"
     return {"POST": "create", "PATCH": "patch", "DELETE": "delete"}[request.method.value]
 
@@ -363,10 +333,6 @@ def _cut(raw: Any) -> None:
     """Lose the connection."""
     if raw.transport is not None:
         raw.transport.abort()
-
-
-async def _write(response: aiohttp.web.StreamResponse, event: Object) -> None:
-    await response.write(json.dumps(event).encode() + b"\n")
 
 
 def _stamped(at: int, text: str, params: Any) -> bytes:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
 from pipeline.checkpoint.commit import CommitRecord, examined
@@ -79,14 +78,11 @@ class FaultInjector:
         job: Is launched here.
         run: Its run directory.
         log: Its step log.
-        check: Called again and again; raises to stop the drill.
         proxy: Is between the job and the storage, where there can be an outage.
     """
 
-    def __init__(
-        self, job: LocalJob, run: RunDir, log: StepLog, check: Callable[[], None], proxy: Proxy | None = None
-    ) -> None:
-        self._job, self._run, self._log, self._check, self._proxy = job, run, log, check, proxy
+    def __init__(self, job: LocalJob, run: RunDir, log: StepLog, proxy: Proxy | None = None) -> None:
+        self._job, self._run, self._log, self._proxy = job, run, log, proxy
         self._truncated: list[int] = []
         self._progress, self._progressed = (0, 0, 0), time.monotonic()
         self._moment = time.monotonic()
@@ -206,13 +202,9 @@ class FaultInjector:
         self._job.kill()
         newest, good = self._commits(2)
         self._truncated.append(newest.step)
-        if self._run.is_local:
-            with Path(self._run.path, newest.name).open("r+b") as file:
-                file.truncate(newest.bytes // 2)
-        else:
-            data = self._run.read(newest.name)
-            assert data is not None
-            self._run.write(newest.name, data[: newest.bytes // 2])
+        data = self._run.read(newest.name)
+        assert data is not None
+        self._run.write(newest.name, data[: newest.bytes // 2])
         return good.step
 
     def _outage(self, result: FaultResult, durable: int) -> None:
@@ -305,7 +297,6 @@ class FaultInjector:
         Raises:
             JobFailure: There was no progress for too long, or an agent ended as none may.
         """
-        self._check()
         job = self._job
         due = job.due()
         progress = self._log.read(), len(job.endings), job.starts

@@ -1,11 +1,13 @@
 """An outage of a storage that speaks TCP: a proxy in front of it, which can be cut off and restored."""
 
+import asyncio
 import socket
 import struct
 import threading
-from contextlib import suppress
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 _CHUNK = 1 << 16
 _AT_ONCE = struct.pack("ii", 1, 0)
@@ -27,86 +29,74 @@ class Proxy:
     def __init__(self, host: str, port: int, address: str = "127.0.0.1") -> None:
         self._server = host, port
         self._address = address
-        self._mutex = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self._listening: socket.socket | None = None
-        self._away = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._listening: asyncio.Server | None = None
+        self._open: dict[asyncio.Task[Any], set[StreamWriter]] = {}
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.port = 0
 
     def __enter__(self) -> Self:
         """Start to listen."""
+        self._thread.start()
         self.restore()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """End all connections."""
         self.cut()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def restore(self) -> None:
         """Accept connections."""
-        with self._mutex:
-            if self._listening is not None:
-                return
-            self._listening = socket.create_server((self._address, self.port), backlog=128)
-            self.port = int(self._listening.getsockname()[1])
-            self._away = threading.Event()
-            threading.Thread(target=self._accept, args=(self._listening, self._away), daemon=True).start()
+        self._run(self._listen())
 
     def cut(self) -> None:
         """Reset all connections that are open, and refuse new ones."""
-        with self._mutex:
-            self._away.set()
-            if self._listening is not None:
-                # Closing alone would not wake the thread that waits in accept().
-                with suppress(OSError):
-                    self._listening.shutdown(socket.SHUT_RDWR)
-                self._listening.close()
-                self._listening = None
-            for each in self._open:
-                with suppress(OSError):
-                    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-                with suppress(OSError):
-                    # Wakes the thread that reads from it, which then closes it, with a reset.
-                    each.shutdown(socket.SHUT_RD)
-            self._open.clear()
+        self._run(self._reset())
 
-    def _accept(self, listening: socket.socket, away: threading.Event) -> None:
-        while True:
-            try:
-                client, _ = listening.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client, away), daemon=True).start()
+    def _run(self, action: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(action, self._loop).result()
 
-    def _serve(self, client: socket.socket, away: threading.Event) -> None:
+    async def _listen(self) -> None:
+        if self._listening is None:
+            self._listening = await asyncio.start_server(self._serve, self._address, self.port)
+            self.port = int(self._listening.sockets[0].getsockname()[1])
+
+    async def _reset(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        for task, both in self._open.items():
+            for writer in both:
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+                writer.transport.abort()
+            task.cancel()
+        await asyncio.gather(*self._open)
+
+    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Forward one connection until it ends."""
+        task, both = asyncio.current_task(), {writer}
+        assert task is not None
+        self._open[task] = both
         try:
-            server = socket.create_connection(self._server, timeout=10)
-        except OSError:
-            client.close()
-            return
-        server.settimeout(None)
-        both = client, server
-        with self._mutex:
-            cut = away.is_set()
-            if not cut:
-                self._open.update(both)
-        if not cut:
-            back = threading.Thread(target=_pump, args=(server, client, away), daemon=True)
-            back.start()
-            _pump(client, server, away)
-            back.join()
-        with self._mutex:
-            self._open.difference_update(both)
-        for each in both:
-            each.close()
+            # A connection that came right before a cut is not forwarded.
+            if self._listening is not None:
+                back, onward = await asyncio.open_connection(*self._server)
+                both.add(onward)
+                await asyncio.gather(_pump(reader, onward), _pump(back, writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            del self._open[task]
+            for each in both:
+                each.close()
 
 
-def _pump(source: socket.socket, sink: socket.socket, away: threading.Event) -> None:
-    """Forward bytes until there are no more, and then their end; after a cut a reset stands for it."""
-    with suppress(OSError):
-        while data := source.recv(_CHUNK):
-            sink.sendall(data)
-    if not away.is_set():
-        with suppress(OSError):
-            sink.shutdown(socket.SHUT_WR)
+async def _pump(source: StreamReader, sink: StreamWriter) -> None:
+    """Forward bytes until there are no more, and then their end."""
+    while data := await source.read(_CHUNK):
+        sink.write(data)
+        await sink.drain()
+    sink.write_eof()

@@ -7,7 +7,7 @@ import tempfile
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ def drill(options: Namespace) -> tuple[str, bool]:
     report = DrillReport(vars(options), now())
     keep = True
     try:
-        with _stop_signals() as check:
-            _Drill(options, flags, folder, report, check).run()
+        with _stop_signals():
+            _Drill(options, flags, folder, report).run()
         keep = not report.holds
     except (UserError, KeyboardInterrupt):
         keep = False
@@ -62,10 +62,8 @@ def drill(options: Namespace) -> tuple[str, bool]:
 class _Drill:
     """One drill, which fills in its report."""
 
-    def __init__(
-        self, options: Namespace, flags: list[str], folder: Path, report: DrillReport, check: Callable[[], None]
-    ) -> None:
-        self._options, self._folder, self._report, self._check = options, folder, report, check
+    def __init__(self, options: Namespace, flags: list[str], folder: Path, report: DrillReport) -> None:
+        self._options, self._folder, self._report = options, folder, report
         callback = "--trainer.callbacks+=pipeline.commands.drill.step_log.StepLogger"
         self._fit = [f"--config={options.config}", *flags, callback]
         # The same for every start: by this a launcher says that it restarts its own job, which may then take over the
@@ -92,7 +90,7 @@ class _Drill:
     def _train_reference(self, trained: TrainedRun) -> None:
         job, began = self._job(trained, [], {}), time.monotonic()
         try:
-            FaultInjector(job, trained.run, trained.log, self._check).run_undisturbed()
+            FaultInjector(job, trained.run, trained.log).run_undisturbed()
         except JobFailure as error:
             self._report.findings.append(f"the reference: {error}")
             if mistakes := _user_errors(job):
@@ -115,7 +113,7 @@ class _Drill:
             proxy, environment = _proxied_storage(stack) if FaultKind.OUTAGE in kinds else (None, {})
             job = self._job(trained, more, environment)
             stack.callback(job.kill)
-            injector = FaultInjector(job, trained.run, trained.log, self._check, proxy)
+            injector = FaultInjector(job, trained.run, trained.log, proxy)
             try:
                 injector.run_under(report.faults, report.steps, lambda result: _progress(progress_line(result)))
                 report.notes += injector.remove_truncated()
@@ -150,20 +148,13 @@ def _user_errors(job: LocalJob) -> list[str]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], None]]:
-    """Handle a request to stop between two looks at the job, so that no process is left running."""
-    received: list[int] = []
-    numbers = signal.SIGTERM, signal.SIGUSR1
-    before = [signal.signal(number, lambda heard, _: received.append(heard)) for number in numbers]
-
-    def check() -> None:
-        if received:
-            raise KeyboardInterrupt
-
+def _stop_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 end the drill as Ctrl-C does, which leaves no process running."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        yield check
+        yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

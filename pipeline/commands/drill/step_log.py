@@ -14,6 +14,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from pipeline.run.storage import write_local
+
 FOLDER = "PIPELINE_DRILL_STEP_LOG"
 """The environment variable with the folder of the logs; without it nothing is logged."""
 
@@ -71,9 +73,7 @@ def pace(folder: Path) -> float:
 
 def set_pace(folder: Path, seconds: float) -> None:
     """Make each step wait from now on."""
-    part = folder / f"{_PACE}.part"
-    part.write_text(repr(seconds))
-    part.replace(folder / _PACE)
+    write_local(folder / _PACE, repr(seconds).encode())
 
 
 def _path(folder: Path, rank: int) -> Path:

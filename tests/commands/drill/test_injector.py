@@ -68,11 +68,11 @@ def inject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.setattr(injector, "SECONDS_PER_FAULT", 1.0)
     jobs: list[LocalJob] = []
 
-    def made(flaw: str = "none", check: Callable[[], None] = lambda: None) -> FaultInjector:
+    def made(flaw: str = "none") -> FaultInjector:
         run, log, job = RunDir(str(tmp_path / "run")), StepLog(tmp_path / "steps", 1), StepsOnly([], 1, 1, {}, tmp_path)
         job.program = (dedent(WORKER), run.url, str(log.folder), flaw)
         jobs.append(job)
-        return FaultInjector(job, run, log, check)
+        return FaultInjector(job, run, log)
 
     yield made
     for job in jobs:
@@ -145,11 +145,3 @@ def test_a_job_that_does_nothing_is_given_up(
     monkeypatch.setattr(injector, "_STALLED", 0.0)
     with pytest.raises(JobFailure, match="no step and no end for 0 s after step 0"):
         inject().run_undisturbed()
-
-
-def test_a_request_to_stop_is_heeded_at_every_look(inject: Callable[..., FaultInjector]) -> None:
-    def check() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        inject(check=check).run_undisturbed()
