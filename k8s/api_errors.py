@@ -78,8 +78,6 @@ def _sentence(request: ApiRequest, resource: str, status: int, reason: str) -> s
         )
     if status == 403 and "exceeded quota" in reason:
         return f"{where}: {what} exceeds its quota ({reason}): ask for less, end another run, or ask the owner for more"
-    if status == 403 and "violates PodSecurity" in reason:
-        return f"{where}: {what} violates its pod security ({reason}): remove what it names, such as host_paths"
     if status == 404 and verb == "create" and "namespaces" in reason:
         return f"{where} does not exist ({reason}): choose one by namespace=, or have it created; {_ROLE}"
     if status == 404 and verb == "create":

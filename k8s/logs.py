@@ -1,14 +1,13 @@
 """The logs of a run: whole lines, each once, across lost connections and the successive pods of a replica."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import NamedTuple
 
-from torchx.specs import AppState, is_terminal
+from torchx.specs import is_terminal
 from urllib3.exceptions import HTTPError
 
-from components.log_lines import LogCursor, LogLine, nanoseconds
+from components.log_lines import LogCursor, LogLine
 from k8s.api_errors import ApiError
 from k8s.cluster_api import ClusterAway
 from k8s.fields import Object, name_of, phase_of
@@ -25,93 +24,72 @@ _TRIES = 8
 """Connections lost in a row, without a line in between, after which a log is given up."""
 
 
-class LogWindow(NamedTuple):
-    """Which lines are wanted.
-
-    Attributes:
-        since: The earliest; None for all.
-        until: The latest; None for no end.
-        follow: Whether to wait for lines to come.
-    """
-
-    since: datetime | None
-    until: datetime | None
-    follow: bool
-
-    def is_over(self, at: int) -> bool:
-        """Return whether a time, in nanoseconds since 1970, is past the end of the window."""
-        return self.until is not None and at > nanoseconds(self.until)
-
-
-class RunLogs:
-    """The logs of one run.
+class ReplicaLog:
+    """The log of one replica of a run, across all its pods.
 
     Args:
         run: The run.
+        role: The role.
+        index: The number of the replica.
         poll: Seconds until the next poll, at first.
     """
 
-    def __init__(self, run: RunRef, poll: float = 1.0) -> None:
-        self._run = run
-        self._poll = poll
+    def __init__(self, run: RunRef, role: str, index: int, poll: float) -> None:
+        self._run, self._role, self._index, self._poll = run, role, index, poll
+        self._read = set[str]()
 
-    def of_replica(self, role: str, index: int, window: LogWindow) -> Iterator[LogLine]:
-        """Yield the lines of one replica: of all its pods that exist, and of those that come while it is followed.
+    def lines(self, since: datetime | None, *, follow: bool) -> Iterator[LogLine]:
+        """Yield the lines of all pods that exist, and of those that come while the log is followed.
 
         Raises:
             UserError: The run has no such replica, or its logs may not be read.
             ClusterAway: The cluster does not answer, or cuts a log off again and again.
         """
-        read, pause = set[str](), self._poll
-        while True:
-            snapshot = self._run.snapshot()
-            replicas = {name: int(spec["completions"]) for name, spec in specs_of(snapshot)} if snapshot else {}
-            if snapshot and not 0 <= index < replicas.get(role, 0):
+        pause = self._poll
+        while snapshot := self._run.snapshot():
+            replicas = {name: int(spec["completions"]) for name, spec in specs_of(snapshot)}
+            if not 0 <= self._index < replicas.get(self._role, 0):
                 every = ", ".join(f"{name}/0 to {count - 1}" for name, count in replicas.items())
-                raise UserError(f"{role}/{index}: this run has {every}")
-            state = state_of(snapshot) if snapshot else AppState.UNKNOWN
-            window = window._replace(follow=window.follow and not window.is_over(time.time_ns()))
-            unread = [pod for pod in (snapshot.pods if snapshot else ()) if _is_unread(pod, role, index, read)]
-            for pod in sorted(unread, key=created):
-                read.add(pod["metadata"]["uid"])
-                for line in self._of_pod(pod, window):
-                    if window.is_over(line.at):
-                        return
-                    yield line
+                raise UserError(f"{self._role}/{self._index}: this run has {every}")
+            unread = self._unread(snapshot.pods)
+            for pod in unread:
+                self._read.add(pod["metadata"]["uid"])
+                yield from self._of_pod(pod, since, follow)
             if unread:
                 pause = self._poll
-            elif not window.follow or snapshot is None or is_terminal(state):
+            elif not follow or is_terminal(state_of(snapshot)):
                 return
             else:
-                self._await_pod(role, index, read, pause)
+                self._await_pod(pause)
                 pause = min(2 * pause, _MAX_POLL)
 
-    def _await_pod(self, role: str, index: int, read: set[str], seconds: float) -> None:
-        """Wait until a pod of a replica has unread lines, for some seconds at most."""
+    def _unread(self, pods: Iterable[Object]) -> list[Object]:
+        """Return the pods of this replica that have lines and are not read yet, the oldest first."""
+        mine = (pod for pod in pods if role_of(pod) == self._role and index_of(pod) == self._index)
+        new = (pod for pod in mine if pod["metadata"]["uid"] not in self._read)
+        return sorted((pod for pod in new if _has_state(pod, "running", "terminated")), key=created)
+
+    def _await_pod(self, seconds: float) -> None:
+        """Wait until a pod of this replica has unread lines, for some seconds at most."""
         until = time.monotonic() + seconds
-        selector = {**self._run.selector, LABEL_ROLE: role, INDEX: str(index)}
+        selector = {**self._run.selector, LABEL_ROLE: self._role, INDEX: str(self._index)}
         while time.monotonic() < until:
             time.sleep(self._poll)
-            pods = self._run.cluster.items("Pod", self._run.namespace, selector)
-            if any(_is_unread(pod, role, index, read) for pod in pods):
+            if self._unread(self._run.cluster.items("Pod", self._run.namespace, selector)):
                 return
 
-    def _of_pod(self, pod: Object, window: LogWindow) -> Iterator[LogLine]:
+    def _of_pod(self, pod: Object, start: datetime | None, follow: bool) -> Iterator[LogLine]:
         """Yield the lines of one pod until it has ended; resume after a lost connection."""
-        name, cursor, lost = name_of(pod), LogCursor(window.since), 0
+        name, cursor, lost = name_of(pod), LogCursor(start), 0
         while True:
-            query = {"timestamps": "true", "follow": "true" if window.follow else ""}
+            query = {"timestamps": "true", "follow": "true" if follow else ""}
             if since := cursor.since:
                 query["sinceTime"] = since.strftime("%Y-%m-%dT%H:%M:%SZ")
-            complete, idle = True, IDLE_TIMEOUT
-            if window.until is not None:
-                idle = min(idle, max(1.0, window.until.timestamp() - time.time()))
+            complete = True
             try:
-                for line in cursor.unread(self._run.cluster.log(self._run.namespace, name, query, idle)):
+                for line in cursor.unread(self._run.cluster.log(self._run.namespace, name, query, IDLE_TIMEOUT)):
                     lost = 0
                     yield line
-                    if window.is_over(line.at):
-                        return
             except ApiError as error:
                 # The pod is gone, or its container has never started.
                 if error.status in (400, 404):
@@ -121,7 +99,7 @@ class RunLogs:
                 complete, lost = False, lost + 1
                 if lost >= _TRIES:
                     raise ClusterAway(f"the log of {name} was cut off {lost} times in a row ({error})") from error
-            if (complete and (not window.follow or self._has_ended(pod))) or window.is_over(time.time_ns()):
+            if complete and (not follow or self._has_ended(pod)):
                 return
             time.sleep(min(self._poll * 2**lost, 10.0))
 
@@ -130,12 +108,6 @@ class RunLogs:
         pods = self._run.cluster.items("Pod", self._run.namespace, self._run.selector)
         now = next((one for one in pods if one["metadata"]["uid"] == pod["metadata"]["uid"]), None)
         return now is None or _has_state(now, "terminated")
-
-
-def _is_unread(pod: Object, role: str, index: int, read: set[str]) -> bool:
-    """Return whether a pod of a replica has lines, and is not among those read."""
-    mine = role_of(pod) == role and index_of(pod) == index and pod["metadata"]["uid"] not in read
-    return mine and _has_state(pod, "running", "terminated")
 
 
 def _has_state(pod: Object, *states: str) -> bool:

@@ -9,11 +9,14 @@ run options read `namespace`, `kubeconfig` and `context` from the section `[kube
 
 import getpass
 import logging
+import math
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from docker.errors import DockerException
@@ -23,12 +26,13 @@ from torchx.specs import AppDef, Role, runopts
 from torchx.workspace.docker_workspace import DockerWorkspaceMixin
 
 from components.compat import torchx_config
+from components.log_lines import nanoseconds
 from k8s.api_errors import ApiError
 from k8s.cancel import cancel
 from k8s.cluster_api import PATIENCE, Cluster, Patience
 from k8s.diagnostics import diagnostics_of
 from k8s.fields import Object, label, name_of
-from k8s.logs import LogWindow, RunLogs
+from k8s.logs import ReplicaLog
 from k8s.manifests import OWNERS, objects, owned, to_yaml
 from k8s.options import OPTIONS, TYPES, RunOptions, default_of
 from k8s.pods import LABEL_APP_ID, LABEL_DRIVER, LABEL_MANAGED_BY, LABEL_USER, MANAGER, label_value
@@ -214,9 +218,11 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         """
         if streams not in (None, Stream.COMBINED):
             raise ValueError(f"streams={streams} must be {Stream.COMBINED.value}")
-        window = LogWindow(since, until, should_tail)
-        lines = RunLogs(self._find(app_id), self._poll).of_replica(role_name, k, window)
-        return (f"{line.text}\n" for line in lines if not regex or re.search(regex, line.text))
+        last = nanoseconds(until) if until else math.inf
+        log = ReplicaLog(self._find(app_id), role_name, k, self._poll)
+        lines = log.lines(since, follow=should_tail and last > time.time_ns())
+        wanted = takewhile(lambda line: line.at <= last, lines)
+        return (f"{line.text}\n" for line in wanted if not regex or re.search(regex, line.text))
 
     def _find(self, app_id: str) -> RunRef:
         options = {} if app_id in self._submitted else self._configured()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from kubernetes.utils.quantity import parse_quantity
 from torchx.schedulers.api import DescribeAppResponse
 from torchx.specs import AppState, ReplicaStatus, Resource, Role, RoleStatus, is_terminal
 
@@ -186,9 +187,9 @@ def _role(name: str, spec: Object) -> Role:
     """Return a role, as far as it can be read from its pod template."""
     container = spec["template"]["spec"]["containers"][0]
     limits = container.get("resources", {}).get("limits", {})
-    requests = {**container.get("resources", {}).get("requests", {})}
+    requests = container.get("resources", {}).get("requests", {})
     # This scheduler requests whole cores, whole MB, and whole devices under names with a domain.
-    cpu, memory = (re.match(r"\d+", str(requests.get(one, ""))) for one in ("cpu", "memory"))
+    cpu, memory = (int(parse_quantity(requests.get(one, 0))) for one in ("cpu", "memory"))
     gpus = [int(value) for key, value in limits.items() if key.endswith("/gpu")]
     return Role(
         name=name,
@@ -198,9 +199,7 @@ def _role(name: str, spec: Object) -> Role:
         env={one["name"]: one["value"] for one in container.get("env") or () if "value" in one},
         num_replicas=spec["completions"],
         max_retries=spec.get("backoffLimit", 0) // max(1, spec["completions"]),
-        resource=Resource(
-            cpu=int(cpu[0]) if cpu else 0, memMB=int(memory[0]) if memory else 0, gpu=gpus[0] if gpus else 0
-        ),
+        resource=Resource(cpu=cpu, memMB=memory >> 20, gpu=sum(gpus)),
     )
 
 
@@ -219,16 +218,9 @@ def _replica(replica: Replica, state: AppState) -> ReplicaStatus:
     if failures and state != AppState.SUCCEEDED:
         end = pod_exit(failures[-1])
         report = content(end.status, f"{end.how}\n{end.lines}" if end.lines else end.how)
-        report["message"]["extraInfo"]["timestamp"] = str(int(_seconds(end.at)))
+        report["message"]["extraInfo"]["timestamp"] = str(int(datetime.fromisoformat(end.at).timestamp()))
         found.structured_error_msg = json.dumps(report)
     return found
-
-
-def _seconds(time: str) -> float:
-    try:
-        return datetime.fromisoformat(time).timestamp()
-    except ValueError:
-        return 0
 
 
 def _why_failed(snapshot: RunSnapshot, replicas: list[Replica]) -> tuple[int, str]:

@@ -15,7 +15,6 @@ pytestmark = pytest.mark.timeout(60)
     ("fault", "message"),
     [
         (Fault(".*", 401, "Unauthorized"), "the cluster does not accept your credentials .*log in again"),
-        (Fault("create .*", 403, 'violates PodSecurity "restricted"'), "violates its pod security .*host_paths"),
         (
             Fault("create .*", 403, "admission webhook says no"),
             "create Job 'one-train' was rejected: admission webhook",

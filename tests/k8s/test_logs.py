@@ -171,11 +171,3 @@ def test_a_run_that_is_deleted_ends_its_log(api: ApiServer, scheduler: Kubernete
     api.remove("Job", "one-train")
     api.remove("Pod", pod)
     assert reader.end() == ["a"]
-
-
-def test_following_an_idle_log_ends_at_until(api: ApiServer, scheduler: KubernetesJob, run: str) -> None:
-    pod = api.start_pod("one-train", 0)
-    api.say(pod, "a")
-    start = time.monotonic()
-    assert texts(scheduler, run, until=datetime.now(UTC) + timedelta(seconds=1), should_tail=True) == ["a"]
-    assert time.monotonic() - start < 5

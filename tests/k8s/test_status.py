@@ -80,6 +80,10 @@ def test_roles_are_described_as_far_as_known() -> None:
     (asked,) = app.roles
     assert (role.name, role.image, role.num_replicas, role.max_retries) == ("train", asked.image, 2, 5)
     assert (role.resource.cpu, role.resource.memMB, role.resource.gpu) == (4, 8192, 2)
+    canonical = {"memory": "8Gi", "cpu": "4"}
+    job = job_of(app)
+    job["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"] = canonical
+    assert look(job).roles[0].resource.memMB == 8192, "as an API server writes it"
     assert role.env.items() >= {"A": "1", "OMP_NUM_THREADS": "2"}.items()
     assert role.entrypoint == "sh"
 
