@@ -45,6 +45,7 @@ OPTIONAL_KINDS = ("JobSet", "Workload", "EarlierWorkload")
 REQUEST = "pipeline/request"
 """The annotation that identifies an object created by a request whose response was lost."""
 
+_METHODS = {"create": "POST", "patch": "PATCH", "delete": "DELETE"}
 _TRANSIENT = (429, 500, 502, 503, 504)
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 30.0
 """Seconds."""
@@ -52,6 +53,7 @@ _MAX_BACKOFF = 10.0
 """Seconds between two tries, unless the server asks for a delay."""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _log = logging.getLogger(__name__)
+_Query = Mapping[str, str]
 
 
 class ClusterAway(Exception):
@@ -145,7 +147,7 @@ class Cluster:
         marked = {**body, "metadata": {**body["metadata"], "annotations": annotations}}
         query = {"dryRun": "All"} if dry_run else {}
         try:
-            return self._json("POST", ApiRequest("create", kind, namespace, name), query, marked)
+            return self._json(ApiRequest("create", kind, namespace, name), query, marked)
         except ApiError as error:
             # An earlier try may have succeeded although its response was lost.
             if error.status != 409 or error.attempts == 1:
@@ -160,21 +162,21 @@ class Cluster:
 
     def read(self, kind: str, namespace: str, name: str) -> Object | None:
         """Return an object; None if it or its kind does not exist."""
-        return self._unless_absent("GET", ApiRequest("get", kind, namespace, name), {})
+        return self._unless_absent(ApiRequest("get", kind, namespace, name), {})
 
     def items(self, kind: str, namespace: str, selector: Mapping[str, str], fields: str = "") -> list[Object]:
         """Return the objects of a kind by labels and field selector; none of a kind that is not installed."""
         query = {"labelSelector": _selector(selector), "fieldSelector": fields}
         send = self._unless_absent if kind in OPTIONAL_KINDS else self._json
-        return list((send("GET", ApiRequest("list", kind, namespace), query) or {"items": ()})["items"])
+        return list((send(ApiRequest("list", kind, namespace), query) or {"items": ()})["items"])
 
     def patch(self, kind: str, namespace: str, name: str, change: Object) -> None:
         """Merge a change into an object."""
-        self._json("PATCH", ApiRequest("patch", kind, namespace, name), body=change)
+        self._json(ApiRequest("patch", kind, namespace, name), {}, change)
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete an object and what it owns, if it exists."""
-        self._unless_absent("DELETE", ApiRequest("delete", kind, namespace, name), {"propagationPolicy": "Background"})
+        self._unless_absent(ApiRequest("delete", kind, namespace, name), {"propagationPolicy": "Background"})
 
     def log(self, namespace: str, pod: str, query: Mapping[str, str], idle: float) -> Iterator[bytes]:
         """Return the log of a pod in pieces, as they arrive.
@@ -190,35 +192,26 @@ class Cluster:
             HTTPError: The connection was lost in the middle.
             ClusterAway: The server does not answer.
         """
-        return _pieces(self._call("GET", ApiRequest("get", "Pod", namespace, pod, "log"), query, timeout=idle))
+        return _pieces(self._call(ApiRequest("get", "Pod", namespace, pod, "log"), query, timeout=idle))
 
-    def _unless_absent(self, method: str, request: ApiRequest, query: Mapping[str, str]) -> Object | None:
+    def _unless_absent(self, request: ApiRequest, query: _Query) -> Object | None:
         try:
-            return self._json(method, request, query)
+            return self._json(request, query)
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
 
-    def _json(
-        self, method: str, request: ApiRequest, query: Mapping[str, str] | None = None, body: Object | None = None
-    ) -> Object:
-        found: Object = json.loads(self._call(method, request, query or {}, body).data)
+    def _json(self, request: ApiRequest, query: _Query, body: Object | None = None) -> Object:
+        found: Object = json.loads(self._call(request, query, body).data)
         return found
 
-    def _call(
-        self,
-        method: str,
-        request: ApiRequest,
-        query: Mapping[str, str],
-        body: Object | None = None,
-        timeout: float | None = None,
-    ) -> Any:
+    def _call(self, request: ApiRequest, query: _Query, body: Object | None = None, timeout: float = 0) -> Any:
         """Send a request until it is answered, and return the response; with a `timeout` its body is still to come."""
         until, pause = time.monotonic() + self._patience.total, self._patience.first
         for number in count(1):
             try:
-                return self._send(method, request, query, body, timeout)
+                return self._send(request, query, body, timeout)
             except ApiError as error:
                 error.attempts = number
                 raise
@@ -237,18 +230,16 @@ class Cluster:
             time.sleep(wait)
         raise AssertionError
 
-    def _send(
-        self, method: str, request: ApiRequest, query: Mapping[str, str], body: Object | None, timeout: float | None
-    ) -> Any:
+    def _send(self, request: ApiRequest, query: _Query, body: Object | None, timeout: float) -> Any:
         """Send a request once."""
         root, plural = KINDS[request.kind]
-        name = "" if method == "POST" else request.name
+        name = "" if request.verb == "create" else request.name
         parts = (root, "namespaces", request.namespace, plural, name, request.subresource)
-        content = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        content = "application/merge-patch+json" if request.verb == "patch" else "application/json"
         try:
             response = self._api.call_api(
                 "/" + "/".join(filter(None, parts)),
-                method,
+                _METHODS.get(request.verb, "GET"),
                 query_params=[(key, value) for key, value in query.items() if value],
                 header_params={"Accept": "application/json, */*", "Content-Type": content},
                 body=body,
@@ -257,7 +248,7 @@ class Cluster:
                 _preload_content=False,
                 _request_timeout=(_CONNECT_TIMEOUT, timeout or _READ_TIMEOUT),
             )
-            if timeout is None:
+            if not timeout:
                 # Reads the body now, for the connection may be lost here, too.
                 response.data  # noqa: B018
             return response
