@@ -41,16 +41,19 @@ class LogCursor:
 
     def unread(self, pieces: Iterable[bytes]) -> Iterator[LogLine]:
         """Yield the lines that have not been read yet."""
-        skip, at = self._repeated, self._last
+        caught_up, skip, at = False, self._repeated, self._last
         for raw in whole_lines(pieces):
             line = _parsed(raw, at)
             at = line.at
-            if at < self._last or (at == self._last and skip):
+            if not caught_up and (at < self._last or (at == self._last and skip)):
                 skip -= at == self._last
                 continue
-            # Lines may have the same timestamp: count those that have been read.
-            self._repeated = self._repeated + 1 if at == self._last else 1
-            self._last = at
+            # From here on all lines are new, also those of another stream that are stamped a little earlier.
+            caught_up = True
+            if at >= self._last:
+                # Lines may have the same timestamp: count those that have been read.
+                self._repeated = self._repeated + 1 if at == self._last else 1
+                self._last = at
             yield line
 
 

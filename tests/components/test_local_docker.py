@@ -1,5 +1,6 @@
 """What would be run in Docker, without an engine; tests/docker runs it."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -94,3 +95,29 @@ def test_a_missing_docker_engine_is_a_user_error(
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     assert main(["-s", "local_docker", "--run_dir", "s3://bucket/run"]) == 2
     assert "no Docker engine answers" in capsys.readouterr().err
+
+
+class Restarted:
+    """A container whose log grows once it has been restarted; the engine starts a log at a whole second."""
+
+    def __init__(self) -> None:
+        self.status, self.attrs = "restarting", {"State": {"ExitCode": 0}}
+        self.written = ["2026-01-01T00:00:01.5Z a", "2026-01-01T00:00:01.5Z b"]
+        self.asked: list[datetime | None] = []
+
+    def logs(self, since: datetime | None, **_: Any) -> list[bytes]:
+        self.asked.append(since)
+        return [f"{line}\r\n".encode() for line in self.written]
+
+    def reload(self) -> None:
+        self.status = "exited" if len(self.written) > 2 else self.status
+        self.written = [*self.written[:2], "2026-01-01T00:00:01.5Z c", "2026-01-01T00:00:02Z d"]
+
+
+def test_a_log_is_followed_over_a_restart_of_its_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, container = create_scheduler("test"), Restarted()
+    monkeypatch.setattr(LocalDocker, "_get_container", lambda *_: container)
+    assert list(scheduler.log_iter("app", "train", should_tail=True)) == ["a\n", "b\n", "c\n", "d\n"]
+    assert container.asked[0] is None
+    assert str(container.asked[1]) == "2026-01-01 00:00:01+00:00"
+    assert list(scheduler.log_iter("app", "train", regex="[cd]")) == ["c\n", "d\n"]

@@ -41,3 +41,10 @@ def test_earlier_lines_are_skipped_and_one_without_a_timestamp_has_that_of_the_l
     pieces = [b"2026-01-01T00:00:00.001Z early\n2026-01-01T00:00:00.003Z late\nno stamp\n"]
     at = int(start.timestamp()) * 10**9 + 3 * 10**6
     assert list(cursor.unread(pieces)) == [LogLine(at, "late"), LogLine(at, "no stamp")]
+
+
+def test_a_line_that_is_stamped_a_little_earlier_than_the_one_before_is_not_lost() -> None:
+    lines = [f"2026-01-01T00:00:00.{number}Z {number}\n".encode() for number in (1, 3, 2, 4)]
+    cursor = LogCursor(None)
+    assert [line.text for line in cursor.unread(lines)] == ["1", "3", "2", "4"]
+    assert list(cursor.unread(lines)) == []
