@@ -28,7 +28,7 @@ from pipeline.training import console, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
-from pipeline.training.receipt import Checkpoint, Evaluation
+from pipeline.training.receipt import Evaluation
 from pipeline.training.session import TrainingSession
 from pipeline.training.stop_vote import StopVote
 from pipeline.training.tensorboard import RunLogger
@@ -208,7 +208,7 @@ def _fit(start: _Start) -> None:
 def _test(command: CommandLine, run: RunDir, point: ResumePoint) -> None:
     """Score the test set exactly once, and leave a receipt of it."""
     url, record = str(point.url), point.record
-    evaluation = Evaluation(run, Checkpoint(url, resume_point.digest(url) if record is None else record.sha256))
+    evaluation = Evaluation(run, url, resume_point.digest(url) if record is None else record.sha256)
     command.trainer.callbacks.append(evaluation)  # type: ignore[attr-defined]
     evaluation.watch(command.trainer, command.datamodule if command.datamodule is not None else command.model)
     log.info("evaluating %s on 1 device", url)

@@ -190,7 +190,7 @@ def decide(events: Sequence[Event], view: RoundView) -> Event | None:
     """Return the verdict on a round, for an agent whose own workers have ended; None while it is too early."""
     exited = {event.node: event.status for event in events if event.type is EventType.EXITED}
     if set(view.nodes) <= exited.keys() and not any(exited.values()):
-        return Event(view.me, EventType.VERDICT, DONE, restarts_used=view.restarts_used)
+        return _planned(view, DONE)
     root = root_failure(events)
     if root is None and not view.lost and not stopping(events) and not any(exited.values()):
         return None
@@ -199,22 +199,24 @@ def decide(events: Sequence[Event], view: RoundView) -> Event | None:
     if root is not None and (root.status == USER_MUST_CHANGE or not is_consequence(root, events)):
         return _crash(root, view)
     if (reason := membership_change(events)) is not None:
-        return Event(
-            view.me, EventType.VERDICT, PREEMPTED, reason=reason, restart=True, restarts_used=view.restarts_used
-        )
+        return _planned(view, PREEMPTED, reason, restart=True)
     if view.lost:
         lost = min(view.lost)
         reason = f"node {address_of(lost)} lost (no heartbeats)"
         return _crash(Event(lost, EventType.FAILED, root.status if root else CRASH, reason=reason), view)
     if root is not None and not stopping(events):
         return _crash(root, view)
-    reason = "workers exited with status 75 (preempted), and no node was asked to stop"
-    return Event(view.me, EventType.VERDICT, PREEMPTED, reason=reason, restarts_used=view.restarts_used)
+    return _planned(view, PREEMPTED, "workers exited with status 75 (preempted), and no node was asked to stop")
 
 
 def is_consequence(failure: Event, events: Iterable[Event]) -> bool:
     """Return whether a failure only follows from ranks that were asked to stop, or from a lost node."""
     return failure.kind is FailureKind.LOST_PEER or (failure.kind is FailureKind.UNKNOWN and stopping(events))
+
+
+def _planned(view: RoundView, status: int, reason: str = "", *, restart: bool = False) -> Event:
+    used = view.restarts_used  # no crash, so that it costs nothing of the budget
+    return Event(view.me, EventType.VERDICT, status, reason=reason, restart=restart, restarts_used=used)
 
 
 def _crash(cause: Event, view: RoundView) -> Event:

@@ -12,12 +12,10 @@ Environment: PIPELINE_CACHE_DIR (default: the user's cache folder, or one of the
 PIPELINE_CACHE_BYTES (default: 50 GB; the least recently used files are removed first).
 """
 
-import errno
 import fcntl
 import gzip
 import hashlib
 import io
-import json
 import logging
 import os
 import re
@@ -25,15 +23,14 @@ import stat
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.cache.folder import CacheFolder
 from pipeline.errors import UserError
-from pipeline.run.run_dir import SCHEMA, now
+from pipeline.run.run_dir import now
 from pipeline.run.storage import is_local, open_filesystem, speaks
 from pipeline.run.storage_errors import http_status, is_away, storage_error
 
@@ -45,7 +42,6 @@ _PAUSE = 0.2
 _STALLED = 60.0
 _GZIP = b"\x1f\x8b"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_RECORD = {"version": str, "bytes": int, "sha256": str, "source_sha256": str, "mtime_ns": int, "created": str}
 # What storages call the content's tag, and where they have none, its times.
 _TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "content_md5", "sha")
 _TIMES = ("mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified", "created")
@@ -159,30 +155,16 @@ class _CachedFile:
 
     def _find(self, wanted: str = "", **having: str) -> Source | None:
         """Return the newest whole copy whose record has these values."""
-        found: list[tuple[str, Path, dict[str, Any]]] = []
-        for path in self.folder.path.glob(f"{self.key}-*.json"):
-            record: Any = None
-            with suppress(OSError, ValueError):
-                record = json.loads(path.read_bytes())
-            if (
-                isinstance(record, dict)
-                and all(type(record.get(name)) is kind for name, kind in _RECORD.items())
-                and (record.get("schema"), record.get("url")) == (SCHEMA, self.url)
-                and all(_DIGEST.fullmatch(record[name]) for name in ("sha256", "source_sha256"))
-                and all(record[name] == value for name, value in having.items())
-            ):
-                found.append((record["created"], path.with_suffix(".bin"), record))
-        for _, path, record in sorted(found, key=lambda each: each[0], reverse=True):
-            mtime_ns = None
-            with suppress(OSError):
-                mtime_ns = _mtime_if_whole(path, record)
-            if mtime_ns is None:
+        stems = [path.with_suffix("") for path in self.folder.path.glob(f"{self.key}-*.json")]
+        records = [(stem, self.folder.read_record(stem, self.url, **having)) for stem in stems]
+        found = [(str(record.get("created")), stem, record) for stem, record in records if record is not None]
+        for _, stem, record in sorted(found, key=lambda each: each[0], reverse=True):
+            if (mtime_ns := self.folder.mtime_if_whole(stem, record)) is None:
                 continue
             if wanted:
-                _verify(self.url, record["source_sha256"], wanted)
-            with suppress(OSError):  # another user's file
-                os.utime(path, ns=(time.time_ns(), mtime_ns))
-            return Source(self.url, str(path), record["bytes"], mtime_ns, self.decompress, record["sha256"])
+                _verify(self.url, str(record.get("source_sha256")), wanted)
+            path, sha256 = stem.with_suffix(".bin"), str(record.get("sha256"))
+            return Source(self.url, str(path), record["bytes"], mtime_ns, self.decompress, sha256)
         return None
 
     def _fetch(self, fs: Any, path: str, info: dict[str, Any], wanted: str) -> str:
@@ -197,9 +179,7 @@ class _CachedFile:
                 return _version(info)
             except (UserError, ValueError, FileNotFoundError, PermissionError):
                 raise
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise self.folder.no_space(self.url, _size(info)) from error
+            except Exception as error:  # noqa: BLE001 - every storage has errors of its own
                 failure = error
                 log.warning("%s: attempt %d of %d failed: %s", self.url, attempt + 1, _TRIES, storage_error(error))
         assert failure is not None
@@ -265,20 +245,6 @@ class _HashingReader(io.RawIOBase):
             filled += len(data)
         self.bytes += filled
         return filled
-
-
-def _mtime_if_whole(path: Path, record: dict[str, Any]) -> int | None:
-    """Return when a copy was last written, None where it is not what its record says."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        state = os.fstat(file.fileno())
-        if not stat.S_ISREG(state.st_mode) or state.st_size != record["bytes"]:
-            return None
-        # Hashing 50 GB again at every start would cost each process half a minute and more of reading; a file that was
-        # written to or copied has another time, and only that one is hashed.
-        touched = state.st_mtime_ns != record["mtime_ns"]
-        if touched and f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != record["sha256"]:
-            return None
-        return state.st_mtime_ns
 
 
 def _ask(fs: Any, path: str) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The folder of the cache: where it is, who reads or writes there now, and what is removed when it is full."""
 
+import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -8,8 +10,10 @@ import re
 import shutil
 import stat
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -39,7 +43,8 @@ class CacheFolder:
         self.path = cache_folder()
         self.limit = cache_bytes()
 
-    def lock(self, key: str, kind: int, wait: bool = True) -> AbstractContextManager[bool]:
+    @contextmanager
+    def lock(self, key: str, kind: int, wait: bool = True) -> Iterator[bool]:
         """Hold the lock of a key's files, which is released when its process dies.
 
         Args:
@@ -47,7 +52,27 @@ class CacheFolder:
             kind: `fcntl.LOCK_SH` to read, `fcntl.LOCK_EX` to write or remove.
             wait: Until it is free; else yield False where it is not.
         """
-        return _locked(self.path / f"{key}.lock", kind, wait)
+        path = self.path / f"{key}.lock"
+        while True:
+            descriptor = _open_lock(path)
+            try:
+                try:
+                    fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not wait:
+                        yield False
+                        return
+                    log.info("waiting for the process that holds %s", path)
+                    fcntl.flock(descriptor, kind)
+                with suppress(FileNotFoundError):
+                    # It may have been removed with its files while this process waited.
+                    if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                        yield True
+                        return
+            finally:
+                # Closing alone would leave the lock with a child that was forked in between.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                os.close(descriptor)
 
     @contextmanager
     def hold(self, key: str, url: str, find: Callable[[], T | None], fetch: Callable[[], None]) -> Iterator[T]:
@@ -108,6 +133,34 @@ class CacheFolder:
         if shutil.disk_usage(self.path).free < needed:
             raise self.no_space(url, needed)
 
+    def read_record(self, stem: Path, url: str, **expected: str) -> dict[str, Any] | None:
+        """Return the record of a copy of this URL; None where there is none with these values, or it is torn."""
+        try:
+            record = json.loads(stem.with_suffix(".json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        wanted = {"schema": SCHEMA, "url": url, **expected}
+        return record if isinstance(record, dict) and wanted.items() <= record.items() else None
+
+    def mtime_if_whole(self, stem: Path, record: dict[str, Any]) -> int | None:
+        """Return when a copy was last written, and note that it is used now; None where its record says otherwise."""
+        path = stem.with_suffix(".bin")
+        try:
+            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                state = os.fstat(file.fileno())
+                if not stat.S_ISREG(state.st_mode) or state.st_size != record["bytes"]:
+                    return None
+                # Hashing 50 GB again at every start would cost each process half a minute and more of reading. Another
+                # time tells a file that was written to or copied; another boot, one that may not have reached the disk.
+                known = state.st_mtime_ns == record["mtime_ns"] and record.get("boot") in (None, _boot())
+                if not known and f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != record["sha256"]:
+                    return None
+        except (OSError, KeyError):
+            return None
+        with suppress(OSError):  # another user's file
+            os.utime(path, ns=(time.time_ns(), state.st_mtime_ns))
+        return state.st_mtime_ns
+
     def take_in(
         self, stem: Path, url: str, size: int, fill: Callable[[BinaryIO], dict[str, Any]], durable: bool
     ) -> None:
@@ -117,8 +170,8 @@ class CacheFolder:
             stem: Its path without `.bin`: the key, of which this process holds the lock, and the version.
             url: Where it comes from.
             size: Bytes to come, 0 where that is not known.
-            fill: Writes the bytes, and returns what the record says of them.
-            durable: Whether to fsync them, which is needed if they are not hashed again after a power failure.
+            fill: Writes the bytes, and returns what the record says of them, with their `bytes` and `sha256`.
+            durable: Whether to fsync them; else they are hashed again once the machine has been restarted.
 
         Raises:
             UserError: There is no room.
@@ -138,8 +191,12 @@ class CacheFolder:
                 mtime_ns = os.fstat(file.fileno()).st_mtime_ns
             stem.with_suffix(".json").unlink(missing_ok=True)  # an older record must not describe these bytes
             os.replace(part, stem.with_suffix(".bin"))
-            text = json.dumps({"schema": SCHEMA, "url": url, **record, "mtime_ns": mtime_ns}, indent=2) + "\n"
-            write_local(stem.with_suffix(".json"), text.encode())
+            known = {"schema": SCHEMA, "url": url, **record, "mtime_ns": mtime_ns, "boot": None if durable else _boot()}
+            write_local(stem.with_suffix(".json"), f"{json.dumps(known, indent=2)}\n".encode())
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self.no_space(url, size) from error
+            raise
         finally:
             part.unlink(missing_ok=True)
         self.make_room(0, url, key, keep=stem.name)
@@ -151,12 +208,11 @@ class CacheFolder:
             "the file to a local path and name that"
         )
 
-    def no_space(self, url: str, size: int | None) -> UserError:
+    def no_space(self, url: str, size: int) -> UserError:
         """Return the error for a disk that is full of other files."""
         return UserError(
             f"PIPELINE_CACHE_DIR={self.path}: {shutil.disk_usage(self.path).free} bytes are free there, not enough for "
-            f"{url} ({'of unknown size' if size is None else f'{size} bytes'}). Make room, or name a folder on a "
-            "larger disk"
+            f"{url} ({f'{size} bytes' if size else 'of unknown size'}). Make room, or name a folder on a larger disk"
         )
 
     def _remove(self, key: str, name: str, size: int, alone: bool) -> int:
@@ -215,31 +271,6 @@ def cache_bytes() -> int:
     return int(text)
 
 
-@contextmanager
-def _locked(path: Path, kind: int, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that is released when its process dies; yield False where another one holds it and `wait` is off."""
-    while True:
-        descriptor = _open_lock(path)
-        try:
-            try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    yield False
-                    return
-                log.info("waiting for the process that holds %s", path)
-                fcntl.flock(descriptor, kind)
-            with suppress(FileNotFoundError):
-                # It may have been removed with its files while this process waited.
-                if os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                    yield True
-                    return
-        finally:
-            # Closing alone would leave the lock with a child that was forked in between.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-
 def _open_lock(path: Path) -> int:
     while True:
         for flags in (os.O_RDWR, os.O_RDONLY):  # another user's lock opens for reading, and locks as well
@@ -247,6 +278,13 @@ def _open_lock(path: Path) -> int:
                 return os.open(path, flags | os.O_NOFOLLOW)
         with suppress(FileExistsError):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+
+
+def _boot() -> str:
+    """Return what changes when the machine is restarted; where the system does not say, with every call."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return uuid.uuid4().hex
 
 
 def _unwritable(folder: Path) -> str:

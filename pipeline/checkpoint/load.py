@@ -11,13 +11,10 @@ Nothing here is fsynced, which would cost a third of the time: bytes that were f
 hashed again.
 """
 
-import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +28,7 @@ from pipeline.cache.folder import CacheFolder
 from pipeline.checkpoint.commit import CommitRecord, Corrupt, newest, select
 from pipeline.checkpoint.transfer import PART, open_ranges
 from pipeline.errors import UserError
-from pipeline.run.run_dir import SCHEMA, RunDir
+from pipeline.run.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -139,12 +136,23 @@ def _held(run: RunDir, record: CommitRecord, revalidate: bool = False) -> Iterat
     folder, version = CacheFolder(), _version(run, record) if revalidate else ""
     key = _digest(f"checkpoint {url}")[:32]
     stem = folder.path / f"{key}-{_digest(record.sha256)[:16]}"
-    with folder.hold(
-        key,
-        url,
-        lambda: stem.with_suffix(".bin") if _is_whole(stem, record, version) else None,
-        lambda: _download(run, record, folder, stem, version or _version(run, record)),
-    ) as path:
+    expected = {"sha256": record.sha256, **({"version": version} if version else {})}
+
+    def find() -> Path | None:
+        known = folder.read_record(stem, url, **expected)
+        whole = known is not None and folder.mtime_if_whole(stem, known) is not None
+        return stem.with_suffix(".bin") if whole else None
+
+    def download() -> None:
+        came = {"bytes": record.bytes, "sha256": record.sha256, "version": version or _version(run, record)}
+
+        def fill(file: BinaryIO) -> dict[str, Any]:
+            _stream(run, record, lambda start, data: _write(file.fileno(), start, data))
+            return came
+
+        folder.take_in(stem, url, record.bytes, fill, durable=False)
+
+    with folder.hold(key, url, find, download) as path:
         yield path
 
 
@@ -200,43 +208,6 @@ def _version(run: RunDir, record: CommitRecord) -> str:
     return _digest(repr(sorted((name, str(value)) for name, value in info.items())))
 
 
-def _is_whole(stem: Path, record: CommitRecord, version: str) -> bool:
-    """Return whether the cache has the bytes of a record, and of that version if one is given."""
-    path, known = stem.with_suffix(".bin"), None
-    try:
-        known = json.loads(stem.with_suffix(".json").read_bytes())
-        state = path.stat()
-        if not isinstance(known, dict) or (known.get("schema"), known.get("sha256")) != (SCHEMA, record.sha256):
-            return False
-        if version not in ("", known.get("version")):
-            return False
-        # It was written to or copied; or the machine went down, perhaps before all of it was on the disk.
-        boot = _boot()
-        if not boot or (boot, state.st_mtime_ns) != (known.get("boot"), known.get("mtime_ns")):
-            _hash_file(path, record)
-    except (OSError, ValueError, Corrupt):
-        return False
-    with suppress(OSError):  # another user's file
-        os.utime(path, ns=(time.time_ns(), state.st_mtime_ns))
-    return True
-
-
-def _download(run: RunDir, record: CommitRecord, folder: CacheFolder, stem: Path, version: str) -> None:
-    """Put the bytes into the cache, if they match. A kill leaves nothing that counts."""
-    url = run.url_of(record.name)
-
-    def fill(file: BinaryIO) -> dict[str, Any]:
-        _stream(run, record, lambda start, data: _write(file.fileno(), start, data))
-        return {"sha256": record.sha256, "version": version, "boot": _boot()}
-
-    try:
-        folder.take_in(stem, url, record.bytes, fill, durable=False)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise folder.no_space(url, record.bytes) from error
-        raise
-
-
 def _write(descriptor: int, start: int, data: memoryview) -> None:
     while data:
         written = os.pwrite(descriptor, data, start)
@@ -276,13 +247,6 @@ def _stream(run: RunDir, record: CommitRecord, place: Callable[[int, memoryview]
     finally:
         pool.shutdown(cancel_futures=True)
     _compare(record, length, digest.hexdigest())
-
-
-def _boot() -> str:
-    """Return what changes when the machine is restarted, "" where the system does not say."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
 
 
 def _digest(text: str) -> str:

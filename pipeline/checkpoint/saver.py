@@ -53,8 +53,8 @@ class Saver:
         self,
         run: RunDir,
         budget: float,
-        before_commit: Callable[[], None] | None = None,
-        after_commit: Callable[[CommitRecord], None] | None = None,
+        before_commit: Callable[[], None] = lambda: None,
+        after_commit: Callable[[CommitRecord], None] = lambda _: None,
     ) -> None:
         self.run = run
         self.budget = budget
@@ -96,7 +96,7 @@ class Saver:
         Raises:
             SaveFailed: An earlier one failed for longer than the budget.
         """
-        self.ready(math.inf)
+        self.finish(or_failing=True)
         if self.saving:
             # A client may retry by itself for minutes, and say nothing.
             why = "no upload progress" if self._failing_since is None else "storage failing"
@@ -127,30 +127,27 @@ class Saver:
         known = "nothing is durable yet" if self.committed is None else f"step {self.committed} is durable"
         return known + (f", step {self._taken} was still being uploaded" if self.saving else "")
 
-    def ready(self, seconds: float) -> bool:
-        """Wait until `save` would not block: no save is in progress, or the storage fails. Return whether that is so.
+    def finish(self, seconds: float = math.inf, *, or_failing: bool = False) -> bool:
+        """Wait until no save is in progress.
+
+        Args:
+            seconds: For so long at most.
+            or_failing: Whether a storage that fails ends the wait, too: `save` would not block then.
+
+        Returns:
+            Whether that is so.
 
         Raises:
-            SaveFailed: An earlier one failed for longer than the budget.
+            SaveFailed: A save failed for longer than the budget.
         """
-        return self._wait(seconds, lambda: self.failing > 0)
-
-    def finished(self, seconds: float) -> bool:
-        """Wait until no save is in progress. Return whether that is so.
-
-        Raises:
-            SaveFailed: It failed for longer than the budget.
-        """
-        return self._wait(seconds, lambda: False)
-
-    def _wait(self, seconds: float, enough: Callable[[], bool]) -> bool:
         if self._thread is not None and self.saving:
             began = time.monotonic()
-            while self.saving and not enough() and time.monotonic() - began < seconds:
+            while self.saving and not (or_failing and self.failing) and time.monotonic() - began < seconds:
                 self._thread.join(0.1)
             self._waited += time.monotonic() - began
-        self.check()
-        return not self.saving or enough()
+        if self._fatal is not None:
+            raise self._fatal
+        return not self.saving or (or_failing and self.failing > 0)
 
     @property
     def failing(self) -> float:
@@ -160,23 +157,6 @@ class Saver:
             return time.monotonic() - since
         still = time.monotonic() - self._moved if self.saving else 0.0
         return still if still >= _STALLED else 0.0
-
-    def check(self) -> None:
-        """Raise if a save in the background has failed for good.
-
-        Raises:
-            SaveFailed: It has.
-        """
-        if self._fatal is not None:
-            raise self._fatal
-
-    def finish(self) -> None:
-        """Wait until the save that is in progress has ended.
-
-        Raises:
-            SaveFailed: It failed for longer than the budget.
-        """
-        self.finished(math.inf)
 
     def _commit(self, snapshot: dict[str, Any], record: CommitRecord, stopped: float) -> None:
         began, pause = time.monotonic(), _FIRST_PAUSE
@@ -214,16 +194,14 @@ class Saver:
             seconds,
             1000 * stopped,
         )
-        if self.after_commit is not None:
-            try:
-                self.after_commit(written)
-            except Exception as error:  # noqa: BLE001 - the checkpoint is committed, whatever happens after
-                log.warning("after the commit of step %d: %s", record.step, storage_error(error))
+        try:
+            self.after_commit(written)
+        except Exception as error:  # noqa: BLE001 - the checkpoint is committed, whatever happens after
+            log.warning("after the commit of step %d: %s", record.step, storage_error(error))
 
     def _may_commit(self) -> None:
         try:
-            if self.before_commit is not None:
-                self.before_commit()
+            self.before_commit()
         except LeaseLost as error:
             raise _MayNotCommit from error
 

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(name: str, arguments: Sequence[str]) -> int:
     path, text = COMMANDS[name]
     module = importlib.import_module(path)
-    if not hasattr(module, "add_arguments"):  # its flags are those of fit, which only Lightning's parser knows
+    if not hasattr(module, "add_arguments"):  # its flags are those of fit, too
         return int(module.run(arguments))
     parser = CommandParser(name, text)
     module.add_arguments(parser)

@@ -54,29 +54,16 @@ class Permutation:
         Returns:
             (n,) int64 in 0..size-1, all different where the positions are.
         """
-        a = np.uint64(self._a)
-        value = positions.astype(np.uint64)
-        right = value // a
-        left = value - right * a
-        self._encrypt(left, right)
-        value = right * a + left
+        value = self._encrypt(positions.astype(np.uint64))
         while len(outside := np.flatnonzero(value >= self.size)):
-            left, right = left[outside], right[outside]
-            walking = value[outside]
-            while True:
-                right = walking // a
-                left = walking - right * a
-                self._encrypt(left, right)
-                walking = right * a + left
-                inside = walking < self.size
-                value[outside[inside]] = walking[inside]
-                outside, walking = outside[~inside], walking[~inside]
-                if not len(outside):
-                    break
+            value[outside] = self._encrypt(value[outside])
         return value.astype(np.int64)
 
-    def _encrypt(self, left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64]) -> None:
-        """Apply all rounds, in place."""
+    def _encrypt(self, value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Apply all rounds to the pairs that numbers stand for."""
+        a = np.uint64(self._a)
+        right = value // a
+        left = value - right * a
         hashed, shifted = np.empty_like(left), np.empty_like(left)
         for number, (add, multiply) in enumerate(self._keys):
             source, target, limit = (right, left, self._a) if number % 2 == 0 else (left, right, self._b)
@@ -93,6 +80,7 @@ class Permutation:
             np.add(target, hashed, out=target)
             np.subtract(target, np.uint64(limit), out=shifted)
             np.minimum(target, shifted, out=target)
+        return right * a + left
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import pickle
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -48,6 +48,16 @@ class IdentifiedBatch(NamedTuple):
     canonical: list[bool]
     batch: Any
 
+    @staticmethod
+    def of(samples: Sequence[Sample], batch: Any) -> "IdentifiedBatch":
+        """Return a batch that was made of some samples."""
+        return IdentifiedBatch(
+            np.array([sample.index for sample in samples], np.int64),
+            [sample.digest for sample in samples],
+            [sample.canonical for sample in samples],
+            batch,
+        )
+
 
 class _IdentifiedDataset:
     """Hands out each sample with its identity."""
@@ -68,19 +78,15 @@ class _IdentifiedDataset:
         items = self.dataset.__getitems__(indices)
         if isinstance(self.dataset, SeededDataset) and (not self.digests or not isinstance(items, list)):
             # SeededDataset has compared the numbers of samples; a list is still to be collated.
-            hashed = [_digest(row) for row in rows(items)] if self.digests else []
-            return IdentifiedBatch(
-                np.array(indices, np.int64),
-                [digest for digest, _ in hashed],
-                [canonical for _, canonical in hashed],
-                items,
-            )
+            if not self.digests:
+                return IdentifiedBatch(np.array(indices, np.int64), [], [], items)
+            return IdentifiedBatch.of(list(map(self._identify, indices, rows(items))), items)
         if len(items) != len(indices):
             raise ProofFailed(
                 f"{type(self.dataset).__name__}.__getitems__ returned {len(items)} samples for {len(indices)} indices: "
                 "which of them are missing or double cannot be told"
             )
-        return [self._identify(index, item) for index, item in zip(indices, items, strict=True)]
+        return list(map(self._identify, indices, items))
 
     def _identify(self, index: int, item: Any) -> Sample:
         return Sample(int(index), *_digest(item), item)
@@ -97,15 +103,8 @@ class _IdentifiedCollate:
             batch = samples.batch
             return samples._replace(batch=self.collate(batch)) if isinstance(batch, list) else samples
         if isinstance(samples, Sample):  # a loader with batch_size=None: one sample is one batch
-            return IdentifiedBatch(
-                np.array([samples.index]), [samples.digest], [samples.canonical], self.collate(samples.item)
-            )
-        return IdentifiedBatch(
-            np.array([sample.index for sample in samples], np.int64),
-            [sample.digest for sample in samples],
-            [sample.canonical for sample in samples],
-            self.collate([sample.item for sample in samples]),
-        )
+            return IdentifiedBatch.of([samples], self.collate(samples.item))
+        return IdentifiedBatch.of(samples, self.collate([sample.item for sample in samples]))
 
 
 class StripSampleIds:
@@ -175,11 +174,9 @@ def fingerprint(dataset: Any) -> tuple[str, str]:
 
 def _digest_of(dataset: Any, name: str, indices: list[int]) -> tuple[str, bool]:
     hasher = hashlib.sha256(name.encode())
-    canonical = True
     fetched = SeededDataset(dataset, 0).__getitems__(indices) if indices else []
-    for row in fetched if isinstance(fetched, list) else rows(fetched):
-        canonical &= _hash(hasher, row)
-    return hasher.hexdigest(), canonical
+    canonical = [_hash(hasher, row) for row in (fetched if isinstance(fetched, list) else rows(fetched))]
+    return hasher.hexdigest(), all(canonical)
 
 
 def _digest(item: Any) -> tuple[bytes, bool]:
@@ -217,18 +214,13 @@ def _hash(hasher: Any, value: Any) -> bool:
     if isinstance(value, Mapping):
         hasher.update(f"mapping {len(value)};".encode())
         parts = [part for key in sorted(value, key=repr) for part in (key, value[key])]
-        return _hash_all(hasher, parts)
-    if isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple)):
         hasher.update(f"sequence {len(value)};".encode())
-        return _hash_all(hasher, value)
-    data = pickle.dumps(value, protocol=5)
-    hasher.update(f"pickle {len(data)};".encode())
-    hasher.update(data)
-    return False
-
-
-def _hash_all(hasher: Any, parts: Iterable[Any]) -> bool:
-    canonical = True
-    for part in parts:
-        canonical &= _hash(hasher, part)
-    return canonical
+        parts = list(value)
+    else:
+        data = pickle.dumps(value, protocol=5)
+        hasher.update(f"pickle {len(data)};".encode())
+        hasher.update(data)
+        return False
+    canonical = [_hash(hasher, part) for part in parts]  # all of them, also after one that is not
+    return all(canonical)

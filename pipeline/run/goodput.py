@@ -40,10 +40,10 @@ class Goodput:
         self._purpose = STARTING
         self._since = time.perf_counter() - _age()
 
-    def waits(self) -> None:
-        """Count what follows as waiting for data: the last batch is over, and the next one is not there yet."""
+    def enter(self, purpose: str) -> None:
+        """Count what follows for this purpose, such as waiting for data; before the first batch all is starting."""
         if self._purpose != STARTING:
-            self._switch(WAITING)
+            self._switch(purpose)
 
     def steps(self, step: int) -> None:
         """Count what follows as a step: a batch is there.
@@ -53,11 +53,6 @@ class Goodput:
         """
         self.step = step
         self._switch(REPEATED if step < self.known else USEFUL)
-
-    def rests(self) -> None:
-        """Count what follows as other: an epoch is over."""
-        if self._purpose != STARTING:
-            self._switch(OTHER)
 
     def saved(self, seconds: float) -> None:
         """Count a save that was handed over.
@@ -82,11 +77,6 @@ class Goodput:
             yield
         finally:
             self._switch(before)
-
-    def validates(self, begins: bool) -> None:
-        """Count what follows as validating, or no longer."""
-        if self._purpose != STARTING:
-            self._switch(VALIDATING if begins else OTHER)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the seconds so far, their useful share, and what saves have cost, for JSON. Safe in any thread."""

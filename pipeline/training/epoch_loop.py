@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
+from pipeline.run.goodput import OTHER, WAITING
 from pipeline.training import compat
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class EpochLoop(compat.TrainingEpochLoop):
         ready = progress.ready
         if self.session is not None:
             self.session.at_boundary(self.session.state.boundary("batch"))
-            self.session.goodput.waits()
+            self.session.goodput.enter(WAITING)
         try:
             super().advance(data_fetcher)
         except StopIteration:
@@ -85,10 +86,10 @@ class EpochLoop(compat.TrainingEpochLoop):
     def run(self, data_fetcher: Any) -> None:
         """Train on the batches of one epoch, whose ledger is then closed."""
         if self.session is not None:
-            self.session.goodput.waits()  # a loader starts its workers before the first batch
+            self.session.goodput.enter(WAITING)  # a loader starts its workers before the first batch
         super().run(data_fetcher)
         if self.session is not None:
-            self.session.goodput.rests()
+            self.session.goodput.enter(OTHER)
             self.session.state.close_epoch(self._ended_by(), self.batch_progress.current.completed)
 
     def _ended_by(self) -> str:

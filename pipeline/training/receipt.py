@@ -13,7 +13,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,7 +21,6 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from pipeline.checkpoint.commit import CommitRecord
 from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, identified
 from pipeline.data.seeded import SeededDataset
 from pipeline.errors import ProofFailed, UserError
@@ -33,30 +31,19 @@ log = logging.getLogger(__name__)
 _LISTED = 100
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that is evaluated: its URL and its digest, `sha256:<hex>`."""
-
-    url: str
-    sha256: str | None
-
-    @staticmethod
-    def of(run: RunDir, record: CommitRecord) -> "Checkpoint":
-        """The checkpoint of a commit record."""
-        return Checkpoint(run.url_of(record.name), record.sha256)
-
-
 class Evaluation(pl.Callback):
     """Counts what `test_step` used, and writes `evaluation/receipt.json` and `evaluation/scores.csv`.
 
     Args:
         run: Where the receipt goes.
-        checkpoint: What is evaluated.
+        checkpoint: The URL of what is evaluated.
+        sha256: Its digest, `sha256:<hex>`.
     """
 
-    def __init__(self, run: RunDir, checkpoint: Checkpoint) -> None:
+    def __init__(self, run: RunDir, checkpoint: str, sha256: str) -> None:
         self.run = run
         self.checkpoint = checkpoint
+        self.sha256 = sha256
         self.receipt: dict[str, Any] = {}
         self._in_flight: deque[IdentifiedBatch] = deque()
         self._scores: list[tuple[list[int], dict[str, Any]]] = []
@@ -124,8 +111,8 @@ class Evaluation(pl.Callback):
         complete = not len(missing) and not len(duplicate)
         fingerprint = f"sha256:{hashlib.sha256(self._digests.tobytes()).hexdigest()}"
         self.receipt = {
-            "checkpoint": self.checkpoint.url,
-            "checkpoint_sha256": self.checkpoint.sha256,
+            "checkpoint": self.checkpoint,
+            "checkpoint_sha256": self.sha256,
             "dataset": self._dataset,
             "dataset_fingerprint": fingerprint if complete else None,
             "fingerprint_kind": "content" if self._canonical else "pickled content",
@@ -147,7 +134,7 @@ class Evaluation(pl.Callback):
         self.run.write_json(RECEIPT, self.receipt)
         if not complete:
             raise ProofFailed(
-                f"the evaluation of {self.checkpoint.url} is incomplete: of {len(self._count)} test samples "
+                f"the evaluation of {self.checkpoint} is incomplete: of {len(self._count)} test samples "
                 f"{len(missing)} were not scored (first: {missing[:5].tolist()}) and {len(duplicate)} more than once "
                 f"(first: {duplicate[:5].tolist()}). Something between the dataset and test_step (a collate function, "
                 f"a loader wrapper, a loader worker) drops, doubles or swaps samples. Details: {self.run}/{RECEIPT}"

@@ -16,7 +16,7 @@ from pipeline.checkpoint.commit import CommitRecord, Monitor, read_record, write
 from pipeline.checkpoint.saver import SaveFailed, Saver
 from pipeline.checkpoint.serializable import plain
 from pipeline.errors import LeaseLost, Preempted, UserError
-from pipeline.run.goodput import SAVING, Goodput
+from pipeline.run.goodput import OTHER, SAVING, VALIDATING, Goodput
 from pipeline.run.run_dir import now
 from pipeline.training.save_policy import Boundary, SavePolicy
 from pipeline.training.stop_vote import StopVote
@@ -111,7 +111,7 @@ class TrainingSession:
 
     def on_validation_start(self, batches: float) -> None:
         """A validation begins; the ranks may have different numbers of batches."""
-        self.goodput.validates(begins=True)
+        self.goodput.enter(VALIDATING)
         self._common_batches = self.vote.least(batches)
         self.vote.restart()
 
@@ -133,7 +133,7 @@ class TrainingSession:
     def on_validation_end(self) -> None:
         """A validation has ended; training continues."""
         self._standing = None
-        self.goodput.validates(begins=False)
+        self.goodput.enter(OTHER)
         self.vote.restart()
 
     def on_validation_logged(self, step: int) -> None:
@@ -185,7 +185,7 @@ class TrainingSession:
             reasons: Why it is due.
             wait: Whether it must not be skipped, however long the storage is away: it is this attempt's last.
         """
-        self._wait(saver.finished if wait else saver.ready)
+        self._wait(saver, or_failing=not wait)
         began = time.perf_counter()
         checkpoint, run_state = self.state.capture(at, self._standing)
         taken = False
@@ -232,7 +232,7 @@ class TrainingSession:
         """Write into the record of a step what is known only now: the value of its validation, or the end."""
         ends, self._value_pending, pending = "end" in reasons, False, self._value_pending
         if pending or ends:
-            self._wait(saver.finished)  # the step may still be under way
+            self._wait(saver)  # the step may still be under way
         record = read_record(saver.run, at.step) if self.state.is_global_zero and (pending or ends) else None
         if record is None:
             return
@@ -242,24 +242,21 @@ class TrainingSession:
             reason=[*record.reason, *(["end"] if ends and "end" not in record.reason else [])],
         )
         if known != record:
-            if saver.before_commit is not None:
-                saver.before_commit()
+            saver.before_commit()
             write_record(saver.run, known, overwrite=True)
 
     def _finish(self) -> None:
         """Wait, all ranks together, until the save under way is durable."""
         if self.saver is not None:
             with self.goodput.during(SAVING):
-                self._wait(self.saver.finished)
+                self._wait(self.saver)
             self._report(self.saver, self._before)
 
-    def _wait(self, is_done: Callable[[float], bool]) -> None:
-        """Wait until something is done on rank 0, which the other ranks hear of meanwhile.
-
-        Args:
-            is_done: Waits for so many seconds at most, and returns whether it is.
-        """
-        while not self.state.broadcast(not self.state.is_global_zero or is_done(_HEARTBEAT)):
+    def _wait(self, saver: Saver, *, or_failing: bool = False) -> None:
+        """Wait for the saver of rank 0, see `Saver.finish`, which the other ranks hear of meanwhile."""
+        while not self.state.broadcast(
+            not self.state.is_global_zero or saver.finish(_HEARTBEAT, or_failing=or_failing)
+        ):
             self.vote.preemption.heartbeat()
 
     def _report(self, saver: Saver, step: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.cache import folder
 from pipeline.checkpoint import load as loading
 from pipeline.checkpoint.commit import CommitRecord, Monitor, read_record, write_record
 from pipeline.checkpoint.load import Corrupt, check, fetch_verified, load, newest_verified, select_verified
@@ -245,10 +246,14 @@ def test_a_copy_from_before_the_machine_went_down_is_hashed_first(
     run = RunDir(storage)
     record = commit(run, 2)
     path = fetch_verified(run, record)
-    monkeypatch.setattr(loading, "_boot", lambda: "another")
+    monkeypatch.setattr(folder, "_boot", lambda: "another")
     hashed: list[Path] = []
-    original = loading._hash_file
-    monkeypatch.setattr(loading, "_hash_file", lambda *given: [hashed.append(given[0]), original(*given)][1])
+    original = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib,
+        "file_digest",
+        lambda file, name: [hashed.append(Path(f"/proc/self/fd/{file.fileno()}").resolve()), original(file, name)][1],
+    )
     monkeypatch.setattr(loading, "_stream", None)
     assert fetch_verified(run, record) == path
     assert hashed == ([] if run.is_local else [path])

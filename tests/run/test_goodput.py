@@ -34,19 +34,19 @@ def test_every_second_goes_to_one_purpose(monkeypatch: pytest.MonkeyPatch) -> No
 
     spend(5)
     goodput.known = 12
-    goodput.waits()  # the first batch belongs to starting
+    goodput.enter(WAITING)  # the first batch belongs to starting
     spend(1)
     for step in (10, 11, 12, 13):
         goodput.steps(step)
         spend(2)
-        goodput.waits()
+        goodput.enter(WAITING)
         spend(0.5)
-    goodput.validates(begins=True)
+    goodput.enter(VALIDATING)
     spend(3)
     with goodput.during(SAVING):
         spend(0.25)
     spend(3)
-    goodput.validates(begins=False)
+    goodput.enter(OTHER)
     goodput.ends(14)
     spend(0.125)
     found = goodput.as_dict()

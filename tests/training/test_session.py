@@ -70,7 +70,11 @@ def run(tmp_path: Path) -> RunDir:
 def session(run: RunDir | None, state: State | None = None, **more: Any) -> TrainingSession:
     state = state or State()
     policy = more.pop("policy", SavePolicy(every_n_steps=2))
-    saver = None if run is None else Saver(run, budget=more.pop("budget", 60.0), before_commit=more.pop("held", None))
+    saver = (
+        None
+        if run is None
+        else Saver(run, budget=more.pop("budget", 60.0), before_commit=more.pop("held", lambda: None))
+    )
     made = TrainingSession(state, StopVote(Preemption()), Goodput(), policy, saver, **more)  # type: ignore[arg-type]
     made.begin(0)
     return made

@@ -1,7 +1,6 @@
 """Checks of one node: what it has, against what the job requires."""
 
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -24,9 +23,6 @@ _GB = 1 << 30
 _DOCKERS_SHM = 64 * _MB
 """What Docker and Kubernetes give a container by default."""
 _DISK = 1024 * _MB
-_DRIVERS = {12: 525, 13: 580}
-"""The oldest driver of each major version of CUDA: docs.nvidia.com/deploy/cuda-compatibility (minor version rules)."""
-_DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 MAX_SKEW = 5.0
 """Seconds by which clocks may differ without a warning."""
 
@@ -137,35 +133,16 @@ def check_gpus(required: int | None, processes: int) -> Iterator[NodeFinding]:
     if taken:
         found = f"less than 80 % of the memory of GPU {', '.join(taken)} is free"
         yield NodeFinding("devices", found, CheckStatus.WARNING, "another process uses it: nvidia-smi shows which")
-    driver = _driver()
-    version = f", driver {driver[0]}.{driver[1]}" if driver else ""
-    yield NodeFinding(
-        "devices", f"{required} x {' and '.join(sorted(names))}{version}, torch for CUDA {torch.version.cuda}"
-    )
-
-
-def _driver() -> tuple[int, int] | None:
-    """Return the version of NVIDIA's driver; None if there is none."""
-    try:
-        found = re.search(r"Kernel Module.*?\s(\d+)\.(\d+)", _DRIVER_VERSION.read_text())
-    except OSError:
-        return None
-    return (int(found[1]), int(found[2])) if found else None
+    yield NodeFinding("devices", f"{required} x {' and '.join(sorted(names))}, torch for CUDA {torch.version.cuda}")
 
 
 def _why_too_few(count: int) -> str:
-    if torch.version.cuda is None:
-        return "torch is built without CUDA here: build the image with TORCH=cuda"
-    driver = _driver()
-    if driver is None:
-        return "no NVIDIA driver here: request GPUs from the launcher (--gpu), and check the host's container toolkit"
-    oldest = _DRIVERS.get(int(torch.version.cuda.partition(".")[0]), 0)
-    if driver[0] < oldest:
-        return (
-            f"the driver {driver[0]}.{driver[1]} is too old for CUDA {torch.version.cuda}, for which torch is built: "
-            f"{oldest} or newer is required"
-        )
-    return f"request {count}, or use a node that has more" if count else "the driver shows this container none"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # built without CUDA, no driver, one too old, no device: torch says
+        why = str(error).partition(". ")[0]
+        return f"{why}: request GPUs from the launcher (--gpu), and use an image for their driver (TORCH=cuda)"
+    return f"request {count}, or use a node that has more"
 
 
 def check_memory(required: int, free: int | None) -> NodeFinding:
