@@ -5,7 +5,8 @@ must be the same for all ranks is decided by rank 0.
 """
 
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from pipeline.training import console, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
+from pipeline.training.mirror import mirrored
 from pipeline.training.receipt import Evaluation
 from pipeline.training.session import TrainingSession
 from pipeline.training.stop_vote import StopVote
@@ -98,7 +100,8 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
         return
     preemption.check()
     plugins = [RunIO(run, point.record)]
-    topology.together("instantiated", lambda: command.build(plugins, lambda: False if run is None else RunLogger(run)))
+    logger = _logger(command, run, topology)
+    topology.together("instantiated", lambda: command.build(plugins, logger))
     preemption.check()
     if command.subcommand == "fit":
         start = _Start(command, run, point, topology, writer, preemption)
@@ -108,6 +111,14 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
         _test(command, run, point)
     else:
         _call_trainer(command, point)
+
+
+def _logger(command: CommandLine, run: RunDir | None, topology: Topology) -> Callable[[], RunLogger | bool]:
+    """Return what makes the logger of a fit; where logs are mirrored, all processes write to the same local folder."""
+    if run is None or command.subcommand != "fit":
+        return lambda: False
+    spool = None if run.is_local else topology.agree("spool", lambda: tempfile.mkdtemp(prefix="pipeline-logs-"))
+    return lambda: RunLogger(run, spool, mirrors=topology.local_rank == 0)
 
 
 def _summarize(command: CommandLine) -> None:
@@ -229,7 +240,8 @@ def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
     if command.subcommand == "test":
         arguments["verbose"] = arguments["verbose"] and console.on_terminal()
     try:
-        getattr(command.trainer, str(command.subcommand))(**arguments)
+        with mirrored(command.trainer):
+            getattr(command.trainer, str(command.subcommand))(**arguments)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning has replaced a person's Ctrl-C
             raise error.__context__ from None

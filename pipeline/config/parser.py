@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from pipeline.config import messages, saved_config
@@ -140,7 +141,8 @@ class CommandLine(LightningCLI):
         elif config["logger"] in (None, True):
             config["logger"] = self._logger()
         if config["enable_progress_bar"] is None and not console.on_terminal():
-            config["enable_progress_bar"] = False
+            if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
+                config["enable_progress_bar"] = False
             config["callbacks"].append(console.Lines())
         if isinstance(self.datamodule, DataModule):
             config["use_distributed_sampler"] = False  # it has samplers of its own, which Lightning would shuffle again

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -76,7 +76,17 @@ def write(fs: Any, path: str, data: bytes) -> None:
 
 def write_local(path: Path, data: bytes) -> None:
     """Write a small file on a local disk, whole and durable, in the place of any other."""
-    _place(path, data, os.replace)
+    _place(path, lambda file: file.write(data), os.replace)
+
+
+def place(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file of any size on a local disk, whole and durable, in the place of any other.
+
+    Args:
+        path: Where.
+        fill: Writes the bytes into the open file that it is given.
+    """
+    _place(path, fill, os.replace)
 
 
 def create(fs: Any, path: str, data: bytes) -> bool:
@@ -85,7 +95,7 @@ def create(fs: Any, path: str, data: bytes) -> bool:
     Of several that create it at once one succeeds on a local disk and on S3; elsewhere as far as the storage can.
     """
     if is_local(fs):
-        return _place(Path(path), data, _link)
+        return _place(Path(path), lambda file: file.write(data), _link)
     if not speaks(fs, "s3") and _exists(fs, path):  # not every implementation knows the mode below
         return False
     try:
@@ -146,13 +156,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _place(path: Path, data: bytes, put: Callable[[Path, Path], None]) -> bool:
+def _place(path: Path, fill: Callable[[BinaryIO], object], put: Callable[[Path, Path], None]) -> bool:
     """Put a file in its place so that it is whole at every moment, also of a power failure."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
     make_folder(path.parent)
     try:
         with part.open("xb") as file:
-            file.write(data)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         try:

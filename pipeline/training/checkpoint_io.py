@@ -1,6 +1,8 @@
 """Lightning's way to checkpoint files on any fsspec URL."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -10,6 +12,8 @@ from lightning.pytorch.plugins import CheckpointIO
 from pipeline.checkpoint.commit import CommitRecord, read_record
 from pipeline.checkpoint.load import load
 from pipeline.checkpoint.serializable import plain
+from pipeline.errors import UserError
+from pipeline.run import storage
 from pipeline.run.run_dir import RunDir
 
 
@@ -32,14 +36,23 @@ class RunIO(CheckpointIO):
         """Write a checkpoint of somebody else's, such as a second ModelCheckpoint.
 
         Raises:
-            UserError: Something in it would not load again.
+            UserError: Something in it would not load again, or it has the name of one of the run's own.
             TypeError: `storage_options` is given; the URL says everything.
         """
         if storage_options is not None:
             raise TypeError("storage_options are not supported: fsspec reads them from the environment and its config")
+        self._refuse_own(str(path))
         safe = plain(checkpoint)  # before the file is there
-        with fsspec.open(str(path), "wb", auto_mkdir=True) as file:
-            torch.save(safe, file)
+        fs, inner = storage.open_filesystem(str(path), f"{path}")
+        if storage.is_local(fs):  # a kill in the middle must not cost the file that was there
+            storage.place(Path(inner), lambda file: torch.save(safe, file))
+            return
+        with fs.open(inner, "wb") as file:
+            try:
+                torch.save(safe, file)
+            except BaseException:
+                file.discard()
+                raise
 
     def load_checkpoint(
         self, path: str | Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
@@ -60,17 +73,40 @@ class RunIO(CheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: str | Any) -> None:
-        """Delete one checkpoint file; one that is not there is no error."""
-        fs, inner = fsspec.core.url_to_fs(str(path), use_listings_cache=False)
+        """Delete one checkpoint file; one that is not there is no error.
+
+        Raises:
+            UserError: It has the name of one of the run's own.
+        """
+        self._refuse_own(str(path))
+        fs, inner = storage.open_filesystem(str(path), f"{path}")
         if fs.exists(inner):
             fs.rm(inner, recursive=True)
 
     def _record(self, url: str) -> CommitRecord | None:
         """Return the commit record of one of the run's own checkpoints."""
-        run = self.run
-        if run is None or not url.startswith(f"{run.url}/"):
+        step = self._step(url)
+        if self.run is None or step is None:
             return None
-        step = RunDir.checkpoint_step(url.removeprefix(f"{run.url}/"))
         if self.verified is not None and self.verified.step == step:
             return self.verified
-        return None if step is None else read_record(run, step)
+        return read_record(self.run, step)
+
+    def _step(self, url: str) -> int | None:
+        """Return the step of a checkpoint that is named as one of the run's own, None for any other name."""
+        if self.run is None:
+            return None
+        fs, path = storage.open_filesystem(url, url)
+        if type(fs) is not type(self.run.fs):
+            return None
+        root = self.run.path
+        if self.run.is_local:  # as callbacks do, which resolve links
+            path, root = os.path.realpath(path), os.path.realpath(root)
+        return RunDir.checkpoint_step(path.removeprefix(f"{root}/")) if path.startswith(f"{root}/") else None
+
+    def _refuse_own(self, url: str) -> None:
+        if self._step(url) is not None:
+            raise UserError(
+                f"{url} is the name of one of the run's own checkpoints, which nothing else may write or delete: give "
+                "the callback another filename or dirpath, such as <run_dir>/mine"
+            )

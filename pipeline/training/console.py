@@ -1,10 +1,12 @@
 """What the user reads: progress bars on a terminal, elsewhere one plain line an epoch and one for each event."""
 
 import logging
+import re
 import socket
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,7 +22,7 @@ _HANDLED = (
     # (a regular expression that matches the start of a warning, why it can be ignored)
     r".*does not have many workers which may be a bottleneck",  # the user's --data.init_args.num_workers decides
     r".*is smaller than the logging interval",  # the epoch's values are logged all the same
-    r".*Experiment logs directory .* exists and is not empty",  # a resumed run logs beside what it logged before
+    r".*Experiment logs directory .* exists and is not empty",  # `trainer.adapt` moves the table aside before
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # inside Lightning
     r".*Using `DistributedSampler` with the dataloaders",  # evaluation proves with its receipt that it used none
     r".*Trying to infer the `batch_size` from an ambiguous collection",  # of the samples' own nesting
@@ -33,21 +35,50 @@ _HANDLED = (
 )
 
 
+_SAID_OTHERWISE = re.compile(
+    # Lightning's INFO lines that answer no question of the user's; whatever it adds is shown until it stands here.
+    r"(GPU|TPU) available: |.*LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES"  # topology belongs to the launcher
+    r"|-+\ndistributed_backend=|Initializing distributed: "
+    r"|.*Tip: "
+    r"|.*Seed set to "
+    r"|Rest(ored|oring) (all )?states from |Loaded model weights from "  # the pipeline names the checkpoint itself
+    r"|Trainer already configured with model summary callbacks"
+    r"|Loading `train_dataloader` to estimate number of stepping batches"
+    r"|`weights_only` was not set"
+    r"|Your model can run with static graph optimizations"
+)
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Writes whole lines to stderr as it is now, above a progress bar that is being drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line; each bar of tqdm is cleared first and drawn again afterwards."""
+        self.stream = sys.stderr  # which a bar of rich replaces while it is drawn
+        tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        with nullcontext() if tqdm is None else tqdm.external_write_mode(sys.stderr):
+            super().emit(record)
+
+
 def set_up(rank: int) -> None:
     """Say each thing once: rank 0 speaks for all, and libraries speak only where this project does not handle it."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers[:] = [handler]
-    log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
-    log.propagate = False
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.WARNING if rank == 0 else logging.ERROR)
-    # The weights summary, and what callbacks are asked to say by their own `verbose`.
-    logging.getLogger("lightning.pytorch.callbacks").setLevel(logging.INFO)
+    handler.addFilter(lambda record: not _is_noise(record))
+    for logger in (log, *map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))):
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+        logger.propagate = False
+    logging.getLogger("torch.distributed").setLevel(logging.WARNING if rank == 0 else logging.ERROR)
     for pattern in _HANDLED:
         warnings.filterwarnings("ignore", message=pattern)
     if rank != 0:
         warnings.simplefilter("ignore")
+
+
+def _is_noise(record: logging.LogRecord) -> bool:
+    lightnings = record.name.startswith("lightning.") and record.levelno == logging.INFO
+    return lightnings and _SAID_OTHERWISE.match(record.getMessage()) is not None
 
 
 def report(error: BaseException, topology: Topology | None = None) -> None:

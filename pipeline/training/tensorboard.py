@@ -1,19 +1,17 @@
-"""TensorBoard logs of a run, on any storage: written to a local disk and copied up from time to time.
+"""TensorBoard logs of a run, on any storage: written to a local disk and mirrored from time to time.
 
-Written straight to an object store, each flush of an events file sends the whole file again. Logs are worth a warning,
+Written straight to an object store, each flush of an events file would send the whole file again. Here each copy ends
+the events file, so that every byte is sent once; TensorBoard reads all files of a folder. Logs are worth a warning,
 never the training: where they cannot be written (a full disk, a network folder that is away) training continues without
 them.
 """
 
 import logging
 import math
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,34 +21,41 @@ from pipeline.errors import chain
 from pipeline.run.run_dir import LOGS, RunDir
 from pipeline.run.storage_errors import storage_error
 from pipeline.training import compat
+from pipeline.training.mirror import Mirror
 
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_COPIES = 30.0
 _SECONDS_BETWEEN_WARNINGS = 30.0
 
 
 class RunLogger(TensorBoardLogger):
     """Logs to `<run_dir>/logs`, and keeps what earlier attempts logged there.
 
+    Where the run directory is no local one, `log_dir` is a local folder all the same, so that whatever callbacks and
+    profilers write there by plain `open` arrives in the run as well; `save_dir`, below which Lightning puts checkpoints
+    of the user's own, is the URL.
+
     Args:
         run: The run directory.
+        spool: The local folder to mirror, which all processes of a node share; None: a new one, where one is needed.
+        mirrors: Whether this process is the one of its node that mirrors.
     """
 
-    def __init__(self, run: RunDir) -> None:
-        self._run = run
-        self._spool: tempfile.TemporaryDirectory[str] | None = None
-        if run.is_local:
-            folder = f"{run.path}/{LOGS}"
-        else:
-            self._spool = tempfile.TemporaryDirectory(prefix="pipeline-logs-")
-            folder = self._spool.name
-        super().__init__(save_dir=folder, name="", version="")
-        self._copied: dict[Path, tuple[int, int]] = {}
-        self._last_copy = time.monotonic()
-        self._copying: threading.Thread | None = None
+    def __init__(self, run: RunDir, spool: str | None = None, mirrors: bool = True) -> None:
+        self._url = run.url_of(LOGS)
+        self.mirror: Mirror | None = None
+        folder = self._url if run.is_local else spool
+        if not run.is_local and mirrors:
+            self.mirror = Mirror(run.fs, f"{run.path}/{LOGS}", self._url, spool)
+            folder = self.mirror.folder
+        super().__init__(save_dir=str(folder), name="", version="")
         self._warned = -math.inf
         _silence_writers()
+
+    @property
+    def save_dir(self) -> str:
+        """The URL of the logs."""
+        return self._url
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -66,23 +71,12 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Flush, and have it copied up, behind training, if the last copy is old."""
+        """Flush; where the last copy is old, have this events file ended and sent, behind training."""
         with self._never_fatal():
             super().save()
-        if time.monotonic() - self._last_copy >= _SECONDS_BETWEEN_COPIES and not self._is_copying():
-            self._last_copy = time.monotonic()
-            # A storage that is away may take minutes to say so.
-            self._copying = threading.Thread(target=self._copy_up, name="logs", daemon=True)
-            self._copying.start()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Close the events file and copy it up."""
-        with self._never_fatal():
-            super().finalize(status)
-        if self._copying is not None:
-            self._copying.join()
-        self._copy_up()
+            if self.mirror is not None and self.mirror.is_due:
+                self.experiment.close()  # the next value begins another file
+                self.mirror.start()
 
     @contextmanager
     def _never_fatal(self) -> Iterator[None]:
@@ -96,22 +90,6 @@ class RunLogger(TensorBoardLogger):
             if time.monotonic() - self._warned >= _SECONDS_BETWEEN_WARNINGS:
                 self._warned = time.monotonic()
                 log.warning("logs are not written: %s", storage_error(chain(error)[-1]))
-
-    def _is_copying(self) -> bool:
-        return self._copying is not None and self._copying.is_alive()
-
-    def _copy_up(self) -> None:
-        if self._spool is None:
-            return
-        for path in Path(self._spool.name).rglob("*"):
-            state = (path.stat().st_size, path.stat().st_mtime_ns)
-            if path.is_file() and self._copied.get(path) != state:
-                name = f"{LOGS}/{path.relative_to(self._spool.name)}".replace(os.sep, "/")
-                try:
-                    self._run.write(name, path.read_bytes())
-                    self._copied[path] = state
-                except Exception as error:  # noqa: BLE001 - logs are worth a warning, never the training
-                    log.warning("logs were not copied to %s: %s", self._run.url_of(name), storage_error(error))
 
 
 def _silence_writers() -> None:

@@ -1,11 +1,15 @@
 """Lightning's Trainer as this project runs it."""
 
+import itertools
 import logging
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.model_summary import ModelSummary
 
 from pipeline.errors import UserError
+from pipeline.run.storage import open_filesystem
 from pipeline.training import compat
 
 log = logging.getLogger(__name__)
@@ -40,3 +44,18 @@ def adapt(trainer: pl.Trainer, timeout: float | None = None) -> None:
     compat.ignore_signals(trainer)
     if timeout is not None:
         compat.set_collective_timeout(trainer, timeout)
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger) and trainer.is_global_zero:
+            _keep_table(logger)
+
+
+def _keep_table(logger: CSVLogger) -> None:
+    """Move the table aside that a logger with a fixed version would delete: the metrics of the attempt before."""
+    fs, folder = open_filesystem(logger.log_dir, f"trainer.logger.save_dir={logger.save_dir!r}")
+    name = ExperimentWriter.NAME_METRICS_FILE
+    if not fs.isfile(f"{folder}/{name}"):
+        return
+    stem, _, suffix = name.rpartition(".")
+    number = next(number for number in itertools.count(1) if not fs.exists(f"{folder}/{stem}.{number}.{suffix}"))
+    fs.mv(f"{folder}/{name}", f"{folder}/{stem}.{number}.{suffix}")
+    log.info("%s/%s of the attempt before is kept as %s.%d.%s", logger.log_dir, name, stem, number, suffix)

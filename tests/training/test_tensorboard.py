@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.run import storage
 from pipeline.run.run_dir import LOGS, RunDir
-from pipeline.training import tensorboard
+from pipeline.training import mirror
 from pipeline.training.tensorboard import RunLogger
 from tests.support.commands import Ended
 from tests.support.runs import fit
@@ -25,12 +27,16 @@ def test_logs_reach_every_storage_and_keep_what_earlier_attempts_logged(app: App
 
 
 def values(folder: Path) -> dict[int, float]:
-    found = {}
-    for path in folder.rglob("events.*"):
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                found[event.step] = value.tensor.float_val[0]
-    return found
+    """What a TensorBoard that is started on the folder shows of the loss."""
+    found = EventAccumulator(str(next(folder.rglob("events.*")).parent)).Reload()
+    return {event.step: event.value for event in found.Scalars("loss")}
+
+
+def ended(logger: RunLogger) -> None:
+    """End as a trainer does."""
+    logger.finalize("success")
+    if logger.mirror is not None:
+        logger.mirror.finish(20)
 
 
 def test_what_is_logged_is_in_the_runs_own_folder_or_copied_there(storage: str, tmp_path: Path) -> None:
@@ -39,25 +45,46 @@ def test_what_is_logged_is_in_the_runs_own_folder_or_copied_there(storage: str, 
     for step in (1, 2):
         logger.log_metrics({"loss": step / 4}, step)
     logger.save()
-    logger.finalize("success")
+    ended(logger)
     run.fs.get(f"{run.path}/{LOGS}/", str(tmp_path / "copy"), recursive=True)
     assert values(tmp_path / "copy") == {1: 0.25, 2: 0.5}
 
 
-def test_a_copy_is_made_behind_training_once_the_last_one_is_old(
+def test_of_a_long_run_each_byte_is_sent_once_and_tensorboard_reads_all_of_it(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mirror, "_SECONDS_BETWEEN_COPIES", 0.0)
     run = RunDir(f"{s3}/{tmp_path.name}/run")
     logger = RunLogger(run)
-    logger.log_metrics({"loss": 0.5}, 1)
-    logger.save()
-    assert logger._copying is None, "the last copy is young"
-    monkeypatch.setattr(tensorboard, "_SECONDS_BETWEEN_COPIES", 0.0)
-    logger.save()
-    assert logger._copying is not None
-    logger._copying.join(20)
+    assert logger.mirror is not None
+    sent: list[int] = []
+    real = storage.write
+
+    def write(fs: Any, path: str, data: bytes) -> None:
+        sent.append(len(data))
+        real(fs, path, data)
+
+    monkeypatch.setattr(storage, "write", write)
+    for interval in range(12):
+        for step in range(100):
+            logger.log_metrics({"loss": float(interval)}, 100 * interval + step)
+        logger.save()
+        if logger.mirror._thread is not None:
+            logger.mirror._thread.join(20)
+        if interval == 10:  # as by kill -9: what is lost is less than one interval
+            run.fs.get(f"{run.path}/{LOGS}/", str(tmp_path / "killed"), recursive=True)
+            assert len(values(tmp_path / "killed")) == 1100
+    ended(logger)
+    stored = run.fs.find(f"{run.path}/{LOGS}", detail=True).values()
+    assert sum(sent) == sum(int(info["size"]) for info in stored)
     run.fs.get(f"{run.path}/{LOGS}/", str(tmp_path / "copy"), recursive=True)
-    assert values(tmp_path / "copy") == {1: 0.5}
+    assert values(tmp_path / "copy") == {step: float(step // 100) for step in range(1200)}
+
+
+def test_the_url_is_where_lightning_puts_checkpoints_and_the_log_dir_can_be_written_by_open(storage: str) -> None:
+    logger = RunLogger(RunDir(storage))
+    assert logger.save_dir == RunDir(storage).url_of(LOGS)
+    assert "://" not in logger.log_dir
 
 
 def test_a_folder_that_cannot_be_written_is_one_warning_and_any_other_error_is_raised(
@@ -71,7 +98,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning_and_any_other_error_is_r
     assert caplog.text.count("logs are not written: ") == 1
     (tmp_path / LOGS).unlink()
     logger.log_metrics({"loss": 0.25}, 7)
-    logger.finalize("success")
+    ended(logger)
     assert values(tmp_path) == {7: 0.25}, "once it can be written again, it is"
     with pytest.raises(ValueError, match="not supported"):
         logger.log_metrics({"loss": 0.5}, "x")  # type: ignore[arg-type]
@@ -83,5 +110,5 @@ def test_a_storage_that_refuses_a_copy_is_a_warning(
     run = RunDir(f"{s3}-no-such-bucket/{tmp_path.name}")
     logger = RunLogger(run)
     logger.log_metrics({"loss": 0.5}, 1)
-    logger.finalize("success")
+    ended(logger)
     assert f"logs were not copied to {run.url_of(LOGS)}/events.out.tfevents." in caplog.text
