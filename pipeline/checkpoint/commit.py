@@ -19,6 +19,7 @@ UNCOMMITTED = "it has no commit record: its save did not finish"
 _AT_ONCE = 64
 """Records that are read concurrently, at most."""
 _SHOWN = 20
+_SKIPPING = "skipping checkpoint step %d: %s"
 
 
 class Corrupt(Exception):
@@ -145,17 +146,11 @@ def committed(run: RunDir, check: Check = skip_verification) -> Iterator[CommitR
         check: Raises `Corrupt` for one whose bytes differ from its record.
     """
     for step, found in examined(run):
-        problem = found
         if isinstance(found, CommitRecord):
-            try:
-                check(found)
-            except Corrupt as error:
-                problem = str(error)
-            else:
+            if _is_good(found, check):
                 yield found
-                continue
-        if problem is not UNCOMMITTED:
-            log.warning("skipping checkpoint step %d: %s", step, problem)
+        elif found is not UNCOMMITTED:
+            log.warning(_SKIPPING, step, found)
 
 
 def newest(run: RunDir, check: Check = skip_verification) -> CommitRecord | None:
@@ -195,11 +190,7 @@ def select(run: RunDir, which: str | None = None, check: Check = skip_verificati
         raise UserError(f"checkpoint={which!r} must be 'best', 'latest' or a committed step")
     records = [] if which == "latest" else list(committed(run))
     for record in _best_first(records):
-        try:
-            check(record)
-        except Corrupt as error:
-            log.warning("skipping checkpoint step %d: %s", record.step, error)
-        else:
+        if _is_good(record, check):
             return record
     if which == "best" and records:
         raise UserError(
@@ -210,6 +201,16 @@ def select(run: RunDir, which: str | None = None, check: Check = skip_verificati
     if latest is None:
         raise UserError(f"run_dir={run.label!r} has no checkpoint: train first, or name the right --run_dir")
     return latest
+
+
+def _is_good(record: CommitRecord, check: Check) -> bool:
+    """Return whether a checkpoint is as its record says; warn of one that is not."""
+    try:
+        check(record)
+    except Corrupt as error:
+        log.warning(_SKIPPING, record.step, error)
+        return False
+    return True
 
 
 def _of_step(run: RunDir, step: int, check: Check) -> CommitRecord:

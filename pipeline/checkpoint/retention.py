@@ -172,20 +172,17 @@ def prune(run: RunDir, keep: Keep, dry_run: bool = False) -> tuple[str, bool]:
     if not records:
         raise UserError(f"run_dir={run.label!r} has no good checkpoint: there is nothing to prune")
     surplus_records = surplus(records, keep)
-    failed: list[int] = []
-    lines = []
+    verb, gone, lines = "would be deleted" if dry_run else "deleted", [], []
     for record in surplus_records:
-        words = "would be deleted" if dry_run else "deleted"
-        if not dry_run and not delete(run, record):
-            words = "FAILED (the warning above says why; prune again)"
-            failed.append(record.step)
+        words = "FAILED (the warning above says why; prune again)"
+        if dry_run or delete(run, record):
+            words = verb
+            gone.append(record)
         lines.append(f"step {record.step}  {record.bytes} bytes  {words}")
-    gone = [record for record in surplus_records if record.step not in failed]
-    verb = "would be deleted" if dry_run else "deleted"
     remaining = len(records) - len(surplus_records)
     lines.append(f"{verb}: {len(gone)} of {len(records)} checkpoints, {sum(each.bytes for each in gone)} bytes")
     lines.append(f"kept: {remaining} checkpoint{'s' * (remaining != 1)}, the newest at step {records[0].step}")
-    return "\n".join(lines), not failed
+    return "\n".join(lines), len(gone) == len(surplus_records)
 
 
 def _good(run: RunDir) -> list[CommitRecord]:

@@ -42,7 +42,7 @@ class Saver:
     Args:
         run: The run directory.
         budget: Seconds for which the storage may fail before that is fatal.
-        before_commit: Called before a commit record is written; raises if this process may not commit any more.
+        before_commit: Called before a commit record is written; raises LeaseLost if this process may not commit.
         after_commit: Called after each commit.
 
     Attributes:
@@ -166,8 +166,8 @@ class Saver:
             try:
                 written = self._write(snapshot, record)
                 break
-            except _MayNotCommit as error:
-                self._fatal = error.__cause__
+            except LeaseLost as error:
+                self._fatal = error
                 return
             except Exception as error:  # noqa: BLE001 - every storage has errors of its own
                 now = time.monotonic()
@@ -199,19 +199,13 @@ class Saver:
         except Exception as error:  # noqa: BLE001 - the checkpoint is committed, whatever happens after
             log.warning("after the commit of step %d: %s", record.step, storage_error(error))
 
-    def _may_commit(self) -> None:
-        try:
-            self.before_commit()
-        except LeaseLost as error:
-            raise _MayNotCommit from error
-
     def _moves(self) -> None:
         self._moved = time.monotonic()
 
     def _write(self, snapshot: dict[str, Any], record: CommitRecord) -> CommitRecord:
         """Try once: bytes, then their verification, then the record."""
         run, name = self.run, record.name
-        self._may_commit()  # also before: a stale writer must not touch the file of a newer one
+        self.before_commit()  # also before: a stale writer must not touch the file of a newer one
         tagged = run.is_s3 and self._knows_tags
         file = HashingWriter(open_writer(run, name), tagged, self._moves)
         try:
@@ -230,16 +224,12 @@ class Saver:
             check(run, written)
             log.info("%s: ETags there are not MD5; from now on only lengths are compared", run)
             self._knows_tags = False
-        self._may_commit()
+        self.before_commit()
         if not write_record(run, written):
             # A stale writer was faster, or this one, whose answer was lost; only one of them may still commit.
-            self._may_commit()
+            self.before_commit()
             write_record(run, written, overwrite=True)
         return written
-
-
-class _MayNotCommit(Exception):
-    """Another process commits to this run now."""
 
 
 class HashingWriter:

@@ -52,13 +52,14 @@ class RankState:
 
     Attributes:
         begun: Whether the first batch may come.
+        sums: Of the epoch that resumes in its middle.
     """
 
     def __init__(self, state: RunState, with_sums: bool = True) -> None:
         self.state = state
         self.begun = False
         self._with_sums = with_sums
-        self._sums = metric_state.RunningSums({"logged": {}, "torchmetrics": {}})
+        self.sums = metric_state.RunningSums({"logged": {}, "torchmetrics": {}})
 
     def before_training(self, trainer: pl.Trainer) -> None:
         """Put back the metrics that callbacks and schedules monitor: without them a schedule would crash."""
@@ -81,16 +82,8 @@ class RankState:
             random.seed(entropy[2])
             found = metric_state.combine([each["sums"] for each in ranks]) if rank == 0 else None
         if found is not None and self._with_sums:
-            self._sums = metric_state.RunningSums(found)
-        self._sums.before_first_batch(trainer)
-
-    def after_batch(self, trainer: pl.Trainer) -> None:
-        """Add sums as their names are logged again."""
-        self._sums.after_batch(trainer)
-
-    def at_epoch_end(self, trainer: pl.Trainer) -> None:
-        """Put back the sums of names that were not logged again."""
-        self._sums.at_epoch_end(trainer)
+            self.sums = metric_state.RunningSums(found)
+        self.sums.before_first_batch(trainer)
 
 
 def _random_state(trainer: pl.Trainer) -> dict[str, Any]:

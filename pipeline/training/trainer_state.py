@@ -228,14 +228,14 @@ class TrainerState:
         """Add restored sums to names that were logged again; count the samples of the batch."""
         self.bucket_order.after_batch()
         if self._restoring is not None:
-            self._restoring.after_batch(self.trainer)
+            self._restoring.sums.after_batch(self.trainer)
         if self.ledger is not None:
             self.ledger.count(self.trainer)
 
     def complete_epoch(self) -> None:
         """Put back what no later batch of the epoch has logged, once."""
         if self._restoring is not None:
-            self._restoring.at_epoch_end(self.trainer)
+            self._restoring.sums.at_epoch_end(self.trainer)
             self._restoring = None
 
     def open_epoch(self, from_start: bool) -> None:
