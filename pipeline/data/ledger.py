@@ -24,6 +24,7 @@ from pipeline.errors import ProofFailed
 
 log = logging.getLogger(__name__)
 
+_NOTHING = EpochRecord(epoch=0, seed=0, samples=0)
 _FLUSH = 256
 """Batches whose indices are hashed at once: a step pays for an append only."""
 
@@ -41,14 +42,11 @@ class Ledger:
     def __init__(self, data: DataModule) -> None:
         self.data = data
         self.closed: list[EpochRecord] = []
-        self._before = Tally()
-        """Of the open epoch: what all ranks had used when this attempt began."""
-        self._own = Tally()
-        """Of the open epoch: what this rank has used in this attempt."""
-        self._before_withheld = self._own_withheld = Tally()
-        """The same, of the samples whose batch was None."""
-        self._before_padded = 0
-        """What the last batches were padded with, where only the validation after them was left to do."""
+        self._before = _NOTHING
+        """Of the open epoch: what all ranks had used when this attempt began. It is padded where only the validation
+        after its last batch was left to do."""
+        self._own = self._own_withheld = Tally()
+        """Of the open epoch: what this rank has used in this attempt, and the samples whose batch was None."""
         self._unhashed: list[npt.NDArray[np.int64]] = []
         self._accumulating: list[npt.NDArray[np.int64]] = []
         self._in_flight: deque[IdentifiedBatch] = deque()
@@ -92,8 +90,7 @@ class Ledger:
         if restart:
             self.closed += [replace(record, closed=MISMATCH) for record in reopened]
         elif reopened:
-            self._before, self._before_withheld = reopened[0].consumed, reopened[0].withheld
-            self._before_padded = reopened[0].padded
+            self._before = reopened[0]
 
     def state(self, trainer: pl.Trainer, epoch: int, batches: int) -> list[dict[str, Any]] | None:
         """Return the records of all epochs so far, None without an order to compare with. All ranks must call it.
@@ -129,8 +126,7 @@ class Ledger:
         self._own = self._own_withheld = Tally()
         self._unhashed, self._accumulating = [], []
         if from_start:
-            self._before = self._before_withheld = Tally()
-            self._before_padded = 0
+            self._before = _NOTHING
 
     def count(self, trainer: pl.Trainer) -> None:
         """Count the samples of the batch that is over, once a step has used it.
@@ -197,11 +193,11 @@ class Ledger:
             seed=sampler.seed,
             samples=sampler.size,
             position=position,
-            padded=self._before_padded
+            padded=self._before.padded
             + (sampler.padded(sampler.position) if batches == len(planned) and not planned.drop_last else 0),
             dropped=sampler.size - position if whole else 0,
-            consumed=self._before + self._all(trainer, self._own),
-            withheld=self._before_withheld + self._all(trainer, self._own_withheld),
+            consumed=self._before.consumed + self._all(trainer, self._own),
+            withheld=self._before.withheld + self._all(trainer, self._own_withheld),
             closed=reason,
         )
 
