@@ -13,6 +13,7 @@ from torchx.specs import NONE, AppDef, AppHandle, AppState, AppStatus, is_termin
 
 from pipeline.errors import CRASH, DONE, PREEMPTED, UserError
 from pipeline.process.error_file import parse
+from pipeline.process.output import print_line
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import storage_error
 
@@ -186,5 +187,5 @@ def _tail(runner: Runner, handle: AppHandle, role: str, replica: int) -> None:
 
 
 def echo(text: str, stream: Any = None) -> None:
-    """Print a line and flush it."""
-    print(text, file=stream or sys.stdout, flush=True)
+    """Print a line at once, to stdout by default."""
+    print_line(text, stream or sys.stdout)

@@ -13,14 +13,30 @@ python -m pipeline probe s3://bucket/folder
 import sys
 from collections.abc import Sequence
 
+from pipeline.process.held_signals import hold_signals
+
+if __name__ == "__main__":
+    hold_signals()  # before anything else is imported
+
+from pipeline.errors import INTERRUPTED
 from pipeline.process.error_file import guarded
+from pipeline.process.output import flush_output
 from pipeline.process.preemption import Preemption
 
 
 def run() -> int:
     """Run this process's command line, and listen to signals from before torch is imported."""
-    with Preemption() as preemption:
-        return main(sys.argv[1:], preemption)
+    preemption = Preemption()
+    preemption.listen()
+    try:
+        status = main(sys.argv[1:], preemption)
+        preemption.report_unsaved(status)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    finally:
+        preemption.end()
+        flush_output()
+    return status
 
 
 def main(arguments: Sequence[str], preemption: Preemption) -> int:
@@ -37,6 +53,7 @@ def main(arguments: Sequence[str], preemption: Preemption) -> int:
     from pipeline.commands import dispatch  # noqa: PLC0415
 
     if dispatch.handles(arguments):
+        preemption.mark_opened()
         return dispatch.main(arguments)
     from pipeline import cli  # noqa: PLC0415
 

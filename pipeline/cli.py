@@ -92,6 +92,8 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
         raise UserError(*problems)
     if command.subcommand == "fit":
         preemption.grace = command.asked.grace
+    preemption.leaving = writer.leave
+    preemption.mark_opened()
     preemption.check()
     run = _open_run(command, topology, writer)
     point = _choose_resume_point(command, run, topology)

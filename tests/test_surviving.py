@@ -22,6 +22,26 @@ def test_sigterm_at_any_moment_leaves_the_last_step_durable(tmp_path: Path, kind
     trial(kind, tmp_path, seed)
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("node", [0, 1])
+@pytest.mark.parametrize("said", ["", pytest.param("started on", marks=pytest.mark.slow)])
+def test_sigterm_to_one_rank_before_the_first_step_ends_both_nodes_at_once(
+    tmp_path: Path, said: str, node: int
+) -> None:
+    with job(tmp_path) as training:
+        began = time.monotonic()
+        while not training.hears(node):
+            assert time.monotonic() - began < 60, training.said
+            time.sleep(0.02)
+        training.until(said)
+        began = time.monotonic()
+        os.kill(training.rank(node), signal.SIGTERM)
+        assert [agent.wait(60) for agent in training.agents] == [75, 75], training.said
+        assert time.monotonic() - began < 10, "not after the grace of 20 s"
+        assert "Traceback" not in training.said
+        assert "restart" not in training.said
+
+
 def attempts(training: Job) -> int:
     return len(RunDir(str(training.run)).attempts())
 

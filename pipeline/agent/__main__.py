@@ -22,6 +22,11 @@ then runs on all nodes before the workers, and again when a node has joined that
 Only the c10d rendezvous is served; a single node needs none. How it works: `pipeline.agent.node`.
 """
 
+from pipeline.process.held_signals import hold_signals
+
+if __name__ == "__main__":
+    hold_signals()  # before anything else is imported
+
 import logging
 import os
 import shlex
@@ -35,8 +40,9 @@ from typing import NoReturn
 from pipeline.agent.arguments import parser
 from pipeline.agent.policy import JobEnd
 from pipeline.agent.signals import Signals
-from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError
+from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
 from pipeline.process import error_file
+from pipeline.process.output import drop_lost_output, flush_output, print_line
 from pipeline.process.preemption import GRACE, default_grace
 
 _CPP_LOG = "TORCH_CPP_LOG_LEVEL"
@@ -52,21 +58,27 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: 0 done, 2 the user must change something, 75 preempted, 130 interrupted by a person; else that
         of the rank that failed first.
     """
-    signals = Signals()
-    signals.listen()
     # torch's launcher renames it for the workers.
     report_to = os.environ.get(error_file.FILE)
-    try:
-        end = _run(arguments, signals)
-    except UserError as error:
-        end = JobEnd(USER_MUST_CHANGE, str(error))
-        _print(f"error: {error}")
-    else:
+
+    def report(end: JobEnd) -> int:
         if end.status not in (DONE, USER_MUST_CHANGE) or end.traceback:
-            _print("\n".join(filter(None, (end.traceback.rstrip("\n"), end.reason))))
-    if report_to and end.status != DONE:
-        error_file.write_report(report_to, end.status, end.reason, end.traceback)
-    return end.status
+            print_line("\n".join(filter(None, (end.traceback.rstrip("\n"), end.reason))))
+        if report_to and end.status != DONE:
+            error_file.write_report(report_to, end.status, end.reason, end.traceback)
+        return end.status
+
+    def exit_at_once() -> None:
+        reason = f"node {os.uname().nodename} received {signals.name()} before its workers were started"
+        _exit(report(JobEnd(INTERRUPTED if signals.interrupted else PREEMPTED, reason)))
+
+    signals = Signals(exit_at_once)
+    signals.listen()
+    try:
+        return report(_run(arguments, signals))
+    except UserError as error:
+        print_line(f"error: {error}")
+        return report(JobEnd(USER_MUST_CHANGE, str(error)))
 
 
 def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
@@ -93,6 +105,7 @@ def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
     # torch would replace our handlers by its own, which raise wherever the program is: name a signal that is not sent.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGRTMAX"
     os.environ[GRACE] = f"{grace:.0f}"
+    signals.starting = False
     try:
         return agent.serve()
     finally:
@@ -132,14 +145,9 @@ def _check(options: Namespace) -> float:
     return default_grace() if options.shutdown_timeout is None else float(options.shutdown_timeout)
 
 
-def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
 def _exit(status: int) -> NoReturn:
     """Exit now: a thread may be blocked in a call to a lost store, and Python would wait for it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     os._exit(status)
 
 
@@ -147,5 +155,6 @@ if __name__ == "__main__":
     try:
         _exit(main(sys.argv[1:]))
     except Exception:  # noqa: BLE001 - as Python does, but without waiting for threads
+        drop_lost_output()
         sys.excepthook(*sys.exc_info())
         _exit(CRASH)

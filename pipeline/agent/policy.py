@@ -26,6 +26,7 @@ class EventType(StrEnum):
     JOINING = "joining"  # a node waits to be admitted
     FAILED = "failed"  # a worker has exited with neither 0 nor 75
     SAVED = "saved"  # a worker has exited with 75, though this node was not asked to stop
+    UNSAVED = "unsaved"  # a worker was preempted before its first step: its peers have not agreed to stop
     EXITED = "exited"  # all workers of this node have exited by themselves, with 0 or 75
     VERDICT = "verdict"  # how the round ends, for all nodes
     READ = "read"  # this node has read the verdict, and no longer needs the store
@@ -174,7 +175,7 @@ def patience(events: Sequence[Event], view: RoundView) -> float:
     root = root_failure(events)
     planned = membership_change(events) is not None
     if root is None:
-        return 0.3 if planned else 2.0
+        return 0.3 if planned else 0.5 if nodes_with(EventType.UNSAVED, events) else 2.0
     if root.status == USER_MUST_CHANGE:
         return 0.0
     if root.kind is FailureKind.OWN:

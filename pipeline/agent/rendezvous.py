@@ -4,7 +4,6 @@ All of it runs in a thread, so that the agent obeys a signal at once.
 """
 
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from pipeline.agent import compat
 from pipeline.agent.signals import Signals, StopRequested
+from pipeline.process.output import print_line
 
 _T = TypeVar("_T")
 _LOG_AFTER = 5.0
@@ -289,7 +289,7 @@ class Rendezvous:
                     raise RendezvousTimeout(failed) from error
                 if now > log_at:
                     log_at = deadline
-                    log_line(waiting)
+                    print_line(waiting)
             self._pause(0.3)
 
     def _timed_out(self, reason: str) -> RendezvousTimeout:
@@ -302,11 +302,6 @@ class Rendezvous:
     def _check(self) -> None:
         if self._stop.is_set():
             raise StopRequested
-
-
-def log_line(text: str) -> None:
-    """Print a line about the job to stderr, beside what the workers print."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _settings(parameters: RendezvousParameters) -> dict[str, Any]:

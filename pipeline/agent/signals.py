@@ -1,9 +1,11 @@
-"""Signals to a node's agent: each sets a flag, and the agent's loop acts on it."""
+"""Signals to a node's agent: each sets a flag on which the agent's loop acts; before there is one, the agent ends."""
 
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
+
+from pipeline.process.held_signals import take_held_signals
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 """Signals that stop an agent. Slurm sends SIGUSR1 some time before the end of a job."""
@@ -16,14 +18,20 @@ class StopRequested(Exception):
 class Signals:
     """Whether this process has been asked to stop.
 
+    Args:
+        exit_at_once: Called for the first signal while nothing has been started yet; None: never.
+
     Attributes:
+        starting: Whether nothing has been started yet.
         received: The signal numbers, in order of arrival.
         first: When the first one arrived, by `time.monotonic`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exit_at_once: Callable[[], None] | None = None) -> None:
+        self.starting = exit_at_once is not None
         self.received: list[int] = []
         self.first = 0.0
+        self._exit_at_once = exit_at_once
 
     def listen(self, names: Iterable[str] = STOP_SIGNALS) -> None:
         """Install handlers, in the main thread only. Names that this system does not have are skipped."""
@@ -33,11 +41,12 @@ class Signals:
             ignored = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
             if isinstance(number, signal.Signals) and not ignored:
                 signal.signal(number, self._on_signal)
+        take_held_signals()
 
     @property
     def interrupted(self) -> bool:
-        """Whether a person has pressed Ctrl-C."""
-        return signal.SIGINT in self.received
+        """Whether a person has pressed Ctrl-C, before anything else has asked this process to stop."""
+        return self.received[:1] == [signal.SIGINT]
 
     def check(self) -> None:
         """Raise `StopRequested` if a signal has arrived."""
@@ -51,8 +60,9 @@ class Signals:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.first = self.first or time.monotonic()
         self.received.append(number)
+        if self.starting and self._exit_at_once is not None:
+            self._exit_at_once()
 
-
-def forwarded(number: int) -> int:
-    """Return what workers are sent for a signal to their agent: SIGINT as it is, SIGTERM for all others."""
-    return signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+    def forwarded(self) -> int:
+        """Return what workers are sent for a signal: SIGINT if that came first, else SIGTERM, by which they save."""
+        return signal.SIGINT if self.interrupted else signal.SIGTERM

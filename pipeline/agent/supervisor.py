@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field, replace
+from signal import SIGTERM
 
 from pipeline.agent.event_log import EventLog, close_job, leave_job
 from pipeline.agent.policy import (
@@ -19,11 +20,12 @@ from pipeline.agent.policy import (
     stopping,
     worker_failure,
 )
-from pipeline.agent.rendezvous import RoundHandler, log_line
-from pipeline.agent.signals import Signals, forwarded
+from pipeline.agent.rendezvous import RoundHandler
+from pipeline.agent.signals import Signals
 from pipeline.agent.workers import HURRY, WorkerExit, Workers
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE
 from pipeline.process.cgroup import MemoryCgroup
+from pipeline.process.output import print_line
 
 PEERS_TIMEOUT = 300.0
 """Seconds that a node whose workers are done waits for those of the others."""
@@ -138,6 +140,8 @@ class Supervisor:
         """Report how workers have ended."""
         asked = self.workers.signalled
         for end in self.workers.poll():
+            if end.unsaved:
+                self._report(EventType.UNSAVED)
             if end.crashed and (not asked or end.code == USER_MUST_CHANGE):
                 self._report_failure(end)
             elif end.code == PREEMPTED and not asked and not self._failed:
@@ -178,9 +182,10 @@ class Supervisor:
     def _end_workers(self, events: tuple[Event, ...], lost: set[str], stops: bool, seconds: float) -> None:
         """Stop the workers unless they end by themselves, because all ranks have agreed to save."""
         state, root = self.state, root_failure(events)
-        # A node that leaves before it started workers takes none of the others' along.
+        # Who leaves before its workers are started, or before their first step, takes none of the others along.
         never_started = nodes_with(EventType.LEFT, events) - nodes_with(EventType.EXITED, events)
-        if never_started or ((root or lost) and not (stops and (root is None or is_consequence(root, events)))):
+        alone = never_started or nodes_with(EventType.UNSAVED, events)
+        if alone or ((root or lost) and not (stops and (root is None or is_consequence(root, events)))):
             self.workers.stop()
         elif not self.workers.signalled and seconds > HURRY and nodes_with(EventType.SAVED, events):
             # Ranks that agree to save exit together: those that still run were not asked, and wait for a lost peer.
@@ -192,7 +197,7 @@ class Supervisor:
             # each agent would be a second one to workers that are about to save.
             joining = next((event.node for event in events if event.type is EventType.JOINING), None)
             if joining == self._me:
-                self.workers.send(forwarded(0))
+                self.workers.send(SIGTERM)
 
     def _decide(self, events: tuple[Event, ...], lost: set[str], seconds: float) -> None:
         if self.workers.running or EventType.VERDICT in self._reported:
@@ -213,7 +218,8 @@ class Supervisor:
         if verdict.status not in (DONE, PREEMPTED):
             self.workers.stop()
         else:
-            self.workers.finish()
+            # Those that have agreed to stop end by themselves. Others wait for peers that are gone.
+            self.workers.finish(ask_after=0.0 if nodes_with(EventType.UNSAVED, self._events) else HURRY)
         mine = verdict.about == self._me and verdict.kind is not FailureKind.LOST_PEER
         traceback = self._tracebacks.get(verdict.rank, "") if mine else ""
         if not verdict.restart:
@@ -230,9 +236,9 @@ class Supervisor:
         """Report why the workers are restarted."""
         state = self.state
         if traceback:
-            log_line(traceback.rstrip("\n"))
+            print_line(traceback.rstrip("\n"))
         counted = restarts_used > state.restarts_used
-        log_line(f"{reason}: " + (f"restart {restarts_used} of {state.max_restarts}" if counted else _RERUN))
+        print_line(f"{reason}: " + (f"restart {restarts_used} of {state.max_restarts}" if counted else _RERUN))
         state.restarts_used, state.status = restarts_used, status
 
     def _leave_finished_job(self, status: int) -> None:
@@ -253,7 +259,7 @@ class Supervisor:
         """The store's host is lost, and the common log with it: each node decides for itself."""
         state = self.state
         if (planned := membership_change(self._events)) is not None:
-            self.workers.finish()
+            self.workers.finish(ask_after=HURRY)
             self._log_restart(planned, "", state.restarts_used, PREEMPTED)
             return None
         self.workers.stop()
@@ -277,11 +283,11 @@ class Supervisor:
         reason = f"node {state.host} received {signals.name()}"
         self._report(EventType.LEAVING, reason=reason)
         self.log.flush(_FLUSH)
-        received = list(signals.received)
-        for number in dict.fromkeys(map(forwarded, received)):
-            self.workers.send(number)
-        grace = HURRY if len(received) > 1 else state.grace
+        self.workers.send(signals.forwarded())
+        grace = HURRY if len(signals.received) > 1 else state.grace
         self.workers.finish(max(0.0, grace - (time.monotonic() - signals.first)))
+        if any(end.unsaved for end in self.workers.ended):
+            self._report(EventType.UNSAVED)
         mistake = next((end for end in self.workers.ended if end.code == USER_MUST_CHANGE), None)
         if mistake is not None and not self._failed:
             self._report_failure(mistake)
@@ -308,7 +314,8 @@ class Supervisor:
         """Return how an agent exits that received a signal."""
         if mistake is not None:
             return JobEnd(USER_MUST_CHANGE, f"rank {mistake.rank} on {self.state.host} exited with status 2")
-        if crash is not None:
+        # A lost peer may have been asked to stop before this node was.
+        if crash is not None and crash.kind is not FailureKind.LOST_PEER:
             return JobEnd(crash.status, crash.reason, self._tracebacks.get(crash.rank, ""))
         if self.state.signals.interrupted:
             return JobEnd(INTERRUPTED, reason)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
-from pipeline.agent.signals import Signals, forwarded
+from pipeline.agent.signals import Signals
 from pipeline.errors import DONE, PREEMPTED
 from pipeline.process.error_file import ErrorReport, read_report
 
@@ -24,13 +24,24 @@ class WorkerExit:
 
     Attributes:
         rank: Its rank.
-        code: As `subprocess` returns it: negative for a signal.
+        code: As `subprocess` returns it: negative for a signal. 75 also for SIGTERM, which ends a process that has no
+            handler for it yet, or none at all.
         report: Its error file.
+        unsaved: Whether it was preempted before its first step, so that its peers have not agreed to stop.
     """
 
     rank: int
     code: int
     report: ErrorReport | None
+    unsaved: bool = False
+
+    @classmethod
+    def of(cls, rank: int, code: int, error_file: str) -> "WorkerExit":
+        """Return how a worker ended that `subprocess` returns a code for, and that may have left an error file."""
+        if code == -signal.SIGTERM:
+            return cls(rank, PREEMPTED, None, unsaved=True)
+        report = None if code == DONE else read_report(error_file)
+        return cls(rank, code, report, unsaved=code == PREEMPTED and report is not None)
 
     @property
     def crashed(self) -> bool:
@@ -73,8 +84,7 @@ class Workers:
         for local, process in self._processes.items():
             if local not in self._seen and (code := process.poll()) is not None:
                 self._seen.add(local)
-                report = read_report(self._context.error_files[local]) if code not in (DONE, PREEMPTED) else None
-                new.append(WorkerExit(self._ranks[local], code, report))
+                new.append(WorkerExit.of(self._ranks[local], code, self._context.error_files[local]))
         # A killed process has not failed because of a peer; of error files, the earlier one.
         new.sort(key=lambda end: (end.code >= 0, end.report.time if end.report else 0.0))
         self.ended += new
@@ -94,19 +104,23 @@ class Workers:
             self.send(signal.SIGTERM)
         self.finish(grace)
 
-    def finish(self, grace: float | None = None) -> None:
+    def finish(self, grace: float | None = None, ask_after: float | None = None) -> None:
         """Wait for those that run, kill what is left after the grace, and clean up.
 
         Args:
             grace: Seconds, if they are others than those after SIGTERM.
+            ask_after: Seconds after which those that still run are sent SIGTERM, unless they have been; None: never.
         """
         received = self._signals.received
-        deadline, count = time.monotonic() + (self._grace if grace is None else grace), len(received)
+        began, count = time.monotonic(), len(received)
+        deadline = began + (self._grace if grace is None else grace)
         while not self._wait(min(0.2, max(0.0, deadline - time.monotonic()))):
-            for number in received[count:]:
-                self.send(forwarded(number))
+            if ask_after is not None and not self.signalled and time.monotonic() - began >= ask_after:
+                self.send(signal.SIGTERM)
+            if len(received) > count:
+                count = len(received)
+                self.send(self._signals.forwarded())
                 deadline = min(deadline, time.monotonic() + HURRY)
-            count = len(received)
             if time.monotonic() >= deadline:
                 self._kill()
                 break

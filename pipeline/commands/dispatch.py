@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from pipeline.commands.command_parser import CommandParser
 from pipeline.errors import DONE, UserError, did_you_mean, outcome
+from pipeline.process.output import print_line
 
 TRAINING = {
     "fit": "Train a model: a new run, or the run directory named, from where it stopped.",
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
             raise
         if isinstance(error, Exception) and os.environ.get("RANK", "0") == "0":
             for problem in str(error).splitlines():
-                print(f"error: {problem}", file=sys.stderr, flush=True)  # noqa: T201
+                print_line(f"error: {problem}")
         return ended.status
     return DONE
 

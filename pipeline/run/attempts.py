@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import LeaseLost, outcome
+from pipeline.errors import LeaseLost, Preempted, outcome
 from pipeline.process.topology import Topology
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import GoodputReport
@@ -79,6 +79,10 @@ class AttemptLog:
         """
         if self._lease is not None:
             self._lease.held()
+
+    def leave(self) -> None:
+        """Record, from another thread, that this process was preempted while its main thread was blocked in a start."""
+        self.__exit__(Preempted, Preempted("preempted before the first step: nothing to save"), None)
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from pipeline.errors import Preempted, UserError
+from pipeline.process.output import print_line
 from pipeline.process.topology import Topology
 
 log = logging.getLogger("pipeline")
@@ -108,7 +109,7 @@ def _report_problems(error: UserError, topology: Topology | None) -> None:
             return
         where = f" (rank {topology.rank} on {socket.gethostname()})"
     for problem in error.problems:
-        print(f"error{where}: {problem}", file=sys.stderr, flush=True)  # noqa: T201
+        print_line(f"error{where}: {problem}")
     if topology is not None and topology.rank == 0:
         topology.signal("reported")
 

@@ -101,6 +101,7 @@ class TrainingSession:
 
     def on_batch_end(self) -> None:
         """A batch has been trained on."""
+        self.vote.preemption.batch_ended()
         self.state.after_batch()
 
     def before_validation(self) -> None:

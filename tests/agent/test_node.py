@@ -2,16 +2,20 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import ROOT, Ended, command
+from tests.support.forkserver import cold
+from tests.support.processes import blocks_or_catches
 
 pytestmark = pytest.mark.timeout(60)
 AGENT = (sys.executable, "-m", "pipeline.agent")
@@ -34,8 +38,9 @@ def note(*_):
         os._exit(75)
     if roles[rank] == "leaves":
         os._exit(75)
-for name in ("SIGTERM", "SIGINT"):
-    signal.signal(getattr(signal, name), note)
+if roles[rank] != "imports":
+    for name in ("SIGTERM", "SIGINT"):
+        signal.signal(getattr(signal, name), note)
 open(os.path.join(folder, f"pid-{rank}"), "w").write(str(os.getpid()))
 if roles[rank].isdecimal():
     while len([name for name in os.listdir(folder) if name.startswith("pid-")]) < len(roles):
@@ -97,6 +102,9 @@ class Running:
 
     def pids(self) -> list[int]:
         return [int(text) for path in self.folder.glob("pid-*") if (text := path.read_text())]
+
+    def pid(self, rank: int) -> int:
+        return int((self.folder / f"pid-{rank}").read_text())
 
     def signalled(self, rank: int) -> int:
         path = self.folder / f"signalled-{rank}"
@@ -202,6 +210,59 @@ def test_a_second_signal_is_passed_on_too_and_leaves_five_seconds(started: Runni
     assert started.ended().status == 75
     assert 4 < time.monotonic() - began < 10
     assert started.signalled(0) == 2
+
+
+def test_who_is_signalled_before_it_has_a_handler_is_preempted_and_the_others_are_asked_at_once(
+    started: Running,
+) -> None:
+    started.start("imports", "leaves", "stays", options=("--max-restarts=2", "--shutdown-timeout=20"))
+    began = time.monotonic()
+    os.kill(started.pid(0), signal.SIGTERM)
+    while not (started.signalled(1) and started.signalled(2)):
+        assert time.monotonic() - began < 4
+        time.sleep(0.02)
+    os.kill(started.pid(2), signal.SIGKILL)
+    ended = started.ended()
+    assert ended.status == 75, ended.err
+    assert "restart" not in ended.err
+
+
+def test_signals_of_all_kinds_without_end_leave_it_at_75(started: Running) -> None:
+    started.start("saves", "imports", options=("--max-restarts=2",))
+    kinds = cycle((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP))
+    while started.agent.poll() is None:
+        started.agent.send_signal(next(kinds))
+        time.sleep(0.01)
+    assert started.ended().status == 75
+
+
+def test_an_agent_that_is_signalled_while_it_starts_never_dies_of_it(tmp_path: Path) -> None:
+    with cold():
+        agent = subprocess.Popen([*AGENT, str(tmp_path / "never.py")], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not blocks_or_catches(agent.pid, signal.SIGTERM):
+        assert agent.poll() is None
+    while agent.poll() is None:
+        agent.send_signal(signal.SIGTERM)
+        time.sleep(0.002)
+    assert agent.returncode == 75
+    assert agent.communicate()[1] == f"node {os.uname().nodename} received SIGTERM before its workers were started\n"
+
+
+@pytest.mark.parametrize(("role", "number", "status"), [("leaves", signal.SIGHUP, 75), ("7", None, 7)])
+def test_the_status_is_told_also_where_the_terminal_is_closed(
+    tmp_path: Path, role: str, number: signal.Signals | None, status: int
+) -> None:
+    ours, theirs = pty.openpty()
+    line = ranks(tmp_path, "stays", role, options=("--max-restarts=1", "--shutdown-timeout=1"))
+    agent = subprocess.Popen(line, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.close(ours)
+    while number is not None and len(list(tmp_path.glob("pid-*"))) < 2:
+        assert agent.poll() is None
+        time.sleep(0.05)
+    if number is not None:
+        agent.send_signal(number)
+    assert agent.wait(30) == status
 
 
 def test_ctrl_c_is_passed_on_and_the_agent_ends_with_130(started: Running) -> None:

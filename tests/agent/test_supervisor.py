@@ -167,3 +167,23 @@ def test_a_signal_in_the_rendezvous_is_obeyed_at_once(job: Start) -> None:
     nodes.send("a")
     assert nodes.statuses("a", seconds=4) == [75]
     assert nodes.said("a") == "node 127.0.0.1 received SIGTERM before its workers were started\n"
+
+
+def test_a_worker_that_leaves_before_its_first_step_ends_those_of_the_other_node_within_seconds(job: Start) -> None:
+    nodes = job("2", "--max-restarts=3", "--shutdown-timeout=60")
+    nodes.begin("a", "b", STARTING="1")
+    began = time.monotonic()
+    nodes.tell("b", "unsaved")
+    assert nodes.statuses("a", "b", seconds=10) == [75, 75]
+    assert time.monotonic() - began < 6
+    assert (nodes.folder / "left-alone-a").exists(), "it was asked"
+    assert len(nodes.started()) == 2
+
+
+def test_a_node_that_leaves_before_the_first_step_ends_the_workers_of_the_other_within_seconds(job: Start) -> None:
+    nodes = job("2", "--max-restarts=3", "--shutdown-timeout=60", join=6)
+    nodes.begin("a", "b", STARTING="1")
+    nodes.send("b")
+    assert nodes.statuses("b", seconds=6) == [75]
+    nodes.wait((nodes.folder / "left-alone-a").exists, seconds=6)
+    assert nodes.statuses("a") == [75], "no replacement has come"

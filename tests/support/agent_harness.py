@@ -16,10 +16,16 @@ import os, pathlib, signal, sys, time
 folder, node, rank = pathlib.Path(sys.argv[1]), os.environ["NODE"], os.environ["RANK"]
 round_ = os.environ["MASTER_PORT"]  # each round has a store of its own
 
+def leave_alone(*_):
+    from pipeline.process.error_file import write_report
+    write_report(os.environ["TORCHELASTIC_ERROR_FILE"], 75, "preempted before the first step: nothing to save")
+    (folder / f"left-alone-{node}").touch()
+    os._exit(75)
+
 def asked(*_):
     (folder / f"asked-{round_}").touch()  # all ranks agree
 
-signal.signal(signal.SIGTERM, asked)
+signal.signal(signal.SIGTERM, leave_alone if "STARTING" in os.environ else asked)
 with open(folder / "started", "a") as file:
     file.write(f"{node} {rank} {os.environ['WORLD_SIZE']} {os.environ['TORCHELASTIC_RESTART_COUNT']} {round_}\\n")
 while True:
@@ -29,6 +35,8 @@ while True:
         told.unlink(missing_ok=True)
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "unsaved":
+            leave_alone()
         sys.exit(int(what))
     if (folder / "finish").exists():
         time.sleep(float(os.environ.get("LATER", 0)))

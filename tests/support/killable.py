@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from tests.support.models import Regression, die
+from tests.support.models import Regression, Rows, die
 
 
 class Noting(Regression):
@@ -119,3 +119,20 @@ class FailsOnOneRank(Noting):
         if self.global_rank == 1 and self.trainer.global_step == 4:
             raise ZeroDivisionError("the model is broken on rank 1")
         return super().training_step(batch, batch_idx)
+
+
+class Chatty(Slowly):
+    """Prints each step, whether or not anybody reads it."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        print(f"step {self.trainer.global_step}", flush=True)
+        return super().training_step(batch, batch_idx)
+
+
+class Downloads(Rows):
+    """Takes ten minutes to be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        print("downloading", file=sys.stderr, flush=True)
+        time.sleep(600)

@@ -49,3 +49,9 @@ def fit_process(folder: Path, *arguments: object) -> Iterator[FitProcess]:
         yield started
     finally:
         started.process.kill()
+
+
+def blocks_or_catches(pid: int, number: int) -> bool:
+    """Whether a process lets the kernel keep a signal, or has a handler for it."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return any(line.startswith(("SigBlk", "SigCgt")) and int(line.split()[1], 16) >> number - 1 & 1 for line in lines)

@@ -21,6 +21,7 @@ from pipeline.run.run_dir import RunDir
 from tests.support.agent_harness import free_port
 from tests.support.commands import ROOT
 from tests.support.forkserver import SERVER
+from tests.support.processes import blocks_or_catches
 
 KINDS = ("rank", "agent", "all")
 NODES = 2
@@ -88,6 +89,13 @@ class Job:
         agent = self.agents[node].pid
         children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
         return next(int(each) for each in children if SERVER not in Path(f"/proc/{each}/cmdline").read_text())
+
+    def hears(self, node: int) -> bool:
+        """Whether a node's worker has been started, and SIGTERM reaches it: a fork ignores it at first."""
+        try:
+            return blocks_or_catches(self.rank(node), signal.SIGTERM)
+        except (StopIteration, OSError):
+            return False
 
     def alive(self, node: int) -> bool:
         """Whether a node's worker is the one that it was when this was asked first."""
