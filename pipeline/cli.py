@@ -14,6 +14,7 @@ import torch.distributed
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.checkpoint.cleanup import remove_leftovers
+from pipeline.checkpoint.foreign import require_checkpoint
 from pipeline.config import compatibility, resume_point, saved_config
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
@@ -25,7 +26,7 @@ from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog
 from pipeline.run.run_dir import RunDir, next_run_dir
-from pipeline.training import console, epoch_loop
+from pipeline.training import compat, console, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
@@ -35,6 +36,7 @@ from pipeline.training.session import TrainingSession
 from pipeline.training.stop_vote import StopVote
 from pipeline.training.tensorboard import RunLogger
 from pipeline.training.trainer_state import TrainerState
+from pipeline.training.weights import InitialWeights
 
 log = logging.getLogger(__name__)
 
@@ -149,9 +151,16 @@ def _choose_resume_point(command: CommandLine, run: RunDir | None, topology: Top
     """Return where all ranks start; in a fit, what killed saves left is swept once that is known."""
 
     def choose() -> ResumePoint:
+        point, asked = find(), command.asked
+        if point.url is not None and point.record is None:
+            require_checkpoint(point.url, command.subcommand == "fit", asked.weights_only is not False)
+        return resume_point.with_weights(point, asked) if command.subcommand == "fit" else point
+
+    def find() -> ResumePoint:
         resolved, asked = command.resolved(), command.asked
         if command.subcommand == "fit":
-            assert run is not None
+            if run is None:
+                return ResumePoint()
             point = resume_point.for_training(run, resolved, command.given_checkpoint)
             remove_leftovers(run, spare=point.url)
             return point
@@ -162,8 +171,6 @@ def _choose_resume_point(command: CommandLine, run: RunDir | None, topology: Top
             run.write(RunDir.config(str(command.subcommand)), saved_config.dump(resolved))
         return point
 
-    if command.subcommand == "fit" and run is None:
-        return ResumePoint()
     return ResumePoint(**topology.agree("resume point", lambda: asdict(choose())))
 
 
@@ -176,8 +183,15 @@ def _attach_session(start: _Start) -> None:
     topology.together("facts", lambda: facts.update(compatibility.facts(*known, data)))
     resume_point.require_same_data(facts, topology)
     restart_epoch = topology.agree(
-        "compatibility", lambda: compatibility.check_resume(point.run_state(), facts, asked.allow_mismatch)
+        "compatibility",
+        lambda: compatibility.check_resume(
+            point.run_state(asked.weights_only is not False), facts, asked.allow_mismatch
+        ),
     )
+    if point.weights is not None:
+        weights = InitialWeights(**point.weights)
+        topology.together("weights", weights.check)  # each node fetches them before its ranks wait in collectives
+        compat.at_restore(trainer, lambda: weights.load_into(command.model))
     epoch_loop.install(trainer)
     state = TrainerState(trainer, facts, Ledger(data) if isinstance(data, DataModule) else None, restart_epoch)
     vote = StopVote(preemption)
@@ -187,7 +201,10 @@ def _attach_session(start: _Start) -> None:
         for callback in callbacks:
             if isinstance(callback, Checkpoints):
                 session = callback.open_session(run, state, vote, writer, point.step)
-        callbacks.insert(0, saved_config.SaveConfiguration(run, command.resolved()))
+        resolved = command.resolved()
+        if point.record is not None:
+            resolved = saved_config.keep_weights(saved_config.load(run, "fit"), resolved)
+        callbacks.insert(0, saved_config.SaveConfiguration(run, resolved))
     if topology.rank == 0 and (saver := session.saver) is not None:
         preemption.durable, preemption.saving = lambda: saver.durable, lambda: saver.saving
     callbacks.insert(0, SessionHooks(session))

@@ -1,5 +1,7 @@
 """The flags that this project adds to those of Lightning's subcommands."""
 
+import argparse
+
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pipeline.config.compatibility import STOPS_RESUME
@@ -10,6 +12,9 @@ FROM_RUN = ("validate", "test", "predict")
 
 NOT_SAVED = ("config", "run_dir", "allow_mismatch", "world_size", "grace", "collective_timeout")
 """Flags of one start or one place, which a saved configuration leaves out."""
+
+ONLY_FIT = ("weights", "weights_allow")
+"""Flags that other subcommands than fit accept in YAML alone, where they mean nothing to them."""
 
 
 def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
@@ -44,7 +49,24 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
             help="Mismatches with the resumed run that are intended and must not stop it, separated by commas: "
             f"{', '.join(STOPS_RESUME)}.",
         )
+        parser.add_argument(
+            "--weights",
+            type=str | None,
+            default=None,
+            help="Start a new run from these weights, with step, epoch and optimizer at their beginning: the URL of a "
+            "Lightning checkpoint, a state_dict, a safetensors file (or the .index.json of several), or a run "
+            "directory, whose best or else latest checkpoint it is. A run that has a checkpoint resumes from that.",
+        )
+        parser.add_argument(
+            "--weights_allow",
+            type=str | None,
+            default=None,
+            help="Names of tensors that may be missing in --weights, left over or of another shape, as patterns "
+            "separated by commas: 'head.*,*.bias'.",
+        )
     if subcommand in FROM_RUN:
+        for name in ONLY_FIT:  # for the YAML of a fit serves these subcommands as well
+            parser.add_argument(f"--{name}", type=str | None, default=None, help=argparse.SUPPRESS)
         parser.add_argument(
             "--checkpoint",
             type=str | None,

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from pipeline.config import messages, saved_config
-from pipeline.config.flags import add_flags
+from pipeline.config.flags import ONLY_FIT, add_flags
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.process.topology import Topology
@@ -87,6 +87,9 @@ class CommandLine(LightningCLI):
                 messages.parse_problem(error, self._subcommand_parsers.get(subcommand), subcommand)
             ) from error
         config = self.config[self.config.subcommand]
+        given = [name for name in ONLY_FIT if any(f"--{name}" == argument.partition("=")[0] for argument in args)]
+        if self.config.subcommand != "fit" and given:
+            raise UserError(f"{given[0]} is a flag of fit alone: {self.config.subcommand} takes --ckpt_path")
         # Lightning would merge the hyperparameters of a local checkpoint over the flags, and not those of a remote one.
         self.given_checkpoint = config.get("ckpt_path")
         if self.given_checkpoint is not None:

@@ -8,14 +8,16 @@ import hashlib
 import logging
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from jsonargparse import Namespace
 
 from pipeline.checkpoint.commit import CommitRecord, newest
+from pipeline.checkpoint.foreign import locate_weights
 from pipeline.checkpoint.load import newest_verified, select_verified
 from pipeline.config import saved_config
 from pipeline.errors import StorageAway, UserError
@@ -24,6 +26,7 @@ from pipeline.run.attempts import finished_at
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 from pipeline.training.run_state import RunState, read_run_state
+from pipeline.training.weights import InitialWeights
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +43,14 @@ class ResumePoint:
         own: Its commit record, as a mapping, where the run itself committed it.
         path: On rank 0's node, the local file of its bytes, which match the record; None where they were not compared.
         finished: Whether training is over and nothing is asked that could continue it.
+        weights: What a new run starts from, the fields of `InitialWeights`; None: from the model's own.
     """
 
     url: str | None = None
     own: dict[str, Any] | None = None
     path: str | None = None
     finished: bool = False
+    weights: dict[str, Any] | None = None
 
     @cached_property
     def record(self) -> CommitRecord | None:
@@ -57,13 +62,16 @@ class ResumePoint:
         """Its optimizer step, None where only the user knows it."""
         return None if self.record is None else self.record.step
 
-    def run_state(self) -> RunState | None:
+    def run_state(self, weights_only: bool = True) -> RunState | None:
         """Read what this project added to it, on rank 0 from the verified bytes; None if another program wrote it.
+
+        Args:
+            weights_only: Whether to refuse what would execute pickled code.
 
         Raises:
             UserError: It cannot be read, or is of another version of this project.
         """
-        return None if self.url is None else read_run_state(self.path or self.url)
+        return None if self.url is None else read_run_state(self.path or self.url, weights_only)
 
     @staticmethod
     def at(run: RunDir, record: CommitRecord, path: Path | None = None, finished: bool = False) -> "ResumePoint":
@@ -98,8 +106,27 @@ def for_training(run: RunDir, resolved: dict[str, Any], given: str | None, verif
             f"ckpt_path={given!r}: {run} is at step {record.step} already, and committed steps are never written "
             "again. To start from another checkpoint give a new --run_dir; to resume this run leave --ckpt_path out"
         )
-    finished = saved == resolved and ("end" in record.reason or finished_at(run) == record.step)
+    unchanged = saved == saved_config.keep_weights(saved, resolved)
+    finished = unchanged and ("end" in record.reason or finished_at(run) == record.step)
     return ResumePoint.at(run, record, path, finished)
+
+
+def with_weights(point: ResumePoint, config: Namespace) -> ResumePoint:
+    """Return where a fit starts, with the weights that `--weights` asks for; a checkpoint of the run's own wins.
+
+    Raises:
+        UserError: There are no weights there, or they cannot be loaded.
+        StorageAway: Their storage does not answer.
+    """
+    if config.weights is None:
+        return point
+    if point.record is not None:
+        log.info("weights=%r is ignored: the run resumes from its checkpoint of step %d", config.weights, point.step)
+        return point
+    url, sha256 = locate_weights(config.weights)
+    weights = InitialWeights(url, sha256, config.weights_only is not False, config.weights_allow)
+    weights.check()
+    return replace(point, weights=asdict(weights))
 
 
 def for_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> ResumePoint:

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import yaml
 from jsonargparse import Namespace
 
-from pipeline.config.flags import FROM_RUN, NOT_SAVED
+from pipeline.config.flags import FROM_RUN, NOT_SAVED, ONLY_FIT
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import raise_for_user
@@ -101,6 +101,12 @@ def resolve(dumped: str, ckpt_path: str | None, subcommand: str | None = None) -
     config: dict[str, Any] = parsed if subcommand is None else parsed[subcommand]
     config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in ("devices", "num_nodes")}
     return {**{key: value for key, value in config.items() if key not in NOT_SAVED}, "ckpt_path": ckpt_path}
+
+
+def keep_weights(saved: dict[str, Any] | None, resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration that names the weights that its run began with: a resume loads no others."""
+    kept = {key: value for key, value in (saved or {}).items() if key in ONLY_FIT}
+    return {**{key: value for key, value in resolved.items() if key not in ONLY_FIT}, **kept}
 
 
 def require_same_model(

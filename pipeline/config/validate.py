@@ -35,6 +35,7 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
         found.append(f"ckpt_path={ckpt_path!r} must be the URL of a checkpoint file. {hint}")
     if ckpt_path is not None and config.get("checkpoint") is not None:
         found.append(f"ckpt_path={ckpt_path!r} and checkpoint={config.checkpoint!r} both name a checkpoint: give one")
+    found += _weights_problems(config, ckpt_path)
     if config.run_dir is not None and (problem := run_dir_problem(str(config.run_dir))):
         found.append(problem)
     if subcommand == "test" and config.run_dir is None and not config.trainer.fast_dev_run:
@@ -61,6 +62,20 @@ def _topology_problems(subcommand: str, config: Namespace, topology: Topology) -
             )
         config.trainer[name] = launched
     return found
+
+
+def _weights_problems(config: Namespace, ckpt_path: str | None) -> list[str]:
+    weights, allowed = config.get("weights"), config.get("weights_allow")
+    if weights is not None and ckpt_path is not None:
+        return [
+            f"weights={weights!r} and ckpt_path={ckpt_path!r} both say what to start from: give --weights for a new "
+            "training from those weights, or --ckpt_path to resume the other program's training"
+        ]
+    if weights is not None and not weights.strip():
+        return [f"weights={weights!r} must be the URL of a file or of a run directory"]
+    if allowed is not None and weights is None:
+        return [f"weights_allow={allowed!r} says what may differ in --weights, which is not given: give both or none"]
+    return []
 
 
 def _training_problems(config: Namespace, topology: Topology) -> list[str]:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
 from pipeline.checkpoint.commit import CommitRecord, read_record
+from pipeline.checkpoint.foreign import load_file, local_copy
 from pipeline.checkpoint.load import load
 from pipeline.checkpoint.serializable import plain
 from pipeline.errors import UserError
@@ -60,16 +60,16 @@ class RunIO(CheckpointIO):
         """Load a checkpoint from any URL; one that the run has committed only as its commit record describes it.
 
         Raises:
-            FileNotFoundError: There is none.
+            UserError: There is none, it is damaged or of another kind, or it would execute code.
+            StorageAway: Its storage does not answer.
             Corrupt: Its bytes are not those of its record.
         """
         record = self._record(str(path))
         if self.run is not None and record is not None:
             return load(self.run, record, map_location, weights_only is not False)
-        with fsspec.open(str(path), "rb") as file:
-            checkpoint: dict[str, Any] = torch.load(
-                file, map_location=map_location or "cpu", weights_only=weights_only is not False
-            )
+        name = f"ckpt_path={str(path)!r}"
+        with local_copy(str(path), name) as local:
+            checkpoint: dict[str, Any] = load_file(local, name, weights_only is not False, map_location or "cpu")
         return checkpoint
 
     def remove_checkpoint(self, path: str | Any) -> None:

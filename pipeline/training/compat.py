@@ -67,7 +67,13 @@ MEMBERS = (
     Member(_FitLoop, "_restarting", None, "would have Lightning guess where an exact checkpoint stands"),
     # The trainer's connectors.
     Member(_CheckpointConnector, "dump_checkpoint", ("weights_only",), "captures a checkpoint without writing it"),
-    Member(pl.Trainer, "_checkpoint_connector", None, "has dump_checkpoint"),
+    Member(
+        _CheckpointConnector,
+        "_restore_modules_and_callbacks",
+        ("checkpoint_path", "weights_only"),
+        "is the moment to load initial weights: the model has all its layers, and neither DDP nor optimizers",
+    ),
+    Member(pl.Trainer, "_checkpoint_connector", None, "has dump_checkpoint and _restore_modules_and_callbacks"),
     Member(_SignalConnector, "register_signal_handlers", (), "is turned off: its SIGTERM handler can hang"),
     Member(pl.Trainer, "_signal_connector", None, "has register_signal_handlers"),
     Member(_LoggerConnector, "_callback_metrics", None, "holds the metrics that schedules and callbacks monitor"),
@@ -159,6 +165,18 @@ def option_names(parser: LightningArgumentParser) -> set[str]:
 def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
     """Return what `trainer.save_checkpoint` would write. All ranks must call it, for hooks may be collective."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def at_restore(trainer: pl.Trainer, do: Callable[[], None]) -> None:
+    """Call a function where Lightning would load the weights of a checkpoint."""
+    connector = trainer._checkpoint_connector
+    stock = connector._restore_modules_and_callbacks
+
+    def restore(*arguments: Any, **named: Any) -> None:
+        do()
+        stock(*arguments, **named)
+
+    connector._restore_modules_and_callbacks = restore  # type: ignore[method-assign]
 
 
 def load_callbacks(trainer: pl.Trainer, states: Any) -> None:

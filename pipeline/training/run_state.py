@@ -98,11 +98,12 @@ class RunState:
             ) from error
 
 
-def read_run_state(url: str) -> RunState | None:
+def read_run_state(url: str, weights_only: bool = True) -> RunState | None:
     """Read the state from a checkpoint file, of which no tensor's content is read.
 
     Args:
         url: A local path or any fsspec URL.
+        weights_only: Whether to refuse what would execute pickled code.
 
     Returns:
         Numbers and strings as they are, tensors without content; None for a checkpoint of another program.
@@ -117,7 +118,7 @@ def read_run_state(url: str) -> RunState | None:
     try:
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         with fs.open(path, "rb", block_size=_HEAD) as file, skip_data():
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=weights_only)
         if not isinstance(checkpoint, dict):
             raise TypeError(f"it holds a {type(checkpoint).__name__}")
     except Exception as error:

@@ -32,7 +32,7 @@ def test_what_another_callback_saves_is_loaded_and_removed_on_every_storage(stor
     assert found["number"] == 3
     io.remove_checkpoint(url)
     io.remove_checkpoint(url)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="does not exist"):
         io.load_checkpoint(url)
 
 
