@@ -116,6 +116,19 @@ def _app(node: NodeSpec, agent: AgentOptions, run_dir: str, config: str, app_arg
         problems.append(f"config={config!r}: expected a YAML file, such as pipeline/configs/digits.yaml")
     if problems:
         raise UserError(*problems)
+    return agent_app("train", node, agent, run_dir, ["fit", "--config", config, "--run_dir", run_dir, *app_args])
+
+
+def agent_app(name: str, node: NodeSpec, agent: AgentOptions, run_dir: str, arguments: Sequence[str]) -> specs.AppDef:
+    """Return an app whose nodes run one command line of the pipeline under an agent each.
+
+    Args:
+        name: Of the app and its role.
+        node: What each node has.
+        agent: How the agents run.
+        run_dir: What a preflight checks.
+        arguments: Of `python -m pipeline`.
+    """
     least, most = agent.range()
     per_node = agent.processes or max(node.gpu, 1)
     port = agent.rdzv_port or _free_port()
@@ -127,13 +140,13 @@ def _app(node: NodeSpec, agent: AgentOptions, run_dir: str, config: str, app_arg
         f"--nnodes {f'{least}:{most}' if least != most else most} --nproc-per-node {per_node} "
         f"--rdzv-conf join_timeout={agent.join_timeout} --max-restarts {agent.max_restarts} "
         f"--shutdown-timeout {agent.grace} " + (f"--preflight {quoted([checked])} " if agent.preflight else "")
-    ) + f"--role train -m pipeline fit --config {quoted([config])} --run_dir {quoted([run_dir, *app_args])}"
+    ) + f"--role {name} -m pipeline {quoted(arguments)}"
     # A node that ends first makes the agents of the others warn of a lost connection.
     quiet = {"LOGLEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", **(node.env or {})}
-    role = replace(node, env=quiet).role("train", command, max(1, node.cpu // per_node), grace=agent.grace)
+    role = replace(node, env=quiet).role(name, command, max(1, node.cpu // per_node), grace=agent.grace)
     role.num_replicas, role.min_replicas = most, least if least != most else None
     role.port_map = {"c10d": port}
-    return specs.AppDef(name="train", roles=[role])
+    return specs.AppDef(name=name, roles=[role])
 
 
 def _free_port() -> int:

@@ -31,6 +31,7 @@ from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
 from pipeline.training.mirror import mirrored
+from pipeline.training.predictions import Predictions
 from pipeline.training.receipt import Evaluation
 from pipeline.training.session import TrainingSession
 from pipeline.training.stop_vote import StopVote
@@ -113,6 +114,8 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
         _fit(start)
     elif command.subcommand == "test" and run is not None:
         _test(command, run, point)
+    elif command.subcommand == "predict" and run is not None:
+        _predict(command, run, point, topology, preemption)
     else:
         _call_trainer(command, point)
 
@@ -253,11 +256,27 @@ def _test(command: CommandLine, run: RunDir, point: ResumePoint) -> None:
     )
 
 
+def _predict(command: CommandLine, run: RunDir, point: ResumePoint, topology: Topology, preemption: Preemption) -> None:
+    """Predict each sample once, and keep what the model says of it."""
+    url, record = str(point.url), point.record
+    sha256 = topology.agree("digest", lambda: resume_point.digest(url) if record is None else record.sha256)
+    config = saved_config.dump(command.resolved())
+    predictions = Predictions(run, url, sha256, config, topology, preemption)
+    predictions.watch(command.trainer, command.datamodule if command.datamodule is not None else command.model)
+    log.info("predicting with %s", url)
+    preemption.mark_training()
+    preemption.durable = lambda: "the parts that are written stay"
+    _call_trainer(command, point)
+    predictions.conclude(command.trainer)
+
+
 def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
     """Call the trainer's own method for the subcommand, and turn the user's mistakes among its errors into ours."""
     arguments = {**command.trainer_arguments(), "ckpt_path": point.url}
     if command.subcommand == "test":
         arguments["verbose"] = arguments["verbose"] and console.on_terminal()
+    if command.subcommand == "predict":
+        arguments["return_predictions"] = False  # nobody would take them: they are written
     try:
         with mirrored(command.trainer):
             getattr(command.trainer, str(command.subcommand))(**arguments)

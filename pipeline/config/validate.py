@@ -38,8 +38,11 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
     found += _weights_problems(config, ckpt_path)
     if config.run_dir is not None and (problem := run_dir_problem(str(config.run_dir))):
         found.append(problem)
-    if subcommand == "test" and config.run_dir is None and not config.trainer.fast_dev_run:
-        found.append("run_dir is missing: name the run to evaluate, --run_dir <url>; its receipt goes there")
+    if subcommand in ("test", "predict") and config.run_dir is None and not config.trainer.fast_dev_run:
+        what = "the run to evaluate, --run_dir <url>; its receipt goes there"
+        if subcommand == "predict":
+            what = "the run that predicts, --run_dir <url>; the predictions go there"
+        found.append(f"run_dir is missing: name {what}")
     return found
 
 

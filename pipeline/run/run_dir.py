@@ -11,6 +11,7 @@ library only, so the submitter can read results without torch.
       checkpoints/step-00000120.json  the commit record, written last
       logs/                           TensorBoard events, hparams.yaml
       evaluation/receipt.json, evaluation/scores.csv
+      predictions/                    what `predict` wrote
 """
 
 import json
@@ -31,6 +32,7 @@ SCHEMA = 1
 
 RECEIPT = "evaluation/receipt.json"
 SCORES = "evaluation/scores.csv"
+PREDICTIONS = "predictions"
 LOGS = "logs"
 LEASE = "lease.json"
 ATTEMPTS = "attempts"

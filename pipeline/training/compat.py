@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
@@ -95,6 +96,8 @@ MEMBERS = (
     Member(Metric, "_update_count", None, "is part of a torchmetric's state"),
     Member(Metric, "_defaults", None, "names a torchmetric's states"),
     Member(Metric, "_computed", None, "caches a torchmetric's value"),
+    # Prediction.
+    Member(_IndexBatchSamplerWrapper, "__init__", ("batch_sampler",), "tells prediction writers the indices"),
     # Strategies, DDP and loggers.
     Member(DDPStrategy, "_timeout", None, "is the timeout of the strategy's process group"),
     Member(DDPStrategy, "reduce", ("tensor", "group", "reduce_op"), "is given doubles: it truncates mean counts"),
@@ -289,6 +292,11 @@ def backward_in_order(model: DistributedDataParallel, parameters: list[Tensor], 
         torch.autograd.backward(parameters[index], torch.zeros_like(parameters[index]))
     for parameter in parameters:
         parameter.grad = None
+
+
+def recorded_batches(batches: Any) -> Any:
+    """Return a batch sampler that remembers the indices of each batch, where a BasePredictionWriter looks for them."""
+    return _IndexBatchSamplerWrapper(batches)
 
 
 def drop_writer(logger: TensorBoardLogger) -> None:
