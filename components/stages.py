@@ -24,6 +24,8 @@ _DRIVER = "pipeline/driver"
 """The label by which the scheduler finds the stages of a driver that is cancelled."""
 _LOCAL_POLL, _POLL = 0.5, 1.0
 """Seconds between two polls of a stage: on this machine, and on a shared cluster."""
+_UNANSWERED = 300.0
+"""Seconds for which a scheduler may not tell the status of a stage before this process gives up."""
 _CLOCK_SKEW = timedelta(minutes=1)
 
 
@@ -132,9 +134,21 @@ def _wait(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus:
         ]
         for tail in tails:
             tail.start()
-        shown = ""
+        shown, answered = "", time.monotonic()
         while True:
-            described = runner.status(handle)
+            time.sleep(_LOCAL_POLL if target.scheduler.startswith("local") else _POLL)
+            try:
+                described = runner.status(handle)
+            except UserError:
+                raise
+            except Exception as error:
+                # An engine under load answers late; the stage is well for all that is known.
+                if time.monotonic() - answered > _UNANSWERED:
+                    raise
+                if shown != (shown := f"its status cannot be read now: {storage_error(error)}"):
+                    echo(f"{app.name}: {shown}", sys.stderr)
+                continue
+            answered = time.monotonic()
             if described is None:
                 raise RuntimeError(f"{target.scheduler} no longer knows {handle}")
             if is_terminal(described.state):
@@ -143,7 +157,6 @@ def _wait(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus:
                 # Why it is pending or restarting.
                 shown = described.msg
                 echo(f"{app.name}: {shown}", sys.stderr)
-            time.sleep(_LOCAL_POLL if target.scheduler.startswith("local") else _POLL)
         for tail in tails:
             tail.join(timeout=10)
     except BaseException as error:

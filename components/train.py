@@ -4,10 +4,9 @@ torchx run -s local_cwd components/train.py:train --run_dir runs/one --nodes 2 -
 torchx run -s local_cwd components/train.py:train --run_dir runs/one -- --trainer.max_epochs=3
 """
 
-import random
+import hashlib
 import re
 import shlex
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's component linter reads
@@ -18,7 +17,7 @@ from torchx.specs import macros
 from components.role import IMAGE, NodeSpec, quoted
 from pipeline.errors import UserError
 
-_PORTS = range(20_000, 30_000)
+_PORTS = range(10_000, 30_000)
 
 
 def train(
@@ -62,7 +61,7 @@ def train(
         max_restarts: how often the processes are restarted in place after a crash; never after a user error
         grace: seconds between SIGTERM and SIGKILL, for a step, a save and its upload
         join_timeout: seconds that the nodes wait for each other, at the start and for a node that is replaced
-        rdzv_port: rendezvous port on node 0; 0 means one that is free on this machine
+        rdzv_port: rendezvous port on node 0; 0 means one that follows from run_dir
         preflight: true: check all nodes, their storage and their network before training; takes some seconds
     """
     node = NodeSpec(image, cpu, memory, gpu, env, mounts, secrets, shm, retries)
@@ -94,7 +93,7 @@ class AgentOptions:
             if getattr(self, name) < least:
                 yield f"{name}={getattr(self, name)} must be >= {least}"
         if not 0 <= self.rdzv_port < 65_536:
-            yield f"rdzv_port={self.rdzv_port} must be 0 (a free one) to 65535"
+            yield f"rdzv_port={self.rdzv_port} must be 0 (one that follows from run_dir) to 65535"
 
     def range(self) -> tuple[int, int]:
         """Return the least and the most nodes.
@@ -131,7 +130,7 @@ def agent_app(name: str, node: NodeSpec, agent: AgentOptions, run_dir: str, argu
     """
     least, most = agent.range()
     per_node = agent.processes or max(node.gpu, 1)
-    port = agent.rdzv_port or _free_port()
+    port = agent.rdzv_port or port_of(run_dir)
     # The scheduler puts the address of node 0 into a variable of its own; on one machine there may be none.
     endpoint = f'"$${{{macros.rank0_env}:-localhost}}:{port}"'
     checked = shlex.join(["--run_dir", run_dir, "--gpus", str(node.gpu), "--shm", str(node.shm)])
@@ -149,16 +148,10 @@ def agent_app(name: str, node: NodeSpec, agent: AgentOptions, run_dir: str, argu
     return specs.AppDef(name=name, roles=[role])
 
 
-def _free_port() -> int:
-    """Return a port on which nothing listens here, below the range from which systems assign client ports.
+def port_of(run_dir: str) -> int:
+    """Return the rendezvous port of a run, below the range from which systems assign client ports.
 
-    Drawn at random, so that two runs that start on one machine at once do not both find the same one free.
+    The same run has the same one in each manifest; runs that share a machine most likely have different ones.
     """
-    for port in random.SystemRandom().sample(_PORTS, 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise UserError(f"none of 100 ports in {_PORTS.start}..{_PORTS.stop - 1} is free: give one by --rdzv_port")
+    digest = hashlib.sha256(run_dir.encode()).digest()
+    return _PORTS[int.from_bytes(digest[:8]) % len(_PORTS)]

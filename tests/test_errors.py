@@ -24,7 +24,7 @@ from pipeline.errors import (
         (KeyboardInterrupt(), Outcome(130, "interrupted by a person")),
         (SystemExit(7), Outcome(7, "interrupted")),
         (SystemExit("text"), Outcome(1, "interrupted")),
-        (ProofFailed("one is missing"), Outcome(1, "proof failed: one is missing")),
+        (ProofFailed("one is missing"), Outcome(2, "proof failed: one is missing")),
         (LeaseLost("attempt 2"), Outcome(1, "lease lost: attempt 2")),
         (StorageAway("s3://x"), Outcome(1, "storage away: s3://x")),
         (ValueError("two\nlines"), Outcome(1, "crash: ValueError: two lines", expected=False)),

@@ -12,7 +12,7 @@ A script written for torchrun runs under it unchanged. The differences:
   save and exit, and the agent exits with 75. The agents of the other nodes re-run the rendezvous and wait for a
   replacement. A second signal is forwarded, too, and leaves 5 s.
 * Workers die with their agent, even if it is killed.
-* After a crash of a worker, an agent or a node the rendezvous is re-run, --max_restarts times; also if a node is
+* After a crash of a worker, an agent or a node the rendezvous is re-run, --max_restarts times (3); also if a node is
   replaced by a new one, node 0 included, which hosts the rendezvous.
 * A failure is reported once: its traceback by the agent of its own node, one line by the others.
 

@@ -14,7 +14,7 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("rdzv_id", "none", str, "id of the job"),
     ("rdzv_conf", "", str, "KEY=VALUE,...: join_timeout, last_call_timeout, keep_alive_interval, ... in seconds"),
     ("standalone", False, bool, "a single node, with a rendezvous of its own on a free port"),
-    ("max_restarts", 0, int, "restarts of all workers after a crash"),
+    ("max_restarts", 3, int, "restarts of all workers after a crash (torchrun: 0)"),
     ("monitor_interval", 0.1, float, "seconds between two looks at the workers"),
     ("start_method", "spawn", str, "ignored: a worker is a program of its own"),
     ("event_log_handler", "null", str, "torch's handler of elastic events"),

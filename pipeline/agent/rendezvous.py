@@ -118,6 +118,11 @@ class RoundHandler(DynamicRendezvousHandler):
         compat.forget_round_store(self)
         return super().next_rendezvous()
 
+    @property
+    def last_call(self) -> float:
+        """The seconds that a rendezvous stays open for further nodes after the last one that it needs."""
+        return float(self.settings.timeout.last_call.total_seconds())
+
     def members(self) -> frozenset[str]:
         """Return the nodes of this round, as last read."""
         return frozenset(map(repr, self._shared.state.participants))
@@ -273,7 +278,7 @@ class Rendezvous:
         return self._until(
             connect,
             f"waiting for node 0 to answer at {host}:{port}",
-            f"node 0 at {host}:{port} did not answer within {self._timeout:.0f} s",
+            f"node 0 at {host}:{port} did not answer within {self._timeout:.0f} s: is it up, and is the port its own?",
             deadline,
         )
 
@@ -311,8 +316,17 @@ def _settings(parameters: RendezvousParameters) -> dict[str, Any]:
         value = parameters.get_as_int(f"{name}_timeout")
         return None if value is None else timedelta(seconds=value)
 
+    timeout = TimeoutSettings(*map(seconds, ("join", "last_call", "close", "heartbeat")))
+    if parameters.min_nodes < parameters.max_nodes and timeout.last_call >= timeout.join:
+        if seconds("last_call") is not None:
+            raise ValueError(
+                f"last_call_timeout={timeout.last_call.total_seconds():.0f} must be below "
+                f"join_timeout={timeout.join.total_seconds():.0f} seconds"
+            )
+        # torch's 30 seconds would be over after the nodes have given up.
+        timeout = TimeoutSettings(timeout.join, timeout.join / 2, timeout.close, timeout.heartbeat)
     return {
-        "timeout": TimeoutSettings(*map(seconds, ("join", "last_call", "close", "heartbeat"))),
+        "timeout": timeout,
         "keep_alive_interval": parameters.get_as_int("keep_alive_interval", 5) or 5,
         "keep_alive_max_attempt": parameters.get_as_int("keep_alive_max_attempt", 3) or 3,
     }

@@ -36,6 +36,8 @@ LEAVING_LINGER = 3.0
 LATECOMERS = 2.5
 """Seconds in which a node that waits polls the rendezvous at least once."""
 _FLUSH = 2.0
+_MOST_PATIENCE = 4
+"""How many last calls nodes that join wait for further ones at most."""
 _RERUN = "re-running rendezvous"
 
 
@@ -88,6 +90,8 @@ class Supervisor:
     _reported: set[EventType] = field(default_factory=set)
     _ending_since: float | None = None
     _exited_at: float | None = None
+    _waiting: tuple[int, float, float] = (0, 0.0, 0.0)
+    """How many nodes wait to be admitted, when the first one of them came, and the last one."""
 
     def __post_init__(self) -> None:
         self._me = self.handler.node
@@ -168,7 +172,7 @@ class Supervisor:
             self._report(EventType.ACKNOWLEDGED)
         stops = stopping(events) or EventType.SAVED in self._reported
         if root_failure(events) is None and not lost and not stops:
-            if self.log.waiting and self.workers.running:
+            if self.workers.running and self._joining_nodes_are_complete(now):
                 self._report(EventType.JOINING, reason="a node joins")
             self._decide(events, lost, 0.0)
             return
@@ -178,6 +182,17 @@ class Supervisor:
             self._end_workers(events, lost, stops, seconds)
         if not self.workers.running:
             self._decide(events, lost, seconds)
+
+    def _joining_nodes_are_complete(self, now: float) -> bool:
+        """Return whether nodes wait, and no more are likely to come soon: admitting some costs all a restart."""
+        waiting, patience = self.log.waiting, self.handler.last_call
+        if waiting != self._waiting[0]:
+            self._waiting = waiting, (self._waiting[1] if waiting and self._waiting[0] else now), now
+        _, first, last = self._waiting
+        if not waiting:
+            return False
+        full = len(self._nodes) + waiting >= self.handler.settings.max_nodes
+        return full or now - last >= patience or now - first >= _MOST_PATIENCE * patience
 
     def _end_workers(self, events: tuple[Event, ...], lost: set[str], stops: bool, seconds: float) -> None:
         """Stop the workers unless they end by themselves, because all ranks have agreed to save."""

@@ -6,12 +6,16 @@ same step of a run that never stopped. So the order is recorded in the first ste
 shown to DDP before the first step of every later attempt.
 """
 
+import logging
+
 import lightning.pytorch as pl
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from pipeline.training import compat
+
+log = logging.getLogger(__name__)
 
 
 class BucketOrder:
@@ -31,6 +35,13 @@ class BucketOrder:
         model = trainer.strategy.model
         if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters or model.static_graph:
             return  # there buckets stay as they are
+        if stateful := compat.stateful_comm_hooks(model):
+            if trainer.is_global_zero:
+                log.warning(
+                    "resuming this run is not exact: the state of the DDP communication hook %s is in no checkpoint",
+                    " and ".join(stateful),
+                )
+            return  # showing an order to DDP runs the hook, which would change its state
         trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
         # Other parameters may be trained than before, after a change of the model: then there is no order to keep.
         if known is not None and sorted(known) == list(range(len(trained))):

@@ -103,6 +103,7 @@ MEMBERS = (
     Member(DDPStrategy, "reduce", ("tensor", "group", "reduce_op"), "is given doubles: it truncates mean counts"),
     Member(DistributedDataParallel, "require_backward_grad_sync", None, "tells which batches are reduced"),
     Member(DistributedDataParallel, "reducer", None, "rebuilds its buckets in the order of gradients"),
+    Member(DistributedDataParallel, "_comm_hooks", None, "tells whether gradients are summed by a hook with a state"),
     Member(TensorBoardLogger, "_experiment", None, "is replaced after a writer has failed"),
     # The command line.
     Member(LightningCLI, "_prepare_subcommand_parser", ("klass", "subcommand", "kwargs"), "adds this project's flags"),
@@ -280,6 +281,12 @@ def reduce_counts_exactly(trainer: pl.Trainer) -> None:
         return stock(tensor, *arguments, **named)
 
     trainer.strategy.reduce = reduce  # type: ignore[method-assign]
+
+
+def stateful_comm_hooks(model: DistributedDataParallel) -> list[str]:
+    """Return the names of the communication hooks that keep a state, such as PowerSGD's."""
+    hooks = [(hook, state) for hook, state in model._comm_hooks if state is not None]
+    return [hook.__name__ for hook, state in hooks if not isinstance(state, torch.distributed.ProcessGroup)]
 
 
 def backward_in_order(model: DistributedDataParallel, parameters: list[Tensor], order: list[int]) -> None:

@@ -2,7 +2,9 @@
 
 About once a second each rank casts a ballot, by one small MAX over a process group of its own on the CPU: started
 between two batches and read between the next two, when it has long arrived, so that no step and no device waits for it.
-The result is the same everywhere. On the same ballot rank 0 says that a save by time is due.
+Where a batch takes half a second or longer, a ballot costs nothing beside it and is read at once: a stop that is asked
+for in a batch comes at its end. The result is the same everywhere. On the same ballot rank 0 says that a save by time
+is due.
 """
 
 import time
@@ -17,6 +19,8 @@ from pipeline.process.preemption import LIMIT, Preemption
 
 _SECONDS = 1.0
 """Between two ballots."""
+_SLOW = 0.5
+"""Seconds of a batch from which on a ballot is read at once."""
 _MOST = 64
 """Batches after which the ranks vote again, however fast those were: the next ones may be slow."""
 
@@ -40,9 +44,10 @@ class StopVote:
         self._group: Any = None
         self._ranks = 1
         self._work: Any = None
-        self._ballot = torch.zeros(3, dtype=torch.int64)
-        """Whether to stop, batches until the next ballot, whether a save by time is due."""
+        self._ballot = torch.zeros(4, dtype=torch.int64)
+        """Whether to stop, batches until the next ballot, whether a save by time is due, whether batches are short."""
         self._left = self._batches = 1
+        self._slow = False
         self._vote_again = self._saved_since = False
         self._cast_at = 0.0
         self._stop = False
@@ -68,7 +73,7 @@ class StopVote:
     def restart(self) -> None:
         """Vote at the next boundary: batches of another kind begin, which may take longer. All ranks must call it."""
         self._left, self._vote_again = 1, self._work is not None
-        self._batches, self._cast_at = 1, 0.0
+        self._batches, self._cast_at, self._slow = 1, 0.0, False
 
     def saved(self) -> None:
         """Ignore what the ballot under way says of a save by time: one has just been taken. All ranks must call it."""
@@ -91,6 +96,9 @@ class StopVote:
             due = self._work is not None and self._read_ballot()
             if not self._stop:
                 self._cast(minutes)
+            # All ranks read at once, or none: the last ballot has told them so.
+            if self._slow and self._work is not None:
+                due |= self._read_ballot()
         if self._stop:
             self.preemption.begin_final_save()
         return Vote(self._stop, due)
@@ -105,8 +113,9 @@ class StopVote:
         # No more than twice as far as the last time: a first batch says little about the next ones.
         most = min(_MOST, 2 * self._batches)
         apart = max(1, min(most, int(_SECONDS / max(a_batch, 1e-6)))) if self._cast_at else 1
+        short = not self._cast_at or a_batch < _SLOW
         self._cast_at = now
-        self._ballot[0], self._ballot[1], self._ballot[2] = int(self.preemption.asked), apart, int(minutes)
+        self._ballot.copy_(torch.tensor([self.preemption.asked, apart, minutes, short]))
         self._work = dist.all_reduce(self._ballot, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def _read_ballot(self) -> bool:
@@ -121,7 +130,8 @@ class StopVote:
             if self.preemption.asked:
                 raise Preempted("the other ranks no longer answer: nothing could be saved") from error
             raise
-        stop, self._batches, minutes = self._ballot.tolist()
+        stop, self._batches, minutes, short = self._ballot.tolist()
+        self._slow = not (short or self._vote_again)
         self._left = 1 if self._vote_again else self._batches
         due = bool(minutes) and not self._saved_since
         self._vote_again = self._saved_since = False

@@ -19,8 +19,8 @@ SINCE = {
     "shutdown_timeout",
 }
 """Options that an older torch of the declared range does not have."""
-CHANGED = {"master_port"}
-"""Options whose default has changed within the declared range: 29500 before, None since; the agent ignores it."""
+CHANGED = {"master_port", "max_restarts"}
+"""Options with another default: 29500 or None, by the version, for one that is ignored; 3 restarts instead of none."""
 
 
 def test_the_options_are_those_of_torchrun_with_its_defaults() -> None:
@@ -48,10 +48,10 @@ def test_a_command_line_is_read_as_torchrun_reads_it(arguments: list[str]) -> No
 
 
 def test_the_environment_gives_defaults_as_it_does_to_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"MAX_RESTARTS": "3", "STANDALONE": "1", "RDZV_ENDPOINT": "a:1"}.items():
+    for name, value in {"MAX_RESTARTS": "5", "STANDALONE": "1", "RDZV_ENDPOINT": "a:1"}.items():
         monkeypatch.setenv(f"PET_{name}", value)
     read = parser().parse_args(["script"])
-    assert (read.max_restarts, read.standalone, read.rdzv_endpoint) == (3, True, "a:1")
+    assert (read.max_restarts, read.standalone, read.rdzv_endpoint) == (5, True, "a:1")
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,7 @@ def test_help_and_mistakes_do_not_import_torch(arguments: list[str], status: int
     )
     ended = command(sys.executable, "-c", program, *arguments)
     assert ended.status == status, ended.text
+
+
+def test_a_crash_is_restarted_three_times_unless_asked_otherwise() -> None:
+    assert parser().parse_args(["script"]).max_restarts == 3

@@ -23,10 +23,12 @@ def rendezvous() -> Iterator[Make]:
     made: list[Rendezvous] = []
     port = free_port()
 
-    def make(least: int = 1, host: str = "localhost", signals: Signals | None = None, **more: Any) -> Rendezvous:
+    def make(
+        least: int = 1, host: str = "localhost", signals: Signals | None = None, most: int = 0, **more: Any
+    ) -> Rendezvous:
         timing = {"join_timeout": 10, "last_call_timeout": 1, "keep_alive_interval": 1, **more}
         parameters = RendezvousParameters(
-            "c10d", f"{host}:{port}", "job", least, least, local_addr=f"127.0.0.{len(made) + 1}", **timing
+            "c10d", f"{host}:{port}", "job", least, most or least, local_addr=f"127.0.0.{len(made) + 1}", **timing
         )
         made.append(Rendezvous(parameters, signals or Signals()))
         return made[-1]
@@ -127,3 +129,8 @@ def test_an_error_of_the_join_reaches_the_caller(rendezvous: Make) -> None:
 def test_an_endpoint_without_a_port_that_makes_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="port"):
         Rendezvous(RendezvousParameters("c10d", "localhost:x", "job", 1, 1), Signals())
+
+
+def test_a_last_call_that_is_over_after_the_nodes_have_given_up_is_refused(rendezvous: Make) -> None:
+    with pytest.raises(ValueError, match="last_call_timeout=10 must be below join_timeout=10 seconds"):
+        rendezvous(most=2, last_call_timeout=10)

@@ -17,8 +17,8 @@ Start = Callable[..., Nodes]
 def job(tmp_path: Path) -> Iterator[Start]:
     jobs = []
 
-    def start(nodes: str, *options: str, join: int = 20) -> Nodes:
-        jobs.append(Nodes(tmp_path, nodes, *options, join=join))
+    def start(nodes: str, *options: str, join: int = 20, last_call: int | None = 1) -> Nodes:
+        jobs.append(Nodes(tmp_path, nodes, *options, join=join, last_call=last_call))
         return jobs[-1]
 
     yield start
@@ -187,3 +187,24 @@ def test_a_node_that_leaves_before_the_first_step_ends_the_workers_of_the_other_
     assert nodes.statuses("b", seconds=6) == [75]
     nodes.wait((nodes.folder / "left-alone-a").exists, seconds=6)
     assert nodes.statuses("a") == [75], "no replacement has come"
+
+
+def test_nodes_that_join_one_after_the_other_cost_one_restart(job: Start) -> None:
+    nodes = job("1:5", "--max-restarts=1", last_call=3)
+    nodes.begin("a")
+    nodes.start("b")
+    time.sleep(1.5)
+    nodes.start("c")
+    started = nodes.wait_started(4)
+    assert [line[2] for line in started] == ["1", "3", "3", "3"]
+    nodes.finish()
+    assert nodes.statuses("a", "b", "c") == [0, 0, 0]
+    assert nodes.said("a") == "a node joins: re-running rendezvous\n"
+
+
+def test_a_range_of_nodes_with_a_short_join_timeout_starts_with_those_that_are_there(job: Start) -> None:
+    nodes = job("1:2", join=8, last_call=None)
+    nodes.start("a")
+    assert nodes.wait_started(1)[0][2] == "1"
+    nodes.finish()
+    assert nodes.statuses("a") == [0]

@@ -2,7 +2,6 @@
 
 import inspect
 import shlex
-import socket
 import subprocess
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torchx.specs import AppDef, BindMount, macros
 from torchx.specs.file_linter import validate
 
 from components.evaluate import evaluate
-from components.train import _free_port, train
+from components.train import port_of, train
 from pipeline.errors import UserError
 from tests.support.commands import ROOT, command
 
@@ -123,20 +122,12 @@ def test_torchxs_own_schedulers_stay_available() -> None:
     assert {"local_cwd", "local_docker", "slurm", "kubernetes"} <= set(get_scheduler_factories())
 
 
-def test_two_runs_on_one_machine_use_different_ports() -> None:
-    ports = {_free_port() for _ in range(20)}
-    assert len(ports) > 15
-    assert ports <= set(range(20_000, 30_000))
-
-
-def test_a_taken_port_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        monkeypatch.setattr("components.train.random.SystemRandom.sample", lambda *_: [port])
-        with pytest.raises(UserError, match="rdzv_port"):
-            _free_port()
+def test_the_same_run_has_the_same_manifest_each_time_and_another_run_another_port() -> None:
+    again = [train(run_dir="s3://bucket/run", nodes="2") for _ in range(2)]
+    assert again[0] == again[1]
+    ports = {port_of(f"runs/{number}") for number in range(20)}
+    assert len(ports) == 20
+    assert ports <= set(range(10_000, 30_000))
 
 
 def test_the_dryrun_of_torchx_shows_the_same_command(tmp_path: Path) -> None:

@@ -57,3 +57,24 @@ def test_where_nothing_is_shown_nothing_is_said(tmp_path: Path) -> None:
     assert MemoryCgroup(tmp_path, tmp_path / "meminfo").free() is None
     assert MemoryCgroup().new_kills() == ""
     assert (MemoryCgroup().free() or 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("files", "root", "line"),
+    [(V1, "memory", "4:cpu,memory:/job/step"), (V1, "memory", "4:memory:/job/step"), (V2, "", "0::/job/step")],
+)
+def test_a_kill_in_a_group_within_the_container_is_said_with_the_limit_around_it(
+    tmp_path: Path, files: dict[str, str], root: str, line: str
+) -> None:
+    (tmp_path / "self").write_text(f"9:pids:/job\n{line}\n")
+    own = Path(root, "job", "step")
+    inner = {name: str(own / Path(file).name) for name, file in files.items()}
+    outer = {name: str(own.parent / Path(file).name) for name, file in files.items()}
+    shows(tmp_path, files, 0, files["none"])
+    shows(tmp_path, outer, 7, str(800 << 20))
+    shows(tmp_path, inner, 0, files["none"])
+    memory = MemoryCgroup(tmp_path, membership=tmp_path / "self")
+    shows(tmp_path, outer, 8, str(800 << 20))
+    assert memory.new_kills() == "", "of another step"
+    shows(tmp_path, inner, 1, files["none"])
+    assert memory.new_kills() == "killed for memory: the limit here is 800 MB"

@@ -63,14 +63,15 @@ def listens(port: int) -> bool:
 class Nodes:
     """A job whose nodes are agents of this machine, named by letters; the first one hosts the store."""
 
-    def __init__(self, folder: Path, nodes: str, *options: str, join: int = 20) -> None:
+    def __init__(self, folder: Path, nodes: str, *options: str, join: int = 20, last_call: int | None = 1) -> None:
         self.folder = folder
         self.port = free_port()
         self.options = (
             f"--nnodes={nodes}",
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint=localhost:{self.port}",
-            f"--rdzv-conf=join_timeout={join},last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3",
+            f"--rdzv-conf=join_timeout={join},keep_alive_interval=1,keep_alive_max_attempt=3"
+            + (f",last_call_timeout={last_call}" if last_call else ""),
             *options,
         )
         self.program: tuple[str, ...] = (str(folder / "worker.py"), str(folder))

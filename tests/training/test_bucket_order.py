@@ -4,12 +4,15 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.run.run_dir import RunDir
+from pipeline.training.bucket_order import BucketOrder
 from tests.support.commands import Ended, torchrun
 from tests.support.resumes import CASES, GRID, same_end
 from tests.support.runs import logged, verified
@@ -212,3 +215,29 @@ def test_a_validation_set_smaller_than_the_world_and_an_indivisible_batch_are_na
     assert "the nearest that do are 6 and 8" in ended.err
     assert "exitcode  : 2" in ended.err
     assert not RunDir(str(tmp_path / "run")).steps()["json"]
+
+
+@pytest.mark.parametrize("state", [None, "a state"])
+def test_a_communication_hook_with_a_state_is_left_alone_and_named(
+    state: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(torch.nn.Linear(2, 1))
+        called = []
+
+        def sums_up(state, bucket):
+            called.append(state)
+            future: Any = torch.futures.Future()
+            future.set_result(bucket.buffer())
+            return future
+
+        model.register_comm_hook(state, sums_up)
+        trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=model), is_global_zero=True)
+        order = BucketOrder()
+        with caplog.at_level("WARNING", logger="pipeline"):
+            order.begin(trainer, [1, 0])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert bool(called) == (state is None)
+    assert ("the state of the DDP communication hook sums_up is in no checkpoint" in caplog.text) == (state is not None)

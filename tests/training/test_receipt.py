@@ -122,7 +122,7 @@ def test_a_loader_that_drops_doubles_or_swaps_a_batch_fails_the_proof(
     app: App, run: str, kind: str, missing: range, duplicates: int, workers: int
 ) -> None:
     ended = app("test", "--run_dir", run, f"--data.kind={kind}", f"--data.num_workers={workers}")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "is incomplete" in ended.err
     receipt = receipt_of(run)
     assert (receipt["missing"], receipt["duplicates"]) == (len(missing), duplicates)
@@ -132,7 +132,7 @@ def test_a_loader_that_drops_doubles_or_swaps_a_batch_fails_the_proof(
 
 def test_a_dataset_that_drops_a_sample_of_a_batch_fails_the_proof(app: App, run: str) -> None:
     ended = app("test", "--run_dir", run, "--data.kind=dataset drops")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "returned 6 samples for 7 indices" in ended.err
 
 
@@ -151,7 +151,7 @@ def test_a_wrapper_between_dataset_and_collate_fails_the_proof(
         return {"drops": samples[1:], "doubles": [*samples, samples[0]], "swaps": [samples[1], *samples[1:]]}[fault]
 
     monkeypatch.setattr(_IdentifiedDataset, "__getitems__", wrapped)
-    assert app("test", "--run_dir", run).status == 1
+    assert app("test", "--run_dir", run).status == 2
     receipt = receipt_of(run)
     assert receipt["missing_indices"] == ([7] if fault in ("drops", "swaps") else [])
     assert receipt["duplicate_indices"] == {"drops": [], "doubles": [7], "swaps": [8]}[fault]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.run_dir import RunDir
-from tests.support.commands import Ended
+from tests.support.commands import Ended, torchrun
 from tests.support.resumes import BASE, PARTS, same_end
 from tests.support.runs import logged, slow_saves
 
@@ -114,3 +114,29 @@ def test_asked_at_the_end_of_training_it_ends_well(app: App, tmp_path: Path) -> 
     ended = app(*BASE, *asks, f"--trainer.callbacks.once={tmp_path / 'once'}", "--run_dir", tmp_path / "run")
     assert (tmp_path / "once").exists()
     assert ended.status == 0, ended.err
+
+
+@pytest.mark.parametrize(("seconds", "within"), [(0.6, 1), (0.02, 64)])
+def test_a_stop_that_is_asked_for_in_a_long_batch_comes_at_its_end_on_all_ranks(seconds: float, within: int) -> None:
+    program = (
+        "import os, sys, time\n"
+        "import torch.distributed as dist\n"
+        "from pipeline.process.preemption import Preemption\n"
+        "from pipeline.training.stop_vote import StopVote\n"
+        "dist.init_process_group('gloo')\n"
+        "preemption = Preemption()\n"
+        "vote, rank = StopVote(preemption), dist.get_rank()\n"
+        "vote.begin(2, None)\n"
+        "batch = 0\n"
+        "while not vote.poll().stop:\n"
+        "    batch += 1\n"
+        "    time.sleep(float(sys.argv[2]))\n"
+        "    if (batch, rank) == (4, 1):\n"
+        "        preemption.ask()\n"
+        "print(f'rank {rank} stops after batch {batch}')\n"
+    )
+    ended = torchrun(2, "-m", "tests.support.statements", program, seconds)
+    assert ended.status == 0, ended.text
+    stopped = {int(line.split()[-1]) for line in ended.out.splitlines()}
+    assert len(stopped) == 1, ended.out
+    assert 4 <= stopped.pop() < 4 + within
