@@ -22,6 +22,7 @@ from pipeline.config.validate import find_problems
 from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import DONE, UserError, outcome
+from pipeline.process import started_runs
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog
@@ -101,7 +102,7 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
     run = _open_run(command, topology, writer)
     point = _choose_resume_point(command, run, topology)
     if point.finished:
-        log.info("finished: %s is done at step %d; nothing to train", run, point.step)
+        log.info("finished: %s is done at step %d; nothing to train (%s)", run, point.step, point.finished)
         return
     preemption.check()
     plugins = [RunIO(run, point.record)]
@@ -144,9 +145,12 @@ def _open_run(command: CommandLine, topology: Topology, writer: AttemptLog) -> R
     if asked.trainer.fast_dev_run or not (fits or asked.run_dir is not None):
         return None
     run = RunDir(topology.agree("run_dir", lambda: asked.run_dir or next_run_dir(saved_config.run_name(asked))))
-    resume_point.require_shared_run_dir(run, topology)
+    started_before = resume_point.require_shared_run_dir(run, topology)
     if fits:
+        if started_before:
+            topology.agree("run directory", lambda: resume_point.require_not_removed(run))
         writer.take(run, topology)
+        started_runs.remember(run.url)
     return run
 
 
@@ -165,13 +169,15 @@ def _choose_resume_point(command: CommandLine, run: RunDir | None, topology: Top
             if run is None:
                 return ResumePoint()
             point = resume_point.for_training(run, resolved, command.given_checkpoint)
+            if point.finished and run.read(RunDir.config("fit")) is None:  # killed between its only commit and this
+                saved_config.save(run, "fit", resolved)
             remove_leftovers(run, spare=point.url)
             return point
         if command.given_checkpoint is not None or asked.run_dir is None:
             return ResumePoint(url=command.given_checkpoint)
         point = resume_point.for_evaluation(RunDir(asked.run_dir), resolved, asked.checkpoint)
         if run is not None:
-            run.write(RunDir.config(str(command.subcommand)), saved_config.dump(resolved))
+            saved_config.save(run, str(command.subcommand), resolved)
         return point
 
     return ResumePoint(**topology.agree("resume point", lambda: asdict(choose())))
@@ -196,18 +202,21 @@ def _attach_session(start: _Start) -> None:
         topology.together("weights", weights.check)  # each node fetches them before its ranks wait in collectives
         compat.at_restore(trainer, lambda: weights.load_into(command.model))
     epoch_loop.install(trainer)
-    state = TrainerState(trainer, facts, Ledger(data) if isinstance(data, DataModule) else None, restart_epoch)
+    ledger, resolved = Ledger(data) if isinstance(data, DataModule) else None, command.resolved()
+    state = TrainerState(trainer, facts, ledger, restart_epoch, resolved)
     vote = StopVote(preemption)
     session = TrainingSession(state, vote, writer.goodput)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if run is not None:
-        for callback in callbacks:
-            if isinstance(callback, Checkpoints):
-                session = callback.open_session(run, state, vote, writer, point.step)
-        resolved = command.resolved()
         if point.record is not None:
             resolved = saved_config.keep_weights(saved_config.load(run, "fit"), resolved)
-        callbacks.insert(0, saved_config.SaveConfiguration(run, resolved))
+        for callback in callbacks:
+            if isinstance(callback, Checkpoints):
+                session = callback.open_session(
+                    run, state, vote, writer, point.step, lambda _: saved_config.save(run, "fit", resolved)
+                )
+        if session.saver is None and point.own is None:
+            callbacks.insert(0, saved_config.SaveConfiguration(run, resolved))
     if topology.rank == 0 and (saver := session.saver) is not None:
         preemption.durable, preemption.saving = lambda: saver.durable, lambda: saver.saving
     callbacks.insert(0, SessionHooks(session))

@@ -10,6 +10,7 @@ import pytest
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import command
 from tests.support.resumes import same_end
+from tests.support.runs import FIT
 from tests.support.sigterm_trials import KINDS, Job, job, trial
 
 PACED = ("--trainer.max_epochs=10", "--checkpoints.every_n_steps=10", "--model.pause=0.03")
@@ -137,3 +138,17 @@ def test_with_a_node_killed_for_good_the_other_goes_on_and_a_new_one_is_taken_in
         verified = command("python", "-m", "pipeline", "verify", "--run_dir", training.run)
         assert verified.status == 0, verified.text
         assert "every sample is accounted for" in verified.out
+
+
+@pytest.mark.timeout(120)
+def test_a_run_directory_that_is_moved_away_between_two_attempts_is_not_started_afresh(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ended = command(
+        *("python", "-m", "pipeline.agent", "--nproc_per_node=1", "--max_restarts=2", "-m", "pipeline", *FIT),
+        *("--run_dir", run, "--trainer.callbacks+=tests.support.callbacks.LosesTheRun"),
+        *(f"--trainer.callbacks.run={run}", "--trainer.callbacks.step=9"),
+    )
+    assert ended.status == 2, ended.text
+    assert "nothing is left there of the attempt that this job started before" in ended.text
+    assert sorted(RunDir(str(tmp_path / "away")).steps()["json"]) == [7]
+    assert RunDir(str(run)).steps()["json"] == {}

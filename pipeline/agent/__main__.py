@@ -32,6 +32,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 import uuid
 from argparse import Namespace
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ from pipeline.agent.arguments import parser
 from pipeline.agent.policy import JobEnd
 from pipeline.agent.signals import Signals
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
-from pipeline.process import error_file
+from pipeline.process import error_file, started_runs
 from pipeline.process.output import drop_lost_output, flush_output, print_line
 from pipeline.process.preemption import GRACE, default_grace
 
@@ -106,9 +107,11 @@ def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGRTMAX"
     os.environ[GRACE] = f"{grace:.0f}"
     signals.starting = False
+    os.environ[started_runs.FOLDER] = tempfile.mkdtemp(prefix="pipeline-started-")
     try:
         return agent.serve()
     finally:
+        shutil.rmtree(os.environ.pop(started_runs.FOLDER), ignore_errors=True)
         if options.log_dir is None and config.logs_specs is not None:
             shutil.rmtree(config.logs_specs.root_log_dir, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """Remove what killed saves left behind: `.ckpt` files without a commit record, and open multipart uploads.
 
-Only under the names of this run's own checkpoints, and never a file that has a record, even a damaged one.
+Only under the names of this run's own checkpoints, and never a file that has a record, even a damaged one, or whose
+step an attempt reports as committed. Where the newest record is missing, or many are, nothing is removed.
 """
 
 import logging
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.commit import read_record
+from pipeline.run.attempts import reported_commits
 from pipeline.run.run_dir import CHECKPOINTS, RunDir
 from pipeline.run.storage import UNFINISHED
 from pipeline.run.storage_errors import storage_error
@@ -74,7 +76,7 @@ def _files(run: RunDir, removed: list[str], spare: str | None) -> None:
             _try(part.unlink, f"{CHECKPOINTS}/{part.name}", removed)
     found = run.steps()
     spared = None if spare is None else RunDir(spare).url
-    for step in sorted(found["ckpt"].keys() - found["json"].keys()):
+    for step in _orphans(run, found):
         name = RunDir.checkpoint(step)
         if run.url_of(name) != spared:
             _try(partial(run.remove, name), name, removed)
@@ -82,6 +84,27 @@ def _files(run: RunDir, removed: list[str], spare: str | None) -> None:
         if read_record(run, step) is not None:
             return  # a crash tears the newest; reading all of them would take longer the older the run is
         log.warning("step %d has a file, but its commit record is torn or foreign: both are kept for inspection", step)
+
+
+def _orphans(run: RunDir, found: dict[str, dict[int, int]]) -> list[int]:
+    """Return the steps whose file was never committed, as far as is known."""
+    orphans = sorted(found["ckpt"].keys() - found["json"].keys())
+    if not orphans:
+        return []
+    reported, attempts = reported_commits(run), len(run.attempts())
+    kept = [step for step in orphans if step in reported]
+    # An attempt that is killed leaves one save unfinished, and one deletion.
+    if len(orphans) > 2 * max(attempts, 1) or max(reported, default=0) > max(found["json"], default=0):
+        kept = orphans
+    if kept:
+        log.warning(
+            "%d checkpoint files of %s have no commit record (step %s) and are kept, for their steps may have been "
+            "committed: restore the records, or remove the files",
+            len(kept),
+            run,
+            ", ".join(map(str, kept)),
+        )
+    return [step for step in orphans if step not in kept]
 
 
 def _uploads(run: RunDir, removed: list[str]) -> None:

@@ -48,7 +48,8 @@ class CommitRecord:
         monitor: The monitored value at this step; None without one.
         world_size: Processes that trained.
         created: RFC 3339, UTC.
-        reason: Why it was due: `steps`, `minutes`, `validation`, `epoch`, `end`.
+        reason: Why it was due: `steps`, `minutes`, `validation`, `epoch`, `preemption`, `end`.
+        ended: What ended training there, see `pipeline.training.run_end`; None: it had not ended.
     """
 
     step: int
@@ -60,6 +61,7 @@ class CommitRecord:
     world_size: int
     created: str
     reason: list[str]
+    ended: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -75,7 +77,7 @@ class CommitRecord:
             TypeError: A field is of another type.
             ValueError: A field is not a number.
         """
-        monitor, position = value["monitor"], value["position"]
+        monitor, position, ended = value["monitor"], value["position"], value.get("ended")
         return CommitRecord(
             step=int(value["step"]),
             epoch=int(value["epoch"]),
@@ -88,6 +90,7 @@ class CommitRecord:
             world_size=int(value["world_size"]),
             created=str(value["created"]),
             reason=[str(reason) for reason in value["reason"]],
+            ended=None if ended is None else {"by": str(ended["by"]), "asked": dict(ended["asked"])},
         )
 
 

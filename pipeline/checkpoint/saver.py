@@ -44,6 +44,7 @@ class Saver:
         budget: Seconds for which the storage may fail before that is fatal.
         before_commit: Called before a commit record is written; raises LeaseLost if this process may not commit.
         after_commit: Called after each commit.
+        after_first_commit: Called once, after the first commit; retried while the storage fails.
 
     Attributes:
         committed: The newest step that is known to be durable.
@@ -55,11 +56,13 @@ class Saver:
         budget: float,
         before_commit: Callable[[], None] = lambda: None,
         after_commit: Callable[[CommitRecord], None] = lambda _: None,
+        after_first_commit: Callable[[CommitRecord], None] | None = None,
     ) -> None:
         self.run = run
         self.budget = budget
         self.before_commit = before_commit
         self.after_commit = after_commit
+        self.after_first_commit = after_first_commit
         self.committed: int | None = None
         self._taken: int | None = None
         self._snapshots = Snapshots()
@@ -97,6 +100,7 @@ class Saver:
             SaveFailed: An earlier one failed for longer than the budget.
         """
         self.finish(or_failing=True)
+        assert record.step > max(self.committed or 0, self._taken or 0), "a committed step is never written again"
         if self.saving:
             # A client may retry by itself for minutes, and say nothing.
             why = "no upload progress" if self._failing_since is None else "storage failing"
@@ -162,9 +166,13 @@ class Saver:
         began, pause = time.monotonic(), _FIRST_PAUSE
         self._moved = began
         self._snapshots.wait()
+        written: CommitRecord | None = None
         while True:
             try:
-                written = self._write(snapshot, record)
+                written = written or self._write(snapshot, record)
+                if self.after_first_commit is not None:
+                    self.after_first_commit(written)
+                    self.after_first_commit = None
                 break
             except LeaseLost as error:
                 self._fatal = error

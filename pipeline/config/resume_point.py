@@ -21,10 +21,12 @@ from pipeline.checkpoint.foreign import locate_weights
 from pipeline.checkpoint.load import newest_verified, select_verified
 from pipeline.config import saved_config
 from pipeline.errors import StorageAway, UserError
+from pipeline.process import started_runs
 from pipeline.process.topology import Topology
-from pipeline.run.attempts import finished_at
-from pipeline.run.run_dir import RunDir
+from pipeline.run.attempts import finished_at, reported_commits
+from pipeline.run.run_dir import CHECKPOINTS, RunDir
 from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
+from pipeline.training.run_end import why_over
 from pipeline.training.run_state import RunState, read_run_state
 from pipeline.training.weights import InitialWeights
 
@@ -42,14 +44,14 @@ class ResumePoint:
         url: The checkpoint to load; None: there is none.
         own: Its commit record, as a mapping, where the run itself committed it.
         path: On rank 0's node, the local file of its bytes, which match the record; None where they were not compared.
-        finished: Whether training is over and nothing is asked that could continue it.
+        finished: Why training is over, and nothing is asked that would continue it; "" where it is not.
         weights: What a new run starts from, the fields of `InitialWeights`; None: from the model's own.
     """
 
     url: str | None = None
     own: dict[str, Any] | None = None
     path: str | None = None
-    finished: bool = False
+    finished: str = ""
     weights: dict[str, Any] | None = None
 
     @cached_property
@@ -74,7 +76,7 @@ class ResumePoint:
         return None if self.url is None else read_run_state(self.path or self.url, weights_only)
 
     @staticmethod
-    def at(run: RunDir, record: CommitRecord, path: Path | None = None, finished: bool = False) -> "ResumePoint":
+    def at(run: RunDir, record: CommitRecord, path: Path | None = None, finished: str = "") -> "ResumePoint":
         """Return the point of a checkpoint that the run committed."""
         return ResumePoint(run.url_of(record.name), asdict(record), None if path is None else str(path), finished)
 
@@ -89,8 +91,8 @@ def for_training(run: RunDir, resolved: dict[str, Any], given: str | None, verif
         verify: Whether the bytes are verified, which downloads them; else only their number is.
 
     Raises:
-        UserError: There are commits but none is good, or the run was trained with another model, or has already passed
-            the point where `given` would begin.
+        UserError: There are commits but none is good, or none is left of those that there were, or the run was trained
+            with another model, or has already passed the point where `given` would begin.
     """
     saved = saved_config.load(run, "fit")
     path: Path | None = None
@@ -99,15 +101,19 @@ def for_training(run: RunDir, resolved: dict[str, Any], given: str | None, verif
     else:
         record = newest(run)
     if record is None:
+        _require_no_commits(run, saved)
         return ResumePoint(url=given)
+    _warn_of_lost_records(run, record)
     saved_config.require_same_model(run, saved, resolved)
     if given not in (None, run.url_of(record.name), (saved or {}).get("ckpt_path")):
         raise UserError(
             f"ckpt_path={given!r}: {run} is at step {record.step} already, and committed steps are never written "
             "again. To start from another checkpoint give a new --run_dir; to resume this run leave --ckpt_path out"
         )
-    unchanged = saved == saved_config.keep_weights(saved, resolved)
-    finished = unchanged and ("end" in record.reason or finished_at(run) == record.step)
+    finished = why_over(record, resolved)
+    # Earlier versions did not say who had ended training.
+    if not finished and record.ended is None and "end" in record.reason and saved == saved_config.keep_weights(saved, resolved):
+        finished = "as its last attempt says" if finished_at(run) == record.step else ""
     return ResumePoint.at(run, record, path, finished)
 
 
@@ -129,6 +135,49 @@ def with_weights(point: ResumePoint, config: Namespace) -> ResumePoint:
     return replace(point, weights=asdict(weights))
 
 
+def _require_no_commits(run: RunDir, saved: dict[str, Any] | None) -> None:
+    """Refuse to start from scratch where commits are reported that cannot be found.
+
+    Raises:
+        UserError: There are.
+    """
+    reported = reported_commits(run)
+    if reported:
+        step = max(reported)
+        found = f"{RunDir.attempt(reported[step])} says that step {step} is committed"
+    elif saved is not None and _says_committed(run, saved):
+        found = f"{RunDir.config('fit')} is there, which is written with the first commit"
+    else:
+        return
+    raise UserError(
+        f"run_dir={run.label!r}: {found}, but there is no commit record in {CHECKPOINTS}/. Nothing was started and "
+        "nothing deleted. If the storage is not mounted, mount it; if files were removed, restore them; to train from "
+        "scratch give another --run_dir, or remove this one"
+    )
+
+
+def _says_committed(run: RunDir, saved: dict[str, Any]) -> bool:
+    """Return whether fit.yaml was written with a commit: unlike earlier versions, and a fit that saves nothing."""
+    trainer, attempts = saved["trainer"], [RunDir.attempt(number) for number in run.attempts()]
+    saves = trainer.get("enable_checkpointing") is not False and not trainer.get("barebones")
+    return saves and all("committed_step" in (run.read_json(attempt) or {}) for attempt in attempts)
+
+
+def _warn_of_lost_records(run: RunDir, record: CommitRecord) -> None:
+    """Say what is done again where the newest commits have lost their records."""
+    reported = reported_commits(run)
+    newest_step = max(reported, default=0)
+    if newest_step > max(run.steps()["json"]):
+        log.warning(
+            "%s says that step %d is committed, but its commit record is gone: resuming at step %d, %d steps are "
+            "trained again. Stop and restore the record if that is not intended",
+            RunDir.attempt(reported[newest_step]),
+            newest_step,
+            record.step,
+            newest_step - record.step,
+        )
+
+
 def for_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> ResumePoint:
     """Return which checkpoint a subcommand other than fit loads.
 
@@ -144,8 +193,11 @@ def for_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> 
     return ResumePoint.at(run, *select_verified(run, which))
 
 
-def require_shared_run_dir(run: RunDir, topology: Topology) -> None:
+def require_shared_run_dir(run: RunDir, topology: Topology) -> bool:
     """Have every node prove that it sees the same run directory.
+
+    Returns:
+        Whether an earlier process of one of these agents has started this run.
 
     Raises:
         UserError: It cannot be written, or some nodes see another directory.
@@ -153,14 +205,30 @@ def require_shared_run_dir(run: RunDir, topology: Topology) -> None:
     """
     topology.agree("storage", lambda: _wait_for_storage(run))
     nonce = topology.agree("nonce", run.write_nonce)
-    seen = topology.gather("sees", [topology.node, socket.gethostname(), run.sees(nonce)])
+    seen = topology.gather(
+        "sees", [topology.node, socket.gethostname(), run.sees(nonce), started_runs.remembers(run.url)]
+    )
     topology.agree("nonce removed", lambda: run.remove(nonce))
-    blind = [f"node {node} ({name})" for node, name, sees in sorted({tuple(each) for each in seen}) if not sees]
+    blind = [f"node {node} ({name})" for node, name, sees, _ in sorted({tuple(each) for each in seen}) if not sees]
     if blind:
         raise UserError(
             f"run_dir={run.label!r} is not the same place on all nodes: {', '.join(blind)} cannot see what rank 0 "
             "wrote there. Use storage that all nodes share: a network folder mounted at the same path everywhere, "
             "or s3://"
+        )
+    return any(remembered for _, _, _, remembered in seen)
+
+
+def require_not_removed(run: RunDir) -> None:
+    """Refuse to train from scratch in a run directory that was removed or unmounted since this job has started.
+
+    Raises:
+        UserError: Nothing is left there of the attempt before this one.
+    """
+    if not run.attempts() and not run.steps()["json"]:
+        raise UserError(
+            f"run_dir={run.label!r}: nothing is left there of the attempt that this job started before: the directory "
+            "was removed, moved or unmounted. Restore it and start again, or give another --run_dir"
         )
 
 

@@ -159,8 +159,16 @@ def run_name(config: Namespace) -> str:
     return str(config.model.class_path).rsplit(".", 1)[-1].lower()
 
 
+def save(run: RunDir, subcommand: str, resolved: dict[str, Any]) -> None:
+    """Leave the resolved configuration of a subcommand in its run."""
+    run.write(RunDir.config(subcommand), dump(resolved))
+
+
 class SaveConfiguration(pl.Callback):
-    """Writes fit.yaml once the model is built and fits the checkpoint: a mistake must not replace a good one.
+    """Writes fit.yaml of a fit that commits nothing, once the model is built.
+
+    Otherwise it is written with the first commit: it says how the newest checkpoint was trained, and a start that is
+    killed before its first commit has changed nothing.
 
     Args:
         run: Where to write it.
@@ -174,4 +182,4 @@ class SaveConfiguration(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it on rank 0."""
         if trainer.is_global_zero:
-            self.run.write(RunDir.config("fit"), dump(self.resolved))
+            save(self.run, "fit", self.resolved)

@@ -39,6 +39,7 @@ class AttemptLog:
         self._run: RunDir | None = None
         self._attempt: dict[str, Any] = {}
         self._trains = False
+        self._committed: int | None = None
 
     def take(self, run: RunDir, topology: Topology) -> None:
         """Take the lease and start the record of this attempt, for all ranks.
@@ -59,7 +60,8 @@ class AttemptLog:
                 "host": socket.gethostname(),
                 "world_size": topology.world_size,
                 "started": now(),
-                **dict.fromkeys(("ended", "status", "reason", "first_step", "last_step", "reached_step", "goodput")),
+                **dict.fromkeys(("ended", "status", "reason", "first_step", "last_step", "reached_step")),
+                **dict.fromkeys(("committed_step", "goodput")),
             }
             self._write()
             return self._lease.attempt
@@ -70,6 +72,13 @@ class AttemptLog:
         """Record that the attempt trains, from a step that may be unknown."""
         self._attempt["first_step"], self._trains = step, True
         self._write()
+
+    def committed(self, step: int) -> None:
+        """Record what this attempt has committed: its first commit at once, later ones as the lease is renewed."""
+        first, self._committed = self._committed is None, step
+        if first:
+            self._attempt["committed_step"] = step
+            self._write()
 
     def held(self) -> None:
         """Verify, right before a commit, that this process may still commit.
@@ -121,7 +130,7 @@ class AttemptLog:
     def _progress(self) -> dict[str, Any]:
         """Return how far this attempt has come, and where its time went."""
         reached = max(self.goodput.step, self.goodput.known)
-        return {"reached_step": reached, "goodput": self.goodput.as_dict()}
+        return {"reached_step": reached, "committed_step": self._committed, "goodput": self.goodput.as_dict()}
 
     def _write(self) -> None:
         if self._lease is not None and self._run is not None:
@@ -136,6 +145,18 @@ def finished_at(run: RunDir) -> int | None:
         if finished or attempt.get("first_step") is not None:
             return step if finished and isinstance(step, int) else None
     return None
+
+
+def reported_commits(run: RunDir) -> dict[int, int]:
+    """Return the steps that attempts report as committed, each with the number of the latest attempt that does.
+
+    Retention may have deleted all of them but the greatest.
+    """
+    numbers = {RunDir.attempt(number): number for number in sorted(run.attempts())}
+    records = run.read_jsons(numbers) if numbers else {}
+    names = ("first_step", "committed_step", "last_step")
+    steps = [((records[at] or {}).get(name), number) for at, number in numbers.items() for name in names]
+    return {step: number for step, number in steps if isinstance(step, int) and step > 0}
 
 
 def _reached(run: RunDir, attempt: int) -> int:
@@ -161,5 +182,5 @@ def _complete(run: RunDir, lease: Mapping[str, Any]) -> None:
     # No other process has committed since: this one is the next writer.
     last = max(run.steps()["json"], default=None)
     ended = {"ended": renewed, "reason": f"vanished: last heard of at {renewed}", "last_step": last}
-    known = {name: lease[name] for name in ("reached_step", "goodput") if name in lease}
+    known = {name: lease[name] for name in ("reached_step", "committed_step", "goodput") if lease.get(name) is not None}
     run.write_json(RunDir.attempt(number), {**found, **ended, **known})

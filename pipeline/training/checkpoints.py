@@ -1,9 +1,11 @@
 """The flags under `checkpoints`: when to save, which checkpoints stay, and for how long the storage may fail."""
 
+from collections.abc import Callable
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from pipeline.checkpoint.commit import select
+from pipeline.checkpoint.commit import CommitRecord, select
 from pipeline.checkpoint.retention import Keep, Retention
 from pipeline.checkpoint.saver import Saver
 from pipeline.errors import UserError
@@ -69,7 +71,13 @@ class Checkpoints(Checkpoint):
         self.run: RunDir | None = None
 
     def open_session(
-        self, run: RunDir, state: TrainerState, vote: StopVote, writer: AttemptLog, resumed_step: int | None
+        self,
+        run: RunDir,
+        state: TrainerState,
+        vote: StopVote,
+        writer: AttemptLog,
+        resumed_step: int | None,
+        after_first_commit: Callable[[CommitRecord], None] | None = None,
     ) -> TrainingSession:
         """Return the session of a fit that saves what is asked for here.
 
@@ -79,9 +87,16 @@ class Checkpoints(Checkpoint):
             vote: Decides for all ranks whether they stop.
             writer: Of the run.
             resumed_step: The step that this attempt resumed from, if the run itself committed it.
+            after_first_commit: Called once, after the first commit of this attempt.
         """
         self.run = run
-        saver = Saver(run, self.storage_budget, writer.held, Retention(run, self.keep, resumed_step).after_commit)
+        retention = Retention(run, self.keep, resumed_step)
+
+        def after_commit(record: CommitRecord) -> None:
+            writer.committed(record.step)
+            retention.after_commit(record)
+
+        saver = Saver(run, self.storage_budget, writer.held, after_commit, after_first_commit)
         saver.committed = resumed_step
         self.session = TrainingSession(
             state, vote, writer.goodput, self.policy, saver, self.monitor, self.mode, resumed_step

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -27,6 +28,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.utilities.parsing import lightning_hasattr
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
@@ -80,6 +82,10 @@ MEMBERS = (
     Member(_LoggerConnector, "_callback_metrics", None, "holds the metrics that schedules and callbacks monitor"),
     Member(pl.Trainer, "_logger_connector", None, "has _callback_metrics"),
     Member(call, "_call_callbacks_load_state_dict", ("trainer", "checkpoint"), "puts callbacks back in mid-epoch"),
+    # Callbacks.
+    Member(BatchSizeFinder, "_batch_arg_name", None, "names the attribute that a resume puts back"),
+    Member(LearningRateFinder, "_attr_name", None, "names the attribute that a resume puts back"),
+    Member(LearningRateFinder, "_update_attr", None, "tells whether there is such an attribute"),
     # Running sums of self.log and torchmetrics, which no state_dict holds.
     Member(
         _Metadata,
@@ -186,6 +192,16 @@ def at_restore(trainer: pl.Trainer, do: Callable[[], None]) -> None:
 def load_callbacks(trainer: pl.Trainer, states: Any) -> None:
     """Load the callbacks' states once more, from `checkpoint["callbacks"]`."""
     call._call_callbacks_load_state_dict(trainer, {"callbacks": states})
+
+
+def found_attribute(finder: BatchSizeFinder | LearningRateFinder, model: pl.LightningModule) -> str | None:
+    """Return the name of the attribute that a finder sets, of the model, its hyperparameters or the data."""
+    if isinstance(finder, BatchSizeFinder):
+        return finder._batch_arg_name
+    if not finder._update_attr:
+        return None
+    usual = (name for name in ("lr", "learning_rate") if lightning_hasattr(model, name))
+    return finder._attr_name or next(usual, None)
 
 
 def monitored_metrics(trainer: pl.Trainer) -> dict[str, Tensor]:

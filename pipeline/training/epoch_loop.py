@@ -21,13 +21,22 @@ class EpochLoop(compat.TrainingEpochLoop):
     """The batches of one epoch.
 
     Attributes:
-        session: Is called between two batches; None before training, where a finder runs the loop for its own purposes.
         validation_pending: Whether the validation after the last batch was cut short, and comes first.
     """
 
-    session: "TrainingSession | None" = None
     validation_pending = False
     _skipped = False
+    _session: "TrainingSession | None" = None
+    _hooks: pl.Callback | None = None
+
+    def begin(self, session: "TrainingSession", hooks: pl.Callback) -> None:
+        """Have a session called between two batches, while its hooks are among the trainer's callbacks."""
+        self._session, self._hooks = session, hooks
+
+    @property
+    def session(self) -> "TrainingSession | None":
+        """None where a finder runs the loop for its own purposes, before training or in its midst."""
+        return self._session if self._hooks in self.trainer.callbacks else None  # type: ignore[attr-defined]
 
     def reset(self) -> None:
         """Begin the epoch, or resume it in its middle."""

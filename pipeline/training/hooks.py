@@ -29,16 +29,21 @@ class SessionHooks(pl.Callback):
         """Stand where the checkpoint stands."""
         self.session.state.load(checkpoint)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let nothing replace what was loaded."""
+        self.session.state.start_fit()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore what comes before the first batch, and have the loop call the session from here on."""
         self.session.state.begin()
         self.session.begin(trainer.global_step)
         loop = trainer.fit_loop.epoch_loop
         if isinstance(loop, EpochLoop):
-            loop.session = self.session
+            loop.begin(self.session, self)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stand between two epochs."""
+        self.session.state.require_resumed()
         if not self.session.state.resumes_in_epoch:
             self.session.at_boundary(self.session.state.boundary("epoch"))
 

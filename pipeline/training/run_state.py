@@ -6,7 +6,7 @@ torch, but not Lightning.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
@@ -36,6 +36,9 @@ class RunState:
         metrics: What callbacks and learning rate schedules may monitor, by name.
         validation_pending: Whether the validation after the last batch was cut short, and comes first.
         bucket_order: The order in which DDP sums gradients, see `pipeline.training.bucket_order`.
+        stop: Who has asked training to stop, see `pipeline.training.run_end`; None: nobody has. With `min_epochs` or
+            `min_steps` training goes on for a while after that.
+        found: What finders of a learning rate or batch size have set, by attribute, see `pipeline.training.finders`.
     """
 
     facts: dict[str, Any]
@@ -47,6 +50,8 @@ class RunState:
     metrics: dict[str, float]
     validation_pending: bool = False
     bucket_order: list[int] | None = None
+    stop: dict[str, Any] | None = None
+    found: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what stands under `KEY`; some names are older than the attributes."""
@@ -60,6 +65,8 @@ class RunState:
             "state": {"ranks": self.ranks, "metrics": self.metrics},
             "owes_validation": self.validation_pending,
             "gradient_order": self.bucket_order,
+            "stop": self.stop,
+            "found": self.found,
         }
 
     @staticmethod
@@ -79,7 +86,7 @@ class RunState:
                 "the version that wrote it, or start a new run"
             )
         try:
-            position, order = found["position"], found["gradient_order"]
+            position, order, stop = found["position"], found["gradient_order"], found.get("stop")
             return RunState(
                 facts=dict(found.get("facts") or {}),
                 epoch=int(found["epoch"]),
@@ -90,6 +97,8 @@ class RunState:
                 metrics=dict(found["state"]["metrics"]),
                 validation_pending=bool(found.get("owes_validation")),
                 bucket_order=None if order is None else [int(index) for index in order],
+                stop=None if stop is None else dict(stop),
+                found=dict(found.get("found") or {}),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(

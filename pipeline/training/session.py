@@ -165,7 +165,17 @@ class TrainingSession:
         return minutes is not None and step != self._committed and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _save(self, at: Boundary, *, minutes: bool = False, stop: bool = False) -> None:
-        """Save a step if that is due, and wait until it is durable if training stops here."""
+        """Save a step if that is due, and wait until it is durable if training stops here.
+
+        Raises:
+            UserError: Training has gone back behind a step that is committed.
+        """
+        if self._committed is not None and at.step < self._committed:
+            raise UserError(
+                f"training went back from step {self._committed}, which is committed and never written again, to step "
+                f"{at.step}: something restored another state during training. Leave the callback out that does so, or "
+                "have it act only where a run begins (trainer.ckpt_path is None)"
+            )
         reasons = self.policy.due(at, self._before, minutes=minutes, validated=self._validated, stop=stop)
         self._before, self._validated = at.step, False
         if self.saver is not None and (reasons or self._value_pending):
@@ -202,6 +212,7 @@ class TrainingSession:
                 world_size=self.state.world_size,
                 created=now(),
                 reason=reasons,
+                ended=self.state.ended(at),
             )
             taken = saver.save(plain(checkpoint), record)
             self._report(saver, at.step)
@@ -241,6 +252,7 @@ class TrainingSession:
             record,
             monitor=self._monitored() if pending else record.monitor,
             reason=[*record.reason, *(["end"] if ends and "end" not in record.reason else [])],
+            ended=self.state.ended(at) if ends else record.ended,
         )
         if known != record:
             saver.before_commit()

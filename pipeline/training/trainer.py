@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import sys
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger
@@ -16,7 +17,27 @@ log = logging.getLogger(__name__)
 
 
 class Trainer(pl.Trainer):
-    """Lightning's, and the subcommand that only looks at the model."""
+    """Lightning's, which remembers who asked it to stop, and the subcommand that only looks at the model.
+
+    Attributes:
+        stopped_by: Name of the class that has set `should_stop`: a callback's, a model's; None where nobody has.
+    """
+
+    stopped_by: str | None = None
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether training was asked to stop as soon as its least epochs and steps are done."""
+        return self.stopped_by is not None
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        if not value:
+            self.stopped_by = None
+        elif self.stopped_by is None:
+            # Whoever asks does so by an assignment, which tells nothing but from where it came.
+            caller = sys._getframe(1).f_locals.get("self")
+            self.stopped_by = "" if caller is None else type(caller).__name__
 
     def summary(self, model: pl.LightningModule, max_depth: int = -1) -> None:
         """Print the layers of a model with their parameters and, given its example_input_array, their sizes.

@@ -51,6 +51,29 @@ def test_a_checkpoint_that_the_user_named_stays(storage: str) -> None:
     assert sorted(run.steps()["ckpt"]) == [6]
 
 
+def test_what_an_attempt_reports_as_committed_is_never_swept(storage: str, caplog: pytest.LogCaptureFixture) -> None:
+    run = RunDir(storage)
+    commit(run, 10)
+    run.write_json(RunDir.attempt(1), {"attempt": 1, "first_step": 0, "last_step": 7})
+    for step in (7, 8):
+        run.write(RunDir.checkpoint(step), b"whole")
+    assert remove_leftovers(run) == [RunDir.checkpoint(8)]
+    assert "(step 7) and are kept" in caplog.text
+
+
+def test_nothing_is_swept_where_the_newest_record_or_many_are_missing(storage: str) -> None:
+    run = RunDir(storage)
+    commit(run, 10)
+    run.write_json(RunDir.attempt(1), {"attempt": 1, "first_step": 0, "committed_step": 20})
+    run.write(RunDir.checkpoint(15), b"torn")
+    assert remove_leftovers(run) == []
+    commit(run, 20)
+    assert remove_leftovers(run) == [RunDir.checkpoint(15)]
+    for step in (1, 2, 3):
+        run.write(RunDir.checkpoint(step), b"whole")
+    assert remove_leftovers(run) == [], "one attempt leaves no more than one save and one deletion"
+
+
 def test_the_next_start_of_the_app_sweeps(app: Callable[..., Ended], storage: str) -> None:
     assert fit(app, storage, 1).status == 0
     run = RunDir(storage)

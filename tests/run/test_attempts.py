@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.checkpoint.commit import newest, write_record
 from pipeline.process.topology import Topology
-from pipeline.run.attempts import AttemptLog
+from pipeline.run.attempts import AttemptLog, reported_commits
 from pipeline.run.lease import launch_id
 from pipeline.run.run_dir import LEASE, RunDir
 from tests.support.commands import Ended, torchrun
@@ -98,6 +98,24 @@ def test_an_attempt_says_that_the_user_must_change_something_or_that_it_crashed(
     value = attempt(url, 2)
     assert (value["status"], value["reason"], value["first_step"]) == (1, "crash: RuntimeError: burst", 7)
     assert RunDir(url).read(LEASE) is None, "it is released all the same"
+
+
+def test_an_attempt_that_is_killed_has_said_what_it_committed_first(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    writer = AttemptLog()
+    writer.take(run, Topology.from_environment({}))
+    assert reported_commits(run) == {}
+    writer.begin(3)
+    for step in (5, 6):
+        writer.committed(step)
+    assert attempt(str(tmp_path), 1)["committed_step"] == 5, "at once; later ones with the lease"
+    assert reported_commits(run) == {3: 1, 5: 1}
+    lease = run.read_json(LEASE)
+    assert lease is not None
+    with AttemptLog() as following:
+        following.take(run, Topology.from_environment({}))
+        assert attempt(str(tmp_path), 1)["committed_step"] == 5
+    writer.__exit__(None, None, None)
 
 
 def test_what_is_killed_leaves_an_attempt_without_an_end(tmp_path: Path) -> None:

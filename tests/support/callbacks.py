@@ -13,7 +13,7 @@ from torchmetrics import MaxMetric, MeanMetric
 from torchmetrics.wrappers import MinMaxMetric, Running
 
 from pipeline.data.datamodule import DataModule
-from tests.support.models import Rows, Thorough
+from tests.support.models import Rows, Thorough, die
 
 
 class ManualSteps(Thorough):
@@ -103,6 +103,61 @@ class WrappedMetrics(Thorough):
         self.log("running", self.running.compute())
         self.log("best", self.best.compute())
         return loss
+
+
+class Crashes(pl.Callback):
+    """Raises after a step, for as long as a file is there.
+
+    Args:
+        step: After which optimizer step.
+        while_there: The file.
+    """
+
+    def __init__(self, step: int, while_there: str) -> None:
+        self.step, self.while_there = step, Path(while_there)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        if trainer.global_step == self.step and self.while_there.exists():
+            raise ZeroDivisionError(f"crashed after step {self.step}")
+
+
+class Meddles(pl.Callback):
+    """Changes what training starts with, as a callback does that loads or resets something.
+
+    Args:
+        what: `weights`, `optimizer`, `step` or `nothing`.
+        hook: In which hook.
+    """
+
+    def __init__(self, what: str, hook: str) -> None:
+        self.what = what
+        setattr(self, hook, self._meddle)
+
+    def _meddle(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.what == "weights":
+            next(pl_module.parameters()).data.mul_(0.5)
+        elif self.what == "optimizer":
+            trainer.optimizers[0].state.clear()
+        elif self.what == "step":
+            trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed //= 2
+
+
+class LosesTheRun(pl.Callback):
+    """Moves the run directory away after a step, and dies as by kill -9, once.
+
+    Args:
+        run: The run directory.
+        step: After which optimizer step.
+    """
+
+    def __init__(self, run: str, step: int) -> None:
+        self.run, self.step = Path(run), step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        away = self.run.with_name("away")
+        if trainer.global_step == self.step and not away.exists():
+            self.run.rename(away)
+            die(trainer)
 
 
 class Counts(pl.Callback):

@@ -18,6 +18,7 @@ from pipeline.training.run_state import KEY, RunState, read_run_state
 from pipeline.training.save_policy import Boundary, SavePolicy
 from pipeline.training.session import TrainingSession
 from pipeline.training.stop_vote import StopVote
+from tests.support.checkpoints import a_record
 
 
 @dataclass
@@ -45,6 +46,9 @@ class State:
     def restore(self) -> None:
         self.calls.append("restore")
         self.is_restoring = False
+
+    def ended(self, at: Boundary) -> dict[str, Any] | None:
+        return {"by": "max_steps", "asked": {"max_steps": at.step}} if at.kind == "end" else None
 
     def resume_epoch(self) -> None:
         self.calls.append("resume epoch")
@@ -156,11 +160,25 @@ def test_a_committed_step_is_never_written_again(run: RunDir) -> None:
     assert state.calls == ["restore"]
 
 
+def test_a_fit_that_went_back_behind_a_committed_step_stops(run: RunDir) -> None:
+    found = session(run, resumed_step=12)
+    with pytest.raises(UserError, match=r"went back from step 12, which is committed .* to step 6"):
+        found.at_boundary(at(6))
+    assert found.saver is not None
+    assert found.saver.save({"x": 1}, a_record(13))
+    with pytest.raises(AssertionError, match="never written again"):
+        found.saver.save({"x": 1}, a_record(13))
+    assert steps(run) == [13]
+
+
 def test_the_end_is_written_into_the_record_of_a_step_that_was_saved_before(run: RunDir) -> None:
     found = session(run)
     found.at_boundary(at(2))
     found.at_end(at(2, kind="end"))
     assert reasons(run, 2) == ["steps", "end"]
+    record = read_record(run, 2)
+    assert record is not None
+    assert record.ended == {"by": "max_steps", "asked": {"max_steps": 2}}
     before = run.read(RunDir.checkpoint(2))
     found.at_end(at(2, kind="end"))
     assert run.read(RunDir.checkpoint(2)) == before
