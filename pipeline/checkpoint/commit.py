@@ -112,10 +112,12 @@ def write_record(run: RunDir, record: CommitRecord, overwrite: bool = False) -> 
     Returns:
         Whether it was written: False where there is one already that must not be replaced.
     """
-    name = RunDir.record(record.step)
+    name, value = RunDir.record(record.step), asdict(record)
+    if record.ended is None:
+        del value["ended"]
     if not overwrite:
-        return run.create_json(name, asdict(record))
-    run.write_json(name, asdict(record))
+        return run.create_json(name, value)
+    run.write_json(name, value)
     return True
 
 

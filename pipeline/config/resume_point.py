@@ -112,8 +112,8 @@ def for_training(run: RunDir, resolved: dict[str, Any], given: str | None, verif
         )
     finished = why_over(record, resolved)
     # Earlier versions did not say who had ended training.
-    if not finished and record.ended is None and "end" in record.reason and saved == saved_config.keep_weights(saved, resolved):
-        finished = "as its last attempt says" if finished_at(run) == record.step else ""
+    if not finished and record.ended is None and "end" in record.reason and finished_at(run) == record.step:
+        finished = "as its last attempt says" if saved == saved_config.keep_weights(saved, resolved) else ""
     return ResumePoint.at(run, record, path, finished)
 
 

@@ -8,15 +8,17 @@ import logging
 import socket
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.errors import LeaseLost, Preempted, outcome
-from pipeline.process.topology import Topology
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import GoodputReport
 from pipeline.run.lease import Lease, launch_id
 from pipeline.run.run_dir import RunDir, now
 from pipeline.run.storage_errors import storage_error
+
+if TYPE_CHECKING:
+    from pipeline.process.topology import Topology
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class AttemptLog:
         self._trains = False
         self._committed: int | None = None
 
-    def take(self, run: RunDir, topology: Topology) -> None:
+    def take(self, run: RunDir, topology: "Topology") -> None:
         """Take the lease and start the record of this attempt, for all ranks.
 
         Raises:

@@ -42,6 +42,7 @@ class EpochLoop(compat.TrainingEpochLoop):
         """Begin the epoch, or resume it in its middle."""
         batches: int | None = None
         if self.session is not None:
+            self.session.state.require_resumed()  # where Lightning itself resumes in an epoch, no hook has come before
             batches, self.validation_pending = self.session.state.take_resume_batch()
         self._skipped = False
         if batches is not None:

@@ -65,8 +65,7 @@ class RunState:
             "state": {"ranks": self.ranks, "metrics": self.metrics},
             "owes_validation": self.validation_pending,
             "gradient_order": self.bucket_order,
-            "stop": self.stop,
-            "found": self.found,
+            **{name: value for name, value in (("stop", self.stop), ("found", self.found)) if value},
         }
 
     @staticmethod

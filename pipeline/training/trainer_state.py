@@ -4,19 +4,16 @@ import logging
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping
 
 from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import Preempted, UserError
-from pipeline.training import compat, finders, rng_state
+from pipeline.training import compat, finders, rng_state, stopping
 from pipeline.training.bucket_order import BucketOrder
 from pipeline.training.resumed_state import ResumedState
 from pipeline.training.rng_state import RankState
-from pipeline.training.run_end import is_still_asked, limit_reached, stop_request
 from pipeline.training.run_state import KEY, RunState
 from pipeline.training.save_policy import Boundary
-from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -131,21 +128,9 @@ class TrainerState:
         self.complete_epoch()
         self._left = None if compat.epoch_is_over(self.trainer) else rng_state.gather(self.trainer)
 
-    def stop_request(self) -> dict[str, Any] | None:
-        """Return who has asked training to stop, and by what configuration; None where nobody has."""
-        if not self.trainer.should_stop:
-            return None
-        return stop_request(self.trainer.stopped_by or "" if isinstance(self.trainer, Trainer) else "", self.asked)
-
     def ended(self, at: Boundary) -> dict[str, Any] | None:
-        """Return what ends training at a boundary; None where it does not end, or where only its loader knows."""
-        loop = self.trainer.fit_loop
-        if at.kind != "end" or (stop := self.stop_request()) is not None:
-            return None if at.kind != "end" else stop
-        for name, done, limit in (("max_steps", at.step, loop.max_steps), ("max_epochs", at.epoch, loop.max_epochs)):
-            if limit is not None and limit != -1 and done >= limit:
-                return limit_reached(name, limit)
-        return None
+        """Return what ends training at a boundary, see `pipeline.training.run_end`."""
+        return stopping.ended(self.trainer, self.asked, at)
 
     def capture(self, at: Boundary, standing: dict[str, Any] | None = None) -> tuple[dict[str, Any], RunState]:
         """Return a whole checkpoint, complete on rank 0. All ranks must call it.
@@ -171,7 +156,7 @@ class TrainerState:
             metrics=ranks.get("metrics", {}),
             validation_pending=at.kind == "validation",
             bucket_order=self.bucket_order.indices,
-            stop=self.stop_request(),
+            stop=stopping.requested(trainer, self.asked),
             found=finders.found(trainer),
         )
         checkpoint = compat.dump_checkpoint(trainer)
@@ -188,7 +173,7 @@ class TrainerState:
         """
         if not self._fit_started:  # else it is a callback that puts back what it has saved itself
             self._resumed = ResumedState(checkpoint)
-        self._keep_patience(checkpoint.get("callbacks") or {})
+        stopping.keep_patience(self.trainer, checkpoint.get("callbacks") or {})
         state, data = RunState.of_checkpoint(checkpoint), data_of(self.trainer)
         if state is None:
             if data is not None and _is_mid_epoch(checkpoint):
@@ -240,37 +225,11 @@ class TrainerState:
         if self._restoring is not None:
             self._restoring.before_training(self.trainer)
         self.bucket_order.begin(self.trainer, None if self._loaded is None else self._loaded.bucket_order)
-        self._restore_stop()
+        stopping.restore(self.trainer, None if self._loaded is None else self._loaded.stop, self.asked)
         data = data_of(self.trainer)
         if self._resume_batch and data is not None and data.batches is not None:
             # In another world, or under another limit, the same position is another number of batches, or all of them.
             self._resume_batch = min(data.batches.done, int(self.trainer.num_training_batches))
-
-    def _keep_patience(self, states: dict[str, Any]) -> None:
-        """Have EarlyStopping take the patience that was asked for: its state would put the earlier one back."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            found = states.get(callback.state_key) if isinstance(callback, EarlyStopping) else None
-            if found is not None and found["patience"] != callback.patience:
-                log.info(
-                    "%s has patience %d as asked for, the checkpoint %d",
-                    type(callback).__name__,
-                    callback.patience,
-                    found["patience"],
-                )
-                found["patience"] = callback.patience
-
-    def _restore_stop(self) -> None:
-        """Remember that training was asked to stop once its least epochs and steps are done, if it still would be."""
-        stop = None if self._loaded is None else self._loaded.stop
-        if stop is None:
-            return
-        if is_still_asked(stop, self.asked):
-            self.trainer.should_stop = True
-            if isinstance(self.trainer, Trainer):
-                self.trainer.stopped_by = stop["by"]
-            return
-        by = stop["by"] or "a callback"
-        log.info("training continues though %s had ended it: what it is configured with has changed", by)
 
     def take_resume_batch(self) -> tuple[int | None, bool]:
         """Return once how many batches of the open epoch are over, and whether the validation after them is pending.

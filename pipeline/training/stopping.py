@@ -1,0 +1,61 @@
+"""Who has asked a trainer to stop, which no state_dict holds: kept over a resume while it would be asked again."""
+
+import logging
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping
+
+from pipeline.training.run_end import is_still_asked, limit_reached, stop_request
+from pipeline.training.save_policy import Boundary
+from pipeline.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def requested(trainer: pl.Trainer, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Return who has asked training to stop, and by what configuration; None where nobody has."""
+    if not trainer.should_stop:
+        return None
+    return stop_request(trainer.stopped_by or "" if isinstance(trainer, Trainer) else "", asked)
+
+
+def ended(trainer: pl.Trainer, asked: dict[str, Any], at: Boundary) -> dict[str, Any] | None:
+    """Return what ends training at a boundary; None where it does not end, or where only its loader knows."""
+    if at.kind != "end":
+        return None
+    if (stop := requested(trainer, asked)) is not None:
+        return stop
+    loop = trainer.fit_loop
+    for name, done, limit in (("max_steps", at.step, loop.max_steps), ("max_epochs", at.epoch, loop.max_epochs)):
+        if limit is not None and limit != -1 and done >= limit:
+            return limit_reached(name, limit)
+    return None
+
+
+def restore(trainer: pl.Trainer, stop: dict[str, Any] | None, asked: dict[str, Any]) -> None:
+    """Ask for the stop again that waits until `min_epochs` and `min_steps` are done, if it still would be asked for."""
+    if stop is None:
+        return
+    if not is_still_asked(stop, asked):
+        by = stop["by"] or "a callback"
+        log.info("training continues though %s had ended it: what it is configured with has changed", by)
+        return
+    trainer.should_stop = True
+    if isinstance(trainer, Trainer):
+        trainer.stopped_by = stop["by"]
+
+
+def keep_patience(trainer: pl.Trainer, states: dict[str, Any]) -> None:
+    """Have EarlyStopping take the patience that was asked for: its state would put the earlier one back.
+
+    Args:
+        trainer: Whose callbacks are about to be loaded.
+        states: Theirs, as in the checkpoint.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        found = states.get(callback.state_key) if isinstance(callback, EarlyStopping) else None
+        if found is not None and found["patience"] != callback.patience:
+            name, asked, saved = type(callback).__name__, callback.patience, found["patience"]
+            log.info("%s has patience %d as asked for, the checkpoint %d", name, asked, saved)
+            found["patience"] = asked
