@@ -19,11 +19,16 @@ from pipeline.data.datamodule import DataModule
 
 def die(trainer: pl.Trainer) -> None:
     """Die as by kill -9, but not before the save that is under way is committed: which one that is must be known."""
+    finish_saves(trainer)
+    os.kill(os.getpid(), 9)
+
+
+def finish_saves(trainer: pl.Trainer) -> None:
+    """Wait until the save that is under way is committed."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         session = getattr(callback, "session", None)
         if session is not None and session.saver is not None:
             session.saver.finish()
-    os.kill(os.getpid(), 9)
 
 
 class Rows(Dataset[tuple[Tensor, Tensor]]):

@@ -56,7 +56,7 @@ def test_a_name_of_the_runs_own_is_refused_to_others(app: App, tmp_path: Path) -
     other = ("--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path / 'run' / 'checkpoints'}")
     ended = fit(app, str(tmp_path / "run"), 1, *other, "--trainer.callbacks.filename=step-00000007")
     assert ended.status == 2
-    assert "is the name of a checkpoint that the run commits by itself" in ended.err
+    assert "is the name of one of the run's own checkpoints" in ended.err
 
 
 def test_a_sample_tells_changed_weights_from_the_same_ones() -> None:

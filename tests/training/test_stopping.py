@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from pipeline.training import stopping
 from pipeline.training.save_policy import Boundary
 from pipeline.training.trainer import Trainer
