@@ -186,7 +186,10 @@ def _show(run_dir: str) -> None:
         echo(f"final {record.monitor.name}  {record.monitor.value:.6g} (step {record.step})")
     for name, value in receipt["metrics"].items():
         echo(f"{name}  {value if value is None else format(value, '.6g')}")
-    echo(f"test samples scored  {receipt['samples_scored']} of {receipt['samples_expected']}, once each")
+    if receipt.get("unproven"):
+        echo(f"test samples scored  {receipt['samples_scored']}, not proven: {'; '.join(receipt['unproven'])}")
+    else:
+        echo(f"test samples scored  {receipt['samples_scored']} of {receipt['samples_expected']}, once each")
     echo(f"run directory  {run}")
 
 

@@ -33,7 +33,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
 from pipeline.training.mirror import mirrored
 from pipeline.training.predictions import Predictions
-from pipeline.training.receipt import Evaluation
+from pipeline.training.receipt import UNPROVEN, Evaluation
 from pipeline.training.session import TrainingSession
 from pipeline.training.stop_vote import StopVote
 from pipeline.training.tensorboard import RunLogger
@@ -173,9 +173,11 @@ def _choose_resume_point(command: CommandLine, run: RunDir | None, topology: Top
                 saved_config.save(run, "fit", resolved)
             remove_leftovers(run, spare=point.url)
             return point
-        if command.given_checkpoint is not None or asked.run_dir is None:
-            return ResumePoint(url=command.given_checkpoint)
-        point = resume_point.for_evaluation(RunDir(asked.run_dir), resolved, asked.checkpoint)
+        point = ResumePoint(url=command.given_checkpoint)
+        if command.given_checkpoint is None and asked.run_dir is not None:
+            point = resume_point.for_evaluation(RunDir(asked.run_dir), resolved, asked.checkpoint)
+        elif command.subcommand == "test" and run is not None and not asked.unproven:
+            resume_point.require_trained_here(run, str(point.url), UNPROVEN)
         if run is not None:
             saved_config.save(run, str(command.subcommand), resolved)
         return point
@@ -250,19 +252,18 @@ def _fit(start: _Start) -> None:
 def _test(command: CommandLine, run: RunDir, point: ResumePoint) -> None:
     """Score the test set exactly once, and leave a receipt of it."""
     url, record = str(point.url), point.record
-    evaluation = Evaluation(run, url, resume_point.digest(url) if record is None else record.sha256)
+    foreign = resume_point.foreign_checkpoint(run, url) if record is None else None
+    evaluation = Evaluation(
+        *(run, url, resume_point.digest(url) if record is None else record.sha256),
+        unproven=command.asked.unproven,
+        reasons=() if foreign is None else (foreign,),
+    )
     command.trainer.callbacks.append(evaluation)  # type: ignore[attr-defined]
     evaluation.watch(command.trainer, command.datamodule if command.datamodule is not None else command.model)
     log.info("evaluating %s on 1 device", url)
     _call_trainer(command, point)
     evaluation.conclude(command.trainer)
-    receipt = evaluation.receipt
-    log.info(
-        "finished: %d of %d test samples scored, once each%s",
-        receipt["samples_scored"],
-        receipt["samples_expected"],
-        "".join(f", {name} {value}" for name, value in receipt["metrics"].items()),
-    )
+    log.info("finished: %s", evaluation.summary())
 
 
 def _predict(command: CommandLine, run: RunDir, point: ResumePoint, topology: Topology, preemption: Preemption) -> None:

@@ -64,6 +64,15 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
             help="Names of tensors that may be missing in --weights, left over or of another shape, as patterns "
             "separated by commas: 'head.*,*.bias'.",
         )
+    if subcommand == "test":
+        parser.add_argument(
+            "--unproven",
+            type=bool,
+            default=False,
+            help="Evaluate also where it cannot be proven that each sample is scored once, or what the checkpoint is: "
+            "streams, several loaders, samplers of one's own, a checkpoint of another program. The receipt says what "
+            "is not proven, and why.",
+        )
     if subcommand in FROM_RUN:
         for name in ONLY_FIT:  # for the YAML of a fit serves these subcommands as well
             parser.add_argument(f"--{name}", type=str | None, default=None, help=argparse.SUPPRESS)

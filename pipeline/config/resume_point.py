@@ -193,6 +193,23 @@ def for_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> 
     return ResumePoint.at(run, *select_verified(run, which))
 
 
+def foreign_checkpoint(run: RunDir, url: str) -> str | None:
+    """Return why it is not known what a checkpoint that the user named was trained on, None where a run says it."""
+    if saved_config.load(run, "fit") is not None:
+        return None
+    return f"the checkpoint {url} is of another program, or of another run: what it was trained on is not known"
+
+
+def require_trained_here(run: RunDir, url: str, advice: str) -> None:
+    """Refuse to evaluate a checkpoint in a run directory where nothing was trained.
+
+    Raises:
+        UserError: Nothing was.
+    """
+    if problem := foreign_checkpoint(run, url):
+        raise UserError(f"{problem}. {advice}")
+
+
 def require_shared_run_dir(run: RunDir, topology: Topology) -> bool:
     """Have every node prove that it sees the same run directory.
 

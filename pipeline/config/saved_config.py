@@ -41,7 +41,11 @@ def with_run_config(subcommand: str, arguments: list[str]) -> list[str]:
         if not _any(arguments, "-c", "--config", "-h", "--help", "--model"):
             raise UserError(f"run_dir is missing: name the run whose model and data to {subcommand}, --run_dir <url>")
         return arguments
-    saved = _trained_with(url)
+    saved = _trained_with(
+        url, needed=not (_any(arguments, "--ckpt_path") and _any(arguments, "-c", "--config", "--model"))
+    )
+    if saved is None:
+        return arguments
     if explains:
         base = {key: value for key, value in saved.items() if key != "ckpt_path"}
     else:
@@ -54,12 +58,12 @@ def _any(arguments: list[str], *prefixes: str) -> bool:
     return any(argument.startswith(prefixes) for argument in arguments)
 
 
-def _trained_with(url: str) -> dict[str, Any]:
+def _trained_with(url: str, needed: bool) -> dict[str, Any] | None:
     try:
         saved = load(RunDir(url), "fit")
     except Exception as error:  # noqa: BLE001 - every storage has errors of its own
         raise_for_user(error, f"run_dir={url!r} cannot be read", "Fix the name, or this user's permissions there")
-    if saved is None:
+    if saved is None and needed:
         raise UserError(
             f"run_dir={url!r} holds no fit.yaml: nothing was trained there. Train first, or name the right directory"
         )

@@ -32,6 +32,7 @@ SCHEMA = 1
 
 RECEIPT = "evaluation/receipt.json"
 SCORES = "evaluation/scores.csv"
+OUTPUTS = "evaluation/outputs.pt"
 PREDICTIONS = "predictions"
 LOGS = "logs"
 LEASE = "lease.json"

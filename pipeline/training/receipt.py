@@ -3,32 +3,79 @@
 The identity of a sample (its index and the digest of its content) is attached where the dataset hands the sample out.
 It travels with the batch through collate function, loader workers and whatever wraps the loader, and is counted after
 `test_step` has used the batch. The sampler's own formula proves nothing and is never asked.
+
+What cannot be proven is refused, or, where the user asks for it, evaluated with a receipt that says so.
 """
 
-import csv
 import hashlib
-import io
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
+import numpy.typing as npt
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, identified
 from pipeline.data.seeded import SeededDataset
 from pipeline.errors import ProofFailed, UserError
-from pipeline.run.run_dir import RECEIPT, SCORES, RunDir, now
+from pipeline.run.run_dir import OUTPUTS, RECEIPT, RunDir, now
+from pipeline.training.scores import Scores
 
 log = logging.getLogger(__name__)
 
 _LISTED = 100
+UNPROVEN = "To evaluate all the same, with a receipt that says what it does not prove: --unproven true"
+"""What a refusal ends with."""
+
+
+class _Counts:
+    """How often each sample was scored, and what it held.
+
+    Args:
+        samples: Of the test set.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.times = np.zeros(samples, np.uint32)
+        self._digests = np.zeros((samples, 32), np.uint8)
+        self._canonical = True
+
+    def add(self, identity: IdentifiedBatch) -> None:
+        # Indices may come twice within one batch, which plain indexed addition would count once.
+        np.add.at(self.times, identity.indices, 1)
+        if identity.digests:
+            self._digests[identity.indices] = np.frombuffer(b"".join(identity.digests), np.uint8).reshape(-1, 32)
+            self._canonical &= all(identity.canonical)
+
+    def receipt(self) -> dict[str, Any]:
+        missing, duplicate = np.flatnonzero(self.times == 0), np.flatnonzero(self.times > 1)
+        fingerprint = f"sha256:{hashlib.sha256(self._digests.tobytes()).hexdigest()}"
+        complete = not len(missing) and not len(duplicate)
+        return {
+            "dataset_fingerprint": fingerprint if complete else None,
+            "fingerprint_kind": "content" if self._canonical else "pickled content",
+            "samples_expected": len(self.times),
+            "samples_scored": int(np.count_nonzero(self.times)),
+            "duplicates": int((self.times[duplicate] - 1).sum()),
+            "missing": len(missing),
+            "duplicate_indices": duplicate[:_LISTED].tolist(),
+            "missing_indices": missing[:_LISTED].tolist(),
+        }
+
+
+_UNKNOWN: dict[str, Any] = dict.fromkeys(
+    (
+        *("dataset_fingerprint", "fingerprint_kind", "samples_expected", "samples_scored", "duplicates", "missing"),
+        *("duplicate_indices", "missing_indices"),
+    )
+)
 
 
 class Evaluation(pl.Callback):
@@ -38,15 +85,22 @@ class Evaluation(pl.Callback):
         run: Where the receipt goes.
         checkpoint: The URL of what is evaluated.
         sha256: Its digest, `sha256:<hex>`.
+        unproven: Whether what cannot be proven is evaluated all the same.
+        reasons: What cannot be proven, as far as that is known before.
     """
 
-    def __init__(self, run: RunDir, checkpoint: str, sha256: str) -> None:
+    def __init__(
+        self, run: RunDir, checkpoint: str, sha256: str, unproven: bool = False, reasons: tuple[str, ...] = ()
+    ) -> None:
         self.run = run
         self.checkpoint = checkpoint
         self.sha256 = sha256
         self.receipt: dict[str, Any] = {}
+        self._unproven = unproven
+        self._reasons = list(reasons)
         self._in_flight: deque[IdentifiedBatch] = deque()
-        self._scores: list[tuple[list[int], dict[str, Any]]] = []
+        self._counts: _Counts | None = None
+        self._scored: int | None = 0
 
     def watch(self, trainer: pl.Trainer, source: Any) -> None:
         """Have the test loader of `source` (a data module, or a model that brings its own) carry identities.
@@ -58,16 +112,19 @@ class Evaluation(pl.Callback):
             raise UserError("trainer.limit_test_batches=0 leaves every sample out: remove the limit")
         original = source.test_dataloader
 
-        def test_dataloader() -> StripSampleIds:
-            loader = _only(original())
-            problems = _refusals(trainer, loader)
-            if problems:
-                raise UserError(*problems)
-            dataset = _dataset_of(loader)
-            self._dataset = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
-            self._count = np.zeros(len(dataset), np.uint32)
-            self._digests = np.zeros((len(dataset), 32), np.uint8)
-            self._canonical = True
+        def test_dataloader() -> Any:
+            loaders = original()
+            loader = loaders[0] if isinstance(loaders, (list, tuple)) and len(loaders) == 1 else loaders
+            refusals = _refusals(trainer, loader)
+            if refusals and not self._unproven:
+                raise UserError(*(f"{each}. {UNPROVEN}" for each in refusals))
+            self._reasons += refusals
+            self._dataset = ", ".join(dict.fromkeys(map(_name_of, _each(loader))))
+            if not _is_indexed(loader):
+                self._scores = Scores(self.run)
+                return loaders
+            samples = len(_dataset_of(loader))
+            self._counts, self._scores = _Counts(samples), Scores(self.run, samples)
             return StripSampleIds(identified(loader), self._in_flight)
 
         source.test_dataloader = test_dataloader
@@ -75,6 +132,7 @@ class Evaluation(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()
+        self._scores.clear()
 
     def on_test_batch_end(
         self,
@@ -86,19 +144,14 @@ class Evaluation(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the samples of a batch, now that `test_step` has used them."""
-        identity = self._in_flight.popleft()
-        # Indices may come twice within one batch, which plain indexed addition would count once.
-        np.add.at(self._count, identity.indices, 1)
-        indices = identity.indices.tolist()
-        for index, digest, canonical in zip(indices, identity.digests, identity.canonical, strict=True):
-            self._digests[index] = np.frombuffer(digest, np.uint8)
-            self._canonical &= canonical
-        columns = {}
-        if isinstance(outputs, Mapping):
-            for name, value in outputs.items():
-                if isinstance(value, torch.Tensor) and value.shape == (len(indices),):
-                    columns[str(name)] = value.detach().cpu().tolist()
-        self._scores.append((indices, columns))
+        indices: npt.NDArray[np.int64] | None = None
+        if self._counts is not None:
+            identity = self._in_flight.popleft()
+            self._counts.add(identity)
+            indices = identity.indices
+        count = _size_of(batch) if indices is None else len(indices)
+        self._scored = None if count is None or self._scored is None else self._scored + count
+        self._scores.add(indices, count or 0, outputs)
 
     def conclude(self, trainer: pl.Trainer) -> None:
         """Write scores and receipt, and judge.
@@ -106,73 +159,93 @@ class Evaluation(pl.Callback):
         Raises:
             ProofFailed: A sample was missing or scored more than once. The receipt is there all the same.
         """
-        missing = np.flatnonzero(self._count == 0)
-        duplicate = np.flatnonzero(self._count > 1)
-        complete = not len(missing) and not len(duplicate)
-        fingerprint = f"sha256:{hashlib.sha256(self._digests.tobytes()).hexdigest()}"
+        metrics = {str(name): float(value) for name, value in trainer.callback_metrics.items()}
+        counted = {**_UNKNOWN, "samples_scored": self._scored} if self._counts is None else self._counts.receipt()
+        incomplete = ""
+        if counted["missing"] or counted["duplicates"]:
+            incomplete = (
+                f"of {counted['samples_expected']} test samples {counted['missing']} were not scored (first: "
+                f"{counted['missing_indices'][:5]}) and {counted['duplicates']} scored more than once (first: "
+                f"{counted['duplicate_indices'][:5]})"
+            )
+        if incomplete and self._unproven:
+            self._reasons.append(incomplete)
         self.receipt = {
             "checkpoint": self.checkpoint,
             "checkpoint_sha256": self.sha256,
             "dataset": self._dataset,
-            "dataset_fingerprint": fingerprint if complete else None,
-            "fingerprint_kind": "content" if self._canonical else "pickled content",
-            "samples_expected": len(self._count),
-            "samples_scored": int(np.count_nonzero(self._count)),
-            "duplicates": int((self._count[duplicate] - 1).sum()),
-            "missing": len(missing),
-            "duplicate_indices": duplicate[:_LISTED].tolist(),
-            "missing_indices": missing[:_LISTED].tolist(),
+            **counted,
             "devices": trainer.num_devices,
-            "metrics": {
-                str(name): float(value) if math.isfinite(value) else None
-                for name, value in trainer.callback_metrics.items()
-            },
+            # JSON has no NaN.
+            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            "unproven": self._reasons,
             "seconds": round(time.monotonic() - self._started, 3),
             "created": now(),
         }
-        self.run.write(SCORES, self._table().encode())
+        self._scores.write("position" if self._counts is None else "index")
         self.run.write_json(RECEIPT, self.receipt)
-        if not complete:
+        if names := ", ".join(sorted(self._scores.beside)):
+            log.info("%s of what test_step returned is no column of numbers: see %s/%s", names, self.run, OUTPUTS)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                log.warning("%s is %s, no finite number: %s/%s shows null", name, value, self.run, RECEIPT)
+        if incomplete and not self._unproven:
             raise ProofFailed(
-                f"the evaluation of {self.checkpoint} is incomplete: of {len(self._count)} test samples "
-                f"{len(missing)} were not scored (first: {missing[:5].tolist()}) and {len(duplicate)} more than once "
-                f"(first: {duplicate[:5].tolist()}). Something between the dataset and test_step (a collate function, "
-                f"a loader wrapper, a loader worker) drops, doubles or swaps samples. Details: {self.run}/{RECEIPT}"
+                f"the evaluation of {self.checkpoint} is incomplete: {incomplete}. Something between the dataset and "
+                "test_step (a collate function, a loader wrapper, a loader worker) drops, doubles or swaps samples. "
+                f"Details: {self.run}/{RECEIPT}"
             )
 
-    def _table(self) -> str:
-        names = list(dict.fromkeys(name for _, columns in self._scores for name in columns))
-        rows: list[tuple[Any, ...]] = [
-            (index, *(columns[name][at] if name in columns else "" for name in names))
-            for indices, columns in self._scores
-            for at, index in enumerate(indices)
-        ]
-        rows.sort(key=lambda row: int(row[0]))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("index", *names))
-        writer.writerows(rows)
-        return text.getvalue()
+    def summary(self) -> str:
+        """Return the result in one line."""
+        receipt = self.receipt
+        if self._reasons:
+            how = f"{receipt['samples_scored'] or 'an unknown number of'} test samples scored, not proven: "
+            how += "; ".join(self._reasons)
+        else:
+            how = f"{receipt['samples_scored']} of {receipt['samples_expected']} test samples scored, once each"
+        return how + "".join(f", {name} {value}" for name, value in receipt["metrics"].items())
 
 
-def _only(loaders: Any) -> DataLoader[Any]:
-    loader = loaders[0] if isinstance(loaders, (list, tuple)) and len(loaders) == 1 else loaders
+def _each(loader: Any) -> list[Any]:
+    if isinstance(loader, dict):
+        return list(loader.values())
+    return list(loader) if isinstance(loader, (list, tuple)) else [loader]
+
+
+def _name_of(loader: Any) -> str:
+    kind = type(_dataset_of(loader))
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _is_indexed(loader: Any) -> bool:
+    """Return whether each sample that a loader gives has an index."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    return hasattr(_dataset_of(loader), "__len__")
+
+
+def _size_of(batch: Any) -> int | None:
+    try:
+        return extract_batch_size(batch)
+    except (MisconfigurationException, RecursionError):
+        return None
+
+
+def _dataset_of(loader: Any) -> Any:
+    """The user's own dataset; the loader, if it has none."""
+    dataset = getattr(loader, "dataset", loader)
+    return dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+
+
+def _refusals(trainer: pl.Trainer, loader: Any) -> list[str]:
+    """Why this loader could leave a sample out or repeat one, known before the first batch."""
     if not isinstance(loader, DataLoader):
         found = f"{len(loader)} loaders" if isinstance(loader, (list, tuple, dict)) else f"a {type(loader).__name__}"
-        raise UserError(
+        return [
             f"test_dataloader() returns {found}: a receipt covers one torch DataLoader (a subclass is fine) over a "
             "map-style dataset, for only there each sample has an index that can be counted"
-        )
-    return loader
-
-
-def _dataset_of(loader: DataLoader[Any]) -> Any:
-    """The user's own dataset."""
-    return loader.dataset.dataset if isinstance(loader.dataset, SeededDataset) else loader.dataset
-
-
-def _refusals(trainer: pl.Trainer, loader: DataLoader[Any]) -> list[str]:
-    """Why this loader could leave a sample out or repeat one, known before the first batch."""
+        ]
     dataset = _dataset_of(loader)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return [
@@ -182,7 +255,7 @@ def _refusals(trainer: pl.Trainer, loader: DataLoader[Any]) -> list[str]:
     problems = []
     samples, batches = len(dataset), len(loader)
     if samples == 0:
-        problems.append(f"the test set {type(dataset).__name__} is empty")
+        raise UserError(f"the test set {type(dataset).__name__} is empty")
     limit = trainer.limit_test_batches
     if (isinstance(limit, float) and limit < 1.0) or (isinstance(limit, int) and limit < batches):
         problems.append(

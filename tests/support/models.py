@@ -153,11 +153,22 @@ class Recording(Regression):
 class Returning(Regression):
     """Returns what belongs into scores.csv, and what does not."""
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         prediction = self(batch[0])
         loss = nn.functional.mse_loss(prediction, batch[1])
         self.log("test_loss", loss)
         return {"loss": loss, "prediction": prediction.flatten(), "x": batch[0], "note": "not a tensor"}
+
+
+class LogsNaN(Regression):
+    """Its losses are not a number from the fifth step on."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if self.global_step >= 4 else loss
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", torch.tensor(float("nan")))
 
 
 class FailsToTrain(Regression):
@@ -230,6 +241,16 @@ class _Stream(IterableDataset[Any]):
         return iter([(torch.zeros(4), torch.zeros(1))])
 
 
+class _Wrapped:
+    """No loader of torch's."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+
 class Own(pl.LightningDataModule):
     """A user's own data module, whose test loader is right or wrong in the way that `kind` names."""
 
@@ -268,6 +289,7 @@ class Own(pl.LightningDataModule):
             "stream": lambda: DataLoader(_Stream(), batch_size=2),
             "two loaders": lambda: [DataLoader(rows), DataLoader(rows)],
             "a list": lambda: [(rows.x, rows.y)],
+            "no torch loader": lambda: _Wrapped(DataLoader(rows, **more)),
             "empty": lambda: DataLoader(Rows(0), **more),
         }[self.kind]()
 

@@ -1,18 +1,20 @@
 """Each test sample is scored exactly once, and a receipt proves it or says loudly that it cannot."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from tests.support.commands import Ended
-from tests.support.models import Regression, Returning, Rows
+from tests.support.commands import Ended, assert_one_message
+from tests.support.models import Own, Regression, Returning, Rows
 
 App = Callable[..., Ended]
 
@@ -91,12 +93,24 @@ def test_the_receipt_has_every_field_of_the_contract(app: App, run: str) -> None
     assert set(receipt) == {
         *("schema", "checkpoint", "checkpoint_sha256", "dataset", "dataset_fingerprint", "fingerprint_kind"),
         *("samples_expected", "samples_scored", "duplicates", "missing", "duplicate_indices", "missing_indices"),
-        *("devices", "metrics", "seconds", "created"),
+        *("devices", "metrics", "unproven", "seconds", "created"),
     }
+    assert receipt["unproven"] == []
     assert receipt["checkpoint_sha256"] == record["sha256"]
     assert receipt["dataset"] == "tests.support.models.Rows"
     assert receipt["devices"] == 1
     assert receipt["schema"] == 1
+
+
+def test_what_is_no_column_of_numbers_goes_to_a_file_beside_the_table_and_that_is_said(app: App, run: str) -> None:
+    ended = app("test", "--run_dir", run, "--data.kind=shuffled")
+    assert ended.status == 0, ended.err
+    assert "loss, note, x of what test_step returned is no column of numbers: see" in ended.err
+    found = torch.load(f"{run}/evaluation/outputs.pt", weights_only=True)
+    assert sorted(found["index"].tolist()) == list(range(101))
+    assert torch.equal(found["outputs"]["x"], Rows().x[found["index"]])
+    assert found["outputs"]["note"] == ["not a tensor"] * 15
+    assert len(found["outputs"]["loss"]) == len(found["batch_sizes"]) == 15
 
 
 def test_a_plain_module_whose_test_step_only_logs_gets_a_receipt_and_only_indices(app: App, tmp_path: Path) -> None:
@@ -177,6 +191,79 @@ def test_a_loader_that_could_leave_out_or_repeat_a_sample_is_refused(app: App, r
     assert ended.status == 2, ended.err
     assert words in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "expected", "scored"),
+    [
+        ("drop_last", "drop_last=True leaves 3 of 101 test samples out", 101, 98),
+        ("two replicas", "DistributedSampler could repeat", 101, 51),
+        ("own batches", "could repeat", 101, 3),
+        ("stream", "no length", None, 1),
+        ("two loaders", "2 loaders", None, 202),
+        ("no torch loader", "returns a _Wrapped: a receipt covers one torch DataLoader", None, 101),
+        ("loader drops", "of 101 test samples 7 were not scored", 101, 94),
+    ],
+)
+def test_what_cannot_be_proven_is_evaluated_where_the_user_says_so(
+    app: App, run: str, kind: str, words: str, expected: int | None, scored: int
+) -> None:
+    if kind != "loader drops":
+        ended = app("test", "--run_dir", run, f"--data.kind={kind}")
+        assert ended.status == 2
+        assert "--unproven true" in ended.err
+    ended = app("test", "--run_dir", run, f"--data.kind={kind}", "--unproven=true")
+    assert ended.status == 0, ended.err
+    receipt = receipt_of(run)
+    assert words in " ".join(receipt["unproven"])
+    assert f"{scored} test samples scored, not proven: " in ended.err
+    assert (receipt["samples_expected"], receipt["samples_scored"]) == (expected, scored)
+    assert (receipt["missing"] is None) == (receipt["duplicates"] is None) == (expected is None)
+    assert receipt["metrics"]
+    table = Path(run, "evaluation/scores.csv").read_text().splitlines()
+    assert table[0].split(",")[0] == ("position" if expected is None else "index")
+    assert len(table) == 1 + scored + (receipt["duplicates"] or 0)
+
+
+def test_what_can_be_proven_is_proven_also_where_it_need_not_be(app: App, run: str) -> None:
+    ended = app("test", "--run_dir", run, "--unproven=true")
+    assert ended.status == 0, ended.err
+    assert "101 of 101 test samples scored, once each" in ended.err
+    assert receipt_of(run)["unproven"] == []
+
+
+def test_a_checkpoint_of_plain_lightning_is_evaluated_where_the_user_says_so(app: App, tmp_path: Path) -> None:
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    model = Regression()
+    trainer.fit(model, Own())
+    path, run = tmp_path / "theirs.ckpt", str(tmp_path / "run")
+    trainer.save_checkpoint(path)
+    theirs = ("test", "--ckpt_path", path, "--run_dir", run)
+    more = ("--model=tests.support.models.Regression", "--data=tests.support.models.Own")
+    ended = app(*theirs, *more)
+    assert_one_message(ended, "what it was trained on is not known. To evaluate all the same")
+    ended = app(*theirs, *more, "--unproven=true")
+    assert ended.status == 0, ended.err
+    receipt = receipt_of(run)
+    assert receipt["unproven"] == [
+        f"the checkpoint {path} is of another program, or of another run: what it was trained on is not known"
+    ]
+    assert (receipt["samples_scored"], receipt["missing"]) == (101, 0)
+    assert receipt["checkpoint_sha256"] == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    expected = trainer.test(model, datamodule=Own(), verbose=False)[0]["test_loss"]
+    assert receipt["metrics"]["test_loss"] == pytest.approx(expected)
+    assert_one_message(app(*theirs, "--unproven=true"), "holds no fit.yaml")
+
+
+def test_a_metric_that_is_nan_is_said(app: App, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    trained(app, run, "LogsNaN")
+    ended = app("test", "--run_dir", run)
+    assert ended.status == 0, ended.err
+    assert "test_loss is nan, no finite number" in ended.err
+    assert receipt_of(run)["metrics"] == {"test_loss": None}
 
 
 @pytest.mark.parametrize("limit", ["3", "0.5", "0"])
