@@ -1,13 +1,14 @@
 """Two real gloo ranks under torchrun: one model, one run directory, the same losses for ever."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.support.commands import DIGITS, ROOT, torchrun
+from tests.support.commands import DIGITS, ROOT, command, torchrun
 
 ROWS = (
     *("-m", "pipeline", "fit", "--model", "tests.support.models.Recording", "--data", "pipeline.data.DataModule"),
@@ -18,6 +19,12 @@ ROWS = (
         "tests.support.models.Rows",
         "--data.batch_size=8",
     ),
+    "--trainer.enable_model_summary=false",
+)
+
+LOGS_ON_RANK_0 = (
+    *("-m", "pipeline", "fit", "--model", "tests.support.models.LogsOnRank0", "--data", "pipeline.data.DataModule"),
+    *("--data.train=tests.support.models.Rows", "--data.batch_size=16", "--trainer.max_epochs=2"),
     "--trainer.enable_model_summary=false",
 )
 
@@ -90,3 +97,25 @@ def test_without_run_dir_all_ranks_take_the_same_one(tmp_path: Path) -> None:
     ended = torchrun(2, *arguments, cwd=tmp_path)
     assert ended.status == 0, ended.text
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-1"]
+
+
+def test_a_monitor_that_is_logged_on_rank_0_only_is_rank_0s(tmp_path: Path) -> None:
+    ended = torchrun(2, *LOGS_ON_RANK_0, "--run_dir", tmp_path, "--checkpoints.monitor=mine", timeout=60)
+    assert ended.status == 0, ended.text
+    records = [json.loads(path.read_text())["monitor"] for path in sorted(tmp_path.glob("checkpoints/*.json"))]
+    assert [record["value"] for record in records] == [1.0, 2.0]
+
+
+def test_a_monitor_that_no_rank_logs_is_one_message_on_two_ranks(tmp_path: Path) -> None:
+    ended = torchrun(2, *LOGS_ON_RANK_0, "--run_dir", tmp_path, "--checkpoints.monitor=yours", timeout=60)
+    assert ended.text.count("checkpoints.monitor='yours' is not logged by the model") == 1
+    assert "Step 7 is saved" in ended.text or "Step 4 is saved" in ended.text
+
+
+def test_early_stopping_on_a_metric_of_rank_0_alone_ends_and_says_why(tmp_path: Path) -> None:
+    agent = (sys.executable, "-m", "pipeline.agent", "--nproc-per-node=2", "--rdzv-backend=c10d")
+    stopping = ("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=mine")
+    ended = command(*agent, "--rdzv-endpoint=localhost:0", *LOGS_ON_RANK_0, "--run_dir", tmp_path, *stopping)
+    assert ended.status == 2, ended.text
+    assert "Early stopping conditioned on metric `mine` which is not available" in ended.text
+    assert "(rank 1 on " in ended.text

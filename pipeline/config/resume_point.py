@@ -189,8 +189,15 @@ def for_evaluation(run: RunDir, resolved: dict[str, Any], which: str | None) -> 
     Raises:
         UserError: The run was trained with another model, or has no such checkpoint, or only damaged ones.
     """
-    saved_config.require_same_model(run, saved_config.load(run, "fit"), resolved, arguments_too=True)
-    return ResumePoint.at(run, *select_verified(run, which))
+    saved = saved_config.load(run, "fit")
+    saved_config.require_same_model(run, saved, resolved, arguments_too=True)
+    record, path = select_verified(run, which)
+    monitor = ((saved or {}).get("checkpoints") or {}).get("monitor")
+    if which is None and monitor is not None and record.monitor is None:
+        log.warning(
+            "no checkpoint has a finite %s, so none is the best: taking the latest, step %d", monitor, record.step
+        )
+    return ResumePoint.at(run, record, path)
 
 
 def foreign_checkpoint(run: RunDir, url: str) -> str | None:

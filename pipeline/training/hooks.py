@@ -1,11 +1,13 @@
 """How Lightning reaches the session at the moments that it gives to callbacks only."""
 
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
 
 from pipeline.training import compat
 from pipeline.training.epoch_loop import EpochLoop
+from pipeline.training.loss_watch import LossWatch
 from pipeline.training.session import TrainingSession
 
 
@@ -18,6 +20,7 @@ class SessionHooks(pl.Callback):
 
     def __init__(self, session: TrainingSession) -> None:
         self.session = session
+        self._losses = LossWatch()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let the ranks vote."""
@@ -53,6 +56,13 @@ class SessionHooks(pl.Callback):
         """Count the time from here as a step's."""
         self.session.goodput.steps(trainer.global_step)
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take note of the loss; rank 0 speaks for all, which a loss of another rank reaches with the next step."""
+        if trainer.is_global_zero:
+            self._losses.add(outputs, trainer.global_step)
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a validation."""
         self.session.on_validation_start(sum(trainer.fit_loop.epoch_loop.val_loop.max_batches))
@@ -69,12 +79,16 @@ class SessionHooks(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the rest of the sums back, before anybody reads them."""
+        self._losses.look()
         self.session.state.complete_epoch()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop counting steps."""
+        self._losses.look()
         self.session.goodput.ends(trainer.global_step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Stop counting steps: what comes now is none."""
+        with suppress(RuntimeError):  # of a device that has failed
+            self._losses.look()
         self.session.goodput.ends(trainer.global_step)

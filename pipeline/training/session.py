@@ -5,6 +5,7 @@ polls the stop vote, asks the save policy what is due, captures the state, hands
 after a resume. Saving anywhere else would leave half of a step out: its validation, hooks or learning rate schedules.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from pipeline.training.stop_vote import StopVote
 
 if TYPE_CHECKING:
     from pipeline.training.trainer_state import TrainerState
+
+log = logging.getLogger(__name__)
 
 _HEARTBEAT = 2.0
 """Seconds after which ranks that wait for a save hear of rank 0."""
@@ -89,6 +92,7 @@ class TrainingSession:
             Preempted: All ranks stop here; what it says is durable.
             SaveFailed: The storage has failed for longer than its budget.
         """
+        self._standing = None  # a validation that was due may have had nothing to run on
         self.goodput.step = at.step
         vote = self.vote.poll(self._minutes_due(at.step))
         stop = vote.stop and not at.accumulating
@@ -149,6 +153,7 @@ class TrainingSession:
         Raises:
             SaveFailed: The storage has failed for longer than its budget.
         """
+        self._standing = None
         self._save(at)
         self._finish()  # also where the last step was saved before: it may still be under way
 
@@ -230,8 +235,11 @@ class TrainingSession:
         Raises:
             UserError: On every rank, once the step is durable.
         """
+        if self.monitor is None:
+            return
         known = self.state.metrics()
-        if self.monitor is None or self.monitor in known:
+        # Rank 0's value is the one that counts: the model may log it on rank 0 only.
+        if self.state.broadcast(self.monitor in known):
             return
         if self._validated_once or not self.state.validates:
             self._finish()
@@ -279,7 +287,9 @@ class TrainingSession:
 
     def _monitored(self) -> Monitor | None:
         value: Any = None if self.monitor is None else self.state.metrics().get(self.monitor)
-        # JSON has no NaN, and a NaN is never best.
-        if self.monitor is None or value is None or not math.isfinite(value):
+        if self.monitor is None or value is None:
+            return None
+        if not math.isfinite(value):  # JSON has no NaN, and a NaN is never best
+            log.warning("%s is %s: this checkpoint cannot become the best", self.monitor, float(value))
             return None
         return Monitor(self.monitor, float(value), self.mode)

@@ -171,6 +171,14 @@ class LogsNaN(Regression):
         self.log("test_loss", torch.tensor(float("nan")))
 
 
+class LogsOnRank0(Regression):
+    """Logs the number of the epoch, from 1, on rank 0 only."""
+
+    def on_train_epoch_end(self) -> None:
+        if self.global_rank == 0:
+            self.log("mine", self.current_epoch + 1.0, rank_zero_only=True)
+
+
 class FailsToTrain(Regression):
     """Raises in its second step."""
 

@@ -30,6 +30,7 @@ GRID = [pytest.param(False, id="few steps"), pytest.param(True, id="all steps", 
 CASES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "plain": ((), (1, 7, 20, 4, 6, 8, 13, 14)),
     "two workers": (("--data.num_workers=2",), (6, 9)),
+    "no validation set": (("--data.val=null", "--model=tests.support.models.Estimating"), (9, 20, 7, 14, 16)),
     "accumulation": (("--trainer.accumulate_grad_batches=2",), (1, 4, 11, 3, 5)),
     "validation within an epoch": (("--trainer.val_check_interval=3",), (3, 7, 13, 2, 4, 10)),
     "validation by total batches": (
