@@ -51,13 +51,13 @@ help: ## Explain every target.
 	@echo '  CONFIG=$(CONFIG)  NODES=$(NODES)  SCHEDULER=$(SCHEDULER)'
 	@echo '  ARGS="--trainer.max_epochs=3"   flags of the app itself'
 
-setup: $(READY) ## Make .venv with the exact versions of constraints.txt.
+setup: $(READY) ## Make .venv with the exact versions of constraints.txt and constraints-dev.txt.
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt constraints-dev.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python %d.%d is too old: 3.11 or newer is needed, make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo 'error: no virtual environments here; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	@echo 'setting up .venv (the first time takes a few minutes)'
-	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-dev.txt -e '.[dev]'
 	@touch $@
 
 check: $(READY) ## Lint, types, spelling: all that pre-commit runs.
@@ -77,7 +77,7 @@ test-torchx-nightly: $(NIGHTLY)/.ready ## Run the tests of the Kubernetes schedu
 
 $(NIGHTLY)/.ready: $(READY)
 	@python -m venv $(NIGHTLY)
-	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-dev.txt \
 	  torchx-nightly kubernetes kmock pytest pytest-timeout pytest-xdist
 	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@

@@ -1,6 +1,6 @@
 """Evaluation: always one node, one process, one device, so that each test sample is scored exactly once.
 
-torchx run -s local_cwd components/evaluate.py:evaluate --run_dir runs/one
+torchx run -s local_cwd evaluate --run_dir runs/one
 """
 
 from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's component linter reads

@@ -29,6 +29,7 @@ from components.role import LaunchRequirements, missing_secrets
 from components.stages import LaunchTarget, cfg_of, echo, run_stage, submit
 from components.train import train
 from pipeline.checkpoint.commit import newest
+from pipeline.configs import find_config
 from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean
 from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.run.storage_errors import storage_error
@@ -94,7 +95,7 @@ def _check_submitter(scheduler: str, parameters: dict[str, Any]) -> None:
         os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
         if problems := missing_secrets(parameters["secrets"] or ()):
             raise UserError(*problems)
-        if scheduler == "local_cwd" and not os.path.exists(parameters["config"]):
+        if scheduler == "local_cwd" and not os.path.exists(find_config(parameters["config"])):
             raise UserError(f"config={parameters['config']!r} does not exist here; the stages run in {os.getcwd()}")
     if scheduler in _IN_CONTAINERS:
         _require_persistent_run_dir(parameters["run_dir"], parameters["mounts"])

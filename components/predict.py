@@ -1,6 +1,6 @@
 """Prediction with a checkpoint of a run: each sample once, on any number of devices.
 
-torchx run -s local_cwd components/predict.py:predict --run_dir runs/one -- --data.predict=my.Dataset
+torchx run -s local_cwd predict --run_dir runs/one -- --data.predict=my.Dataset
 """
 
 from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's component linter reads

@@ -1,7 +1,7 @@
 """Training on one or several nodes.
 
-torchx run -s local_cwd components/train.py:train --run_dir runs/one --nodes 2 --config pipeline/configs/digits.yaml
-torchx run -s local_cwd components/train.py:train --run_dir runs/one -- --trainer.max_epochs=3
+torchx run -s local_cwd train --run_dir runs/one --nodes 2 --config pipeline/configs/digits.yaml
+torchx run -s local_cwd train --run_dir runs/one -- --trainer.max_epochs=3
 """
 
 import hashlib

@@ -26,12 +26,13 @@ def main(image: str) -> int:
     environment = ROOT / "build/audit"
     if not (environment / "bin/pip-audit").exists():
         venv.create(environment, with_pip=True)
-        install = ["install", "--quiet", "--disable-pip-version-check", "-c", ROOT / "constraints.txt", "pip-audit"]
+        pins = ("-c", ROOT / "constraints.txt", "-c", ROOT / "constraints-dev.txt")
+        install = ["install", "--quiet", "--disable-pip-version-check", *pins, "pip-audit"]
         subprocess.run([environment / "bin/pip", *install], check=True)
-    pins = environment / "packages.txt"
+    packages_file = environment / "packages.txt"
     # The database does not know the label of a build, such as +cpu.
-    pins.write_text("".join(f"{each['name']}=={each['version'].partition('+')[0]}\n" for each in packages))
-    flags = ["--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json", "-r", pins]
+    packages_file.write_text("".join(f"{each['name']}=={each['version'].partition('+')[0]}\n" for each in packages))
+    flags = ["--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json", "-r", packages_file]
     audit = subprocess.run([environment / "bin/pip-audit", *flags], capture_output=True, text=True, check=False)
     try:
         found = json.loads(audit.stdout)["dependencies"]

@@ -1,6 +1,6 @@
 """TorchX's scheduler for plain Kubernetes, in which nothing has to be installed: `kubernetes_job`.
 
-torchx run -s kubernetes_job -cfg namespace=research components/train.py:train --nodes 2 --run_dir s3://bucket/one
+torchx run -s kubernetes_job -cfg namespace=research train --nodes 2 --run_dir s3://bucket/one
 torchx status kubernetes_job://torchx/research:train-x1y2
 
 The name of a run is `namespace:name`; the default namespace is that of the kubeconfig's context. Commands that take no

@@ -3,10 +3,14 @@
 import re
 import shlex
 import subprocess
+import tomllib
+from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pipeline.data.permutation import Permutation
 from pipeline.data.sampler import Batches, PositionedSampler
@@ -84,22 +88,46 @@ def test_a_second_setup_has_nothing_to_do() -> None:
 
 def test_every_file_that_the_readme_links_to_is_there() -> None:
     for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+        assert (ROOT / path.partition("#")[0]).exists(), path
     for page in ROOT.glob("docs/*.md"):
         for path in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
-            assert (page.parent / path).exists(), (page, path)
+            assert (page.parent / path.partition("#")[0]).exists(), (page, path)
+
+
+def pins(name: str) -> dict[str, str]:
+    """The versions that a file of constraints pins, by the normalized name."""
+    found = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / name).read_text(), re.MULTILINE)
+    return {canonicalize_name(each): version for each, version in found}
+
+
+def required(requirements: list[str]) -> set[str]:
+    """The packages that are installed for some requirements, as their installed versions say."""
+    wanted, known = [Requirement(each) for each in requirements], set()
+    while wanted:
+        one = wanted.pop()
+        for extra in one.extras or {""}:
+            if (key := (canonicalize_name(one.name), extra)) not in known:
+                known.add(key)
+                more = map(Requirement, requires(one.name) or [])
+                wanted += [each for each in more if each.marker is None or each.marker.evaluate({"extra": extra})]
+    return {name for name, _ in known}
 
 
 def test_every_version_that_gets_installed_stands_in_the_constraints() -> None:
-    from importlib.metadata import distributions
-
-    pinned = {
-        line.split("==")[0].lower().replace("_", "-").replace(".", "-"): line.split("==")[1]
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if "==" in line
-    }
+    pinned = pins("constraints.txt") | pins("constraints-dev.txt")
+    assert not pins("constraints.txt").keys() & pins("constraints-dev.txt").keys()
     for distribution in distributions():
-        name = distribution.metadata["Name"].lower().replace("_", "-").replace(".", "-")
+        name = canonicalize_name(distribution.metadata["Name"])
         if name in ("pip", "torchx-lightning-pipeline"):
             continue  # pip comes with Python here, and with the image as it is pinned
         assert pinned.get(name) == distribution.version.split("+")[0], name
+
+
+def test_what_a_user_adds_is_held_to_the_versions_of_what_runs_alone() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [each for name, more in project["optional-dependencies"].items() if name != "dev" for each in more]
+    runs = required([*project["dependencies"], *extras])
+    # torch's build with CUDA, which is not installed here, and what the image itself has.
+    of_image = {name for name in pins("constraints.txt") if name.startswith(("nvidia-", "cuda-"))} | {"triton", "pip"}
+    assert pins("constraints.txt").keys() == runs | of_image
+    assert re.search(r"^torch==\d+\.\d+\.\d+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from pipeline.config.import_hints import import_hint
 from pipeline.errors import StorageAway, UserError, chain, did_you_mean
 from pipeline.run.storage_errors import is_away, storage_error
 from pipeline.training import compat
@@ -50,7 +51,10 @@ def _type_problem(lines: list[str]) -> str:
     values = [line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")]
     value = f"={values[0]!r}" if values and len(values[0]) < 100 and "NestedArg" not in values[0] else ""
     classes = re.findall(r"Problem with given class_path '([^']+)'", text)
-    where = f" for {classes[-1]}" if classes else ""
+    where = f" for {classes[-1]}" if classes and classes[-1] not in value else ""
+    if hint := import_hint(classes[-1], text) if classes else "":
+        # A class may also be named by a file of its configuration, which is not what was meant.
+        reasons = [reason for reason in reasons if not reason.startswith("Expected a path")] + [hint]
     return f"{'.'.join(keys)}{value}{where}: {', '.join(dict.fromkeys(reasons)) or 'not accepted'}"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
+from jsonargparse import Path as JsonargparsePath
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -104,7 +105,9 @@ class CommandLine(LightningCLI):
     def resolved(self) -> dict[str, Any]:
         """Return the configuration with every default, without what belongs to the launcher and the place."""
         if self._resolved is None:
-            dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)  # parsing has validated it
+            dumped = self.parser.dump(
+                _with_absolute_paths(self.config), skip_none=False, skip_validation=True
+            )  # parsing has validated it
             self._resolved = saved_config.resolve(dumped, self.given_checkpoint, str(self.subcommand))
         return self._resolved
 
@@ -173,3 +176,19 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _with_absolute_paths(value: Any) -> Any:
+    """Return a configuration whose files are found from any folder: in a YAML they are relative to that."""
+    if isinstance(value, JsonargparsePath):
+        return value if value.is_url or value.is_fsspec else str(value.absolute)
+    if isinstance(value, Namespace):
+        copied: Namespace = value.clone()
+        for key, each in vars(value).items():
+            copied[key] = _with_absolute_paths(each)
+        return copied
+    if isinstance(value, dict):
+        return {key: _with_absolute_paths(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_absolute_paths(each) for each in value]
+    return value

@@ -51,7 +51,7 @@ def _topology_problems(subcommand: str, config: Namespace, topology: Topology) -
     if subcommand == "test" and topology.world_size > 1:
         found.append(
             f"WORLD_SIZE={topology.world_size}: test scores each sample once only in one process on one device, since "
-            "DDP pads uneven shards with duplicates. Start one process: torchx component components/evaluate.py, or "
+            "DDP pads uneven shards with duplicates. Start one process: torchx run evaluate, or "
             "python -m pipeline test without torchrun"
         )
     for name, launched in (("devices", topology.processes), ("num_nodes", topology.nodes)):

@@ -230,10 +230,18 @@ def run_dir_problem(url: str) -> str | None:
 
 
 def next_run_dir(name: str, base: str = "runs") -> str:
-    """Return the first free `runs/<name>-<n>`, n counting up from 1."""
-    entries = os.listdir(base) if os.path.isdir(base) else []
-    taken = [int(entry[len(name) + 1 :]) for entry in entries if re.fullmatch(rf"{re.escape(name)}-\d+", entry)]
-    return f"{base}/{name}-{max(taken, default=0) + 1}"
+    """Create the first free `runs/<name>-<n>`, n counting up from 1, and return it: no other start chooses it, too."""
+    os.makedirs(base, exist_ok=True)
+    taken = [
+        int(entry[len(name) + 1 :]) for entry in os.listdir(base) if re.fullmatch(rf"{re.escape(name)}-\d+", entry)
+    ]
+    number = max(taken, default=0) + 1
+    while True:
+        try:
+            os.mkdir(f"{base}/{name}-{number}")
+            return f"{base}/{name}-{number}"
+        except FileExistsError:
+            number += 1
 
 
 def now() -> str:

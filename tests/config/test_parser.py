@@ -1,11 +1,16 @@
 """Lightning's command line only parses and builds; what is built is what was asked for."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from pipeline.config.parser import CommandLine
+from pipeline.configs import find_config, with_found_configs
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.process.topology import Topology
+from tests.support.commands import ROOT, Ended
 
 FLAGS = (
     *("fit", "--model=tests.support.models.Regression", "--data=pipeline.data.DataModule"),
@@ -40,3 +45,45 @@ def test_what_is_saved_leaves_out_the_place_and_the_topology() -> None:
 def test_a_constructor_that_refuses_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"data\.batch_size=0"):
         parsed("--data.batch_size=0").build_data()
+
+
+def test_a_file_beside_the_yaml_that_names_it_is_found_by_a_replay_and_by_what_looks_at_the_run(
+    app: Callable[..., Ended], tmp_path: Path
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "rows.txt").write_text("12")
+    (tmp_path / "own" / "own.yaml").write_text(
+        "model: {class_path: tests.support.models.Regression}\n"
+        "data:\n"
+        "  class_path: pipeline.data.DataModule\n"
+        "  init_args:\n"
+        "    train: {class_path: tests.support.models.RowsOfFile, init_args: {file: rows.txt}}\n"
+        "    test: {class_path: tests.support.models.RowsOfFile, init_args: {file: rows.txt}}\n"
+        "    batch_size: 4\n"
+        "trainer: {max_epochs: 1, enable_model_summary: false}\n"
+    )
+    run, replay = tmp_path / "run", tmp_path / "replay"
+    for arguments in (
+        ("fit", "--config", tmp_path / "own" / "own.yaml", "--run_dir", run),
+        ("test", "--run_dir", run),
+        ("explain_resume", "--run_dir", run),
+        ("fit", "--config", run / "fit.yaml", "--run_dir", replay),
+        ("fit", "--config", tmp_path / "own" / "own.yaml", "--run_dir", run),
+    ):
+        ended = app(*arguments)
+        assert ended.status == 0, ended.text
+    assert "finished: " in ended.err
+    assert str(tmp_path / "own" / "rows.txt") in (replay / "fit.yaml").read_text()
+
+
+def test_a_configuration_of_the_package_is_found_from_any_folder(
+    app: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config("pipeline/configs/digits.yaml") == str(ROOT / "pipeline/configs/digits.yaml")
+    assert find_config("pipeline/configs/none.yaml") == "pipeline/configs/none.yaml"
+    for flags in (["--config", "pipeline/configs/digits.yaml"], ["--config=pipeline/configs/digits.yaml"]):
+        assert with_found_configs(["fit", *flags])[-1].endswith(str(ROOT / "pipeline/configs/digits.yaml"))
+    Path("pipeline/configs").mkdir(parents=True)
+    Path("pipeline/configs/digits.yaml").touch()
+    assert find_config("pipeline/configs/digits.yaml") == "pipeline/configs/digits.yaml", "the user's own"

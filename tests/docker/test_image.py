@@ -123,7 +123,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-PAGE = (ROOT / "docs/containers.md").read_text()
+PAGE = (ROOT / "docs/own_project.md").read_text()
 
 
 @pytest.mark.timeout(180)

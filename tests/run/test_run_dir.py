@@ -1,6 +1,7 @@
 """Storage is a URL: the same body on a folder and on S3."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_nonce_is_seen_only_at_the_same_place(storage: str) -> None:
 def test_default_run_directories_count_up(tmp_path: Path) -> None:
     base = str(tmp_path / "runs")
     assert next_run_dir("digits", base) == f"{base}/digits-1"
-    for name in ("digits-1", "digits-9", "digits-x", "digits-1-2", "other-30"):
+    for name in ("digits-9", "digits-x", "digits-1-2", "other-30"):
         os.makedirs(f"{base}/{name}")
     assert next_run_dir("digits", base) == f"{base}/digits-10"
 
@@ -104,3 +105,9 @@ def test_a_storage_that_only_fsspec_knows_carries_a_run(other_storage: str) -> N
     assert not run.create("a", b"2")
     run.write_json("b.json", {"x": 1})
     assert (run.read("a"), run.read_jsons(["b.json"])) == (b"1", {"b.json": {"schema": 1, "x": 1}})
+
+
+def test_starts_at_the_same_moment_choose_names_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        chosen = list(pool.map(lambda _: next_run_dir("tiny", str(tmp_path / "runs")), range(24)))
+    assert sorted(chosen) == sorted(f"{tmp_path}/runs/tiny-{number}" for number in range(1, 25))

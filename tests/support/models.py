@@ -4,11 +4,13 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from jsonargparse.typing import Path_fr
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
@@ -242,6 +244,13 @@ class _DropsRows(Rows):
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         return [self[index] for index in indices][: 6 if 50 in indices else None]
+
+
+class RowsOfFile(Rows):
+    """As many rows as a file says."""
+
+    def __init__(self, file: Path_fr) -> None:
+        super().__init__(int(Path(file).read_text()))
 
 
 class _Stream(IterableDataset[Any]):
