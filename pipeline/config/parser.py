@@ -1,7 +1,6 @@
 """Lightning's command line, of which this project lets it parse and build; running comes after, in `pipeline.cli`."""
 
 import argparse
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,6 @@ from pipeline.process.topology import Topology
 from pipeline.training import console
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.trainer import Trainer, adapt
-
-log = logging.getLogger(__name__)
 
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 
@@ -152,12 +149,6 @@ class CommandLine(LightningCLI):
             config["callbacks"].append(console.Lines())
         if isinstance(self.datamodule, DataModule):
             config["use_distributed_sampler"] = False  # it has samplers of its own, which Lightning would shuffle again
-        elif self.datamodule is not None and self.subcommand == "fit":
-            log.info(
-                "%s is a data module of its own kind: samples are not accounted for, and a resume in the middle of an "
-                "epoch repeats some and leaves others out (pipeline.data.DataModule does neither)",
-                type(self.datamodule).__name__,
-            )
         trainer = super().instantiate_trainer(**kwargs)
         adapt(trainer, self.asked.collective_timeout if self.subcommand == "fit" else None)
         return trainer

@@ -5,7 +5,6 @@ and is counted after the optimizer step that used the batch. At the end of each 
 epoch's order says; a difference is an error.
 """
 
-import logging
 from collections import deque
 from dataclasses import replace
 from typing import Any
@@ -21,8 +20,6 @@ from pipeline.data.datamodule import DataModule
 from pipeline.data.epoch_record import MISMATCH, EpochRecord, Tally
 from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds
 from pipeline.errors import ProofFailed
-
-log = logging.getLogger(__name__)
 
 _NOTHING = EpochRecord(epoch=0, seed=0, samples=0)
 _FLUSH = 256
@@ -63,12 +60,6 @@ class Ledger:
                 data.reset_order()
             if data.batches is not None:
                 return StripSampleIds(loader, self._in_flight)
-            if not getattr(data.trainer, "overfit_batches", 0):
-                log.warning(
-                    "%s.train_dataloader() brings loaders of its own: samples are not accounted for, and a resume in "
-                    "the middle of an epoch restarts it from the beginning",
-                    type(data).__name__,
-                )
             return loader
 
         data.train_dataloader = train_dataloader  # type: ignore[method-assign]

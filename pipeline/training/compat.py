@@ -3,7 +3,8 @@
 Look here first when one of them is upgraded: each member is checked at import, and a missing one names itself, the
 version that is installed and what it is for. Code elsewhere calls the functions of this module. The methods of
 Lightning's that `EpochLoop` and `CommandLine` override are checked here as well, for an override of a method that no
-longer exists is silently dead. (`pipeline.agent.compat` does the same for torch's elastic agent.)
+longer exists is silently dead. (`loader_compat` does the same for training loaders, `pipeline.agent.compat` for torch's
+elastic agent.)
 """
 
 import dis
@@ -136,13 +137,13 @@ def missing(members: tuple[Member, ...] = MEMBERS) -> Iterator[str]:
         yield f"{package} {version(package)}: {where.replace('..', '.')} {found}; it {reason}"
 
 
-def check() -> None:
+def check(members: tuple[Member, ...] = MEMBERS) -> None:
     """Refuse versions of libraries on which a resume would not be exact.
 
     Raises:
         UserError: One sentence for each private member that is not as expected.
     """
-    if found := list(missing()):
+    if found := list(missing(members)):
         raise UserError(
             *(
                 f"{each}. Install versions within the ranges of pyproject.toml; constraints.txt is tested"

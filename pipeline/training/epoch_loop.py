@@ -62,10 +62,11 @@ class EpochLoop(compat.TrainingEpochLoop):
         """Do what is left of the batch that the checkpoint stands after."""
         super().on_run_start(data_fetcher)
         if self.session is not None:
+            self.session.state.loaders.resume(data_fetcher)
             self.session.state.resume_epoch()
         if self.validation_pending:
             progress = self.batch_progress
-            progress.is_last_batch = progress.current.ready >= self.trainer.num_training_batches
+            progress.is_last_batch = data_fetcher.done or progress.current.ready >= self.trainer.num_training_batches
             self.on_advance_end(data_fetcher)
 
     def _should_check_val_fx(self, data_fetcher: Any) -> bool:

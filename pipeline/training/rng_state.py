@@ -18,7 +18,7 @@ from pipeline.training.run_state import RunState
 def capture(trainer: pl.Trainer) -> dict[str, Any]:
     """Return the state of this rank as it is now: copies, for a save that may come later."""
     return {
-        "random": _random_state(trainer),
+        "random": random_state(trainer),
         "sums": metric_state.capture(trainer),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
     }
@@ -71,7 +71,7 @@ class RankState:
         self.begun = True
         ranks, rank = self.state.ranks, trainer.global_rank
         if len(ranks) == trainer.world_size:
-            _set_random_state(trainer, ranks[rank]["random"])
+            set_random_state(trainer, ranks[rank]["random"])
             found = ranks[rank]["sums"]
         else:
             # Another world: no rank is one that it was. Each draws numbers of its own; the sums go to one of them.
@@ -86,7 +86,8 @@ class RankState:
         self.sums.before_first_batch(trainer)
 
 
-def _random_state(trainer: pl.Trainer) -> dict[str, Any]:
+def random_state(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return the states of torch's, CUDA's, numpy's and Python's global generators."""
     kind, words, at, has_gauss, gauss = np.random.get_state()
     version, internal, python_gauss = random.getstate()
     device = trainer.strategy.root_device
@@ -104,7 +105,8 @@ def _random_state(trainer: pl.Trainer) -> dict[str, Any]:
     }
 
 
-def _set_random_state(trainer: pl.Trainer, state: dict[str, Any]) -> None:
+def set_random_state(trainer: pl.Trainer, state: dict[str, Any]) -> None:
+    """Put the states of the global generators back."""
     torch.set_rng_state(state["torch"].cpu())
     device = trainer.strategy.root_device
     if state["cuda"] is not None and device.type == "cuda":
@@ -113,3 +115,60 @@ def _set_random_state(trainer: pl.Trainer, state: dict[str, Any]) -> None:
     np.random.set_state((kind, words.cpu().numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
+
+
+def generators(owners: dict[str, Any]) -> dict[str, Any]:
+    """Return the states of the random number generators that some objects hold as attributes.
+
+    Args:
+        owners: The objects, by name.
+
+    Returns:
+        By `<owner>.<attribute>`, as tensors, numbers, strings and lists.
+    """
+    return {name: _generator_state(each) for name, each in _generators(owners).items()}
+
+
+def set_generators(owners: dict[str, Any], states: dict[str, Any]) -> None:
+    """Put the states of generators back, as far as the objects still hold them."""
+    for name, generator in _generators(owners).items():
+        if (state := states.get(name)) is None:
+            continue
+        if isinstance(generator, torch.Generator):
+            generator.set_state(state.cpu())
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = state
+        elif isinstance(generator, np.random.RandomState):
+            generator.set_state(state)
+        else:
+            version, internal, gauss = state
+            generator.setstate((version, tuple(internal), gauss))
+
+
+def _generators(owners: dict[str, Any]) -> dict[str, Any]:
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    return {
+        f"{owner}.{name}": value
+        for owner, holder in owners.items()
+        for name, value in getattr(holder, "__dict__", {}).items()
+        if isinstance(value, kinds)
+    }
+
+
+def _generator_state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, np.random.Generator):
+        return _lists(generator.bit_generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return _lists(generator.get_state(legacy=False))
+    return _lists(generator.getstate())
+
+
+def _lists(state: Any) -> Any:
+    """Return a generator's state with lists in the place of tuples and arrays."""
+    if isinstance(state, dict):
+        return {name: _lists(value) for name, value in state.items()}
+    if isinstance(state, tuple):
+        return [_lists(value) for value in state]
+    return state.tolist() if isinstance(state, np.ndarray) else state

@@ -10,6 +10,7 @@ from pipeline.data.ledger import Ledger
 from pipeline.errors import Preempted, UserError
 from pipeline.training import compat, finders, rng_state, stopping
 from pipeline.training.bucket_order import BucketOrder
+from pipeline.training.loader_position import LoaderPosition
 from pipeline.training.resumed_state import ResumedState
 from pipeline.training.rng_state import RankState
 from pipeline.training.run_state import KEY, RunState
@@ -47,6 +48,7 @@ class TrainerState:
         self.restart_epoch = restart_epoch
         self.asked = asked or {}
         self.bucket_order = BucketOrder()
+        self.loaders = LoaderPosition(trainer)
         self._loaded: RunState | None = None
         self._resumed: ResumedState | None = None
         self._fit_started = False
@@ -119,14 +121,16 @@ class TrainerState:
             return None
         return Boundary(step, trainer.current_epoch, loop.batch_progress.current.completed, "validation")
 
-    def of_rank(self) -> dict[str, Any]:
-        """Return the state of this rank as it is now."""
-        return rng_state.capture(self.trainer)
+    def of_rank(self, mid_epoch: bool = True, unused: int = 0) -> dict[str, Any]:
+        """Return the state of this rank as it is now, see `LoaderPosition.capture`."""
+        return {**rng_state.capture(self.trainer), "loaders": self.loaders.capture(mid_epoch, unused)}
 
     def leave_epoch(self) -> None:
         """Keep the state of an epoch that training leaves in its middle. All ranks must call it."""
         self.complete_epoch()
-        self._left = None if compat.epoch_is_over(self.trainer) else rng_state.gather(self.trainer)
+        trainer, over = self.trainer, compat.epoch_is_over(self.trainer)
+        unused = trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches
+        self._left = None if over else rng_state.gather(trainer, self.of_rank(unused=unused))
 
     def ended(self, at: Boundary) -> dict[str, Any] | None:
         """Return what ends training at a boundary, see `pipeline.training.run_end`."""
@@ -145,7 +149,9 @@ class TrainerState:
         trainer = self.trainer
         data = data_of(trainer)
         batches = None if data is None else data.batches
-        ranks = rng_state.gather(trainer, standing) if self._left is None else self._left
+        ranks = self._left
+        if ranks is None:
+            ranks = rng_state.gather(trainer, standing or self.of_rank(at.batches > 0))
         state = RunState(
             facts=self.facts,
             epoch=at.epoch,
@@ -180,8 +186,7 @@ class TrainerState:
                 log.warning("checkpoint has no sample position: restarting its epoch from the beginning")
                 self._resume_batch = 0
             return
-        # Without a position (under overfit_batches) our data begin at their start.
-        restarts = self.restart_epoch or (data is not None and state.position is None)
+        restarts = self.restart_epoch
         if data is not None and state.position is not None:
             data.resume(state.epoch, 0 if restarts else state.position)
         self._resume_batch = 0 if restarts else state.batches
@@ -194,6 +199,9 @@ class TrainerState:
                     f"the checkpoint's ledger is damaged ({error}): remove it and resume from the one before"
                 ) from error
         finders.put_back(self.trainer, state.found)
+        if any(each.get("loaders") for each in state.ranks):
+            # Lightning would give rank 0's to all ranks, and only in the middle of an epoch.
+            checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
         self._loaded = state
         self._in_epoch = not restarts and state.batches > 0
         self._callbacks = checkpoint.get("callbacks")
@@ -222,11 +230,17 @@ class TrainerState:
 
     def begin(self) -> None:
         """Put back what callbacks and schedules look at, and find the batch to resume at."""
+        data = data_of(self.trainer)
+        if self._loaded is not None and self._resume_batch is not None:
+            before, has_order = self._resume_batch, data is not None and data.batches is not None
+            self._resume_batch = self.loaders.plan(self._loaded, before, has_order)
+            if before and not self._resume_batch:
+                self._in_epoch = self._validation_pending = False
+                self._restoring = RankState(self._loaded, with_sums=False)
         if self._restoring is not None:
             self._restoring.before_training(self.trainer)
         self.bucket_order.begin(self.trainer, None if self._loaded is None else self._loaded.bucket_order)
         stopping.restore(self.trainer, None if self._loaded is None else self._loaded.stop, self.asked)
-        data = data_of(self.trainer)
         if self._resume_batch and data is not None and data.batches is not None:
             # In another world, or under another limit, the same position is another number of batches, or all of them.
             self._resume_batch = min(data.batches.done, int(self.trainer.num_training_batches))

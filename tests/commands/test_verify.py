@@ -122,7 +122,7 @@ def test_what_cannot_be_verified_is_status_2(app: App, tmp_path: Path) -> None:
         "--trainer.max_epochs=1",
     )
     ended = app(*foreign, "--run_dir", tmp_path / "foreign")
-    assert "Own is a data module of its own kind: samples are not accounted for" in ended.err
+    assert "DataLoader of Rows: its samples are not accounted for" in ended.err
     ended = app("verify", "--run_dir", tmp_path / "foreign")
     assert ended.status == 2
     assert re.fullmatch(r"step 15  \d+ bytes  ok\n", ended.out), "its bytes are verified all the same"

@@ -38,7 +38,7 @@ def test_the_check_at_import_ends_with_one_sentence_for_each(monkeypatch: pytest
     def check() -> Any:
         members = [each for each in compat.MEMBERS if each.name == "_broadcast_sigterm_tensor"]
         real = compat.missing
-        monkeypatch.setattr(compat, "missing", lambda: real(tuple(members)))
+        monkeypatch.setattr(compat, "missing", lambda _: real(tuple(members)))
         compat.check()
 
     with pytest.raises(UserError, match="_broadcast_sigterm_tensor is missing; it is turned off"):

@@ -1,0 +1,65 @@
+"""Every private member of Lightning's around training loaders that this project builds on, and why; see `compat`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle, _ModeIterator
+
+from pipeline.training.compat import Member, check
+
+MEMBERS = (
+    Member(_FitLoop, "_load_combined_loader_states", (), "is called once the training loaders are known"),
+    Member(_FitLoop, "_combined_loader", None, "has the training loaders"),
+    Member(_FitLoop, "_data_fetcher", None, "fetches their batches"),
+    Member(CombinedLoader, "_flattened", None, "is what is iterated"),
+    Member(CombinedLoader, "_iterator", None, "counts the batches of an epoch"),
+    Member(_ModeIterator, "_idx", None, "is the number of the next batch"),
+    Member(_MaxSizeCycle, "_consumed", None, "tells which loaders have begun again"),
+)
+
+
+def on_loaders_ready(trainer: pl.Trainer, ready: Callable[[CombinedLoader], None]) -> None:
+    """Call a function whenever the trainer has asked for its training loaders, before it iterates them."""
+    loop = trainer.fit_loop
+    stock = loop._load_combined_loader_states
+
+    def load() -> None:
+        stock()
+        if loop._combined_loader is not None:
+            ready(loop._combined_loader)
+
+    loop._load_combined_loader_states = load  # type: ignore[method-assign]
+
+
+def iterate_instead(combined: CombinedLoader, loaders: list[Any]) -> None:
+    """Have the trainer iterate other objects, while `trainer.train_dataloader` stays what the user gave."""
+    combined._flattened = loaders
+
+
+def batches_ahead(trainer: pl.Trainer, most: bool = False) -> int:
+    """Return how many batches are fetched and not used: now, or at most, which is one where they have no length."""
+    fetcher = trainer.fit_loop._data_fetcher
+    if not isinstance(fetcher, _PrefetchDataFetcher):
+        return 0
+    return len(fetcher.batches) if not most else fetcher.prefetch_batches if fetcher.length is None else 0
+
+
+def combined_progress(trainer: pl.Trainer) -> tuple[int, list[bool] | None]:
+    """Return the batches that the training loaders have given together in this pass, and which have begun again."""
+    iterator = getattr(trainer.fit_loop._combined_loader, "_iterator", None)
+    return getattr(iterator, "_idx", 0), list(getattr(iterator, "_consumed", ())) or None
+
+
+def set_combined_progress(trainer: pl.Trainer, batches: int, cycled: list[bool] | None) -> None:
+    """Set what `combined_progress` returns; what was fetched ahead counts beside."""
+    iterator: Any = getattr(trainer.fit_loop._combined_loader, "_iterator", None)
+    iterator._idx += batches
+    if cycled is not None and isinstance(iterator, _MaxSizeCycle):
+        iterator._consumed = [now or then for now, then in zip(iterator._consumed, cycled, strict=True)]
+
+
+check(MEMBERS)

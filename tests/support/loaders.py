@@ -1,0 +1,224 @@
+"""Training loaders of users' own, of every kind, and how each is given to the trainer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    WeightedRandomSampler,
+    default_collate,
+    get_worker_info,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from tests.support.models import Noisy, Rows, Thorough
+
+
+class Stream(IterableDataset[Any]):
+    """Rows without a length, shared among the loader's workers."""
+
+    def __init__(self, rows: Dataset[Any], shuffled: bool = False) -> None:
+        self.rows: Any = rows
+        self.shuffled = shuffled
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        first, every = (info.id, info.num_workers) if info is not None else (0, 1)
+        order = torch.randperm(len(self.rows)).tolist() if self.shuffled else list(range(len(self.rows)))
+        return (self.rows[index] for index in order[first::every])
+
+
+class NumpyOrder(Sampler[int]):
+    """A sampler with a generator of its own, which draws on from epoch to epoch."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.rng = np.random.default_rng(5)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rng.permutation(self.size).tolist())
+
+
+class Batches:
+    """No DataLoader at all: batches in an order that is drawn each time."""
+
+    def __init__(self, rows: Any, sized: bool = True) -> None:
+        self.rows = rows
+        if sized:
+            self.__class__ = SizedBatches
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.randperm(len(self.rows))
+        for indices in order.split(16):
+            yield default_collate([self.rows[index] for index in indices.tolist()])
+
+
+class SizedBatches(Batches):
+    """The same, with a length."""
+
+    def __len__(self) -> int:
+        return (len(self.rows) + 15) // 16
+
+
+class OwnState:
+    """A loader that says itself where it stands: an order by epoch, and batches of it."""
+
+    def __init__(self, rows: Any, sized: bool = True) -> None:
+        self.rows = rows
+        self.epoch, self.batch, self._resumes = -1, 0, False
+        if sized:
+            self.__class__ = SizedOwnState
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._resumes:
+            self._resumes = False
+        else:
+            self.epoch, self.batch = self.epoch + 1, 0
+        order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.epoch)).split(16)
+        while self.batch < len(order):
+            self.batch += 1
+            yield default_collate([self.rows[index] for index in order[self.batch - 1].tolist()])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.batch, self._resumes = state["epoch"], state["batch"], True
+
+
+class SizedOwnState(OwnState):
+    """The same, with a length."""
+
+    def __len__(self) -> int:
+        return (len(self.rows) + 15) // 16
+
+
+def loader(kind: str, num_workers: int = 0, n: int = 101, noise: bool = True, batch_size: int = 16) -> Any:
+    """Return a training loader of a kind; without workers its samples draw from the generators that the model uses."""
+    rows: Any = Noisy(n) if noise and not num_workers else Rows(n)
+    more: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+    if kind.startswith("torchdata"):
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        seeded = torch.Generator().manual_seed(3)
+        return {
+            "torchdata shuffled": lambda: StatefulDataLoader(rows, shuffle=True, **more),
+            "torchdata seeded": lambda: StatefulDataLoader(rows, shuffle=True, generator=seeded, **more),
+            "torchdata persistent": lambda: StatefulDataLoader(rows, shuffle=True, persistent_workers=True, **more),
+            "torchdata distributed": lambda: StatefulDataLoader(rows, sampler=DistributedSampler(rows, 1, 0), **more),
+            "torchdata stream": lambda: StatefulDataLoader(Stream(rows), **more),
+        }[kind]()
+    return {
+        "in order": lambda: DataLoader(rows, **more),
+        "shuffled": lambda: DataLoader(rows, shuffle=True, **more),
+        "persistent": lambda: DataLoader(rows, shuffle=True, persistent_workers=True, **more),
+        "seeded": lambda: DataLoader(rows, shuffle=True, generator=torch.Generator().manual_seed(3), **more),
+        "seeded persistent": lambda: DataLoader(
+            rows, shuffle=True, generator=torch.Generator().manual_seed(3), persistent_workers=True, **more
+        ),
+        "replacement": lambda: DataLoader(rows, sampler=RandomSampler(rows, replacement=True), **more),
+        "weighted": lambda: DataLoader(rows, sampler=WeightedRandomSampler(rows.y.exp().flatten(), n), **more),
+        "own sampler": lambda: DataLoader(rows, sampler=NumpyOrder(n), **more),
+        "one by one": lambda: DataLoader(rows, batch_size=None, shuffle=True, num_workers=num_workers),
+        "distributed": lambda: DataLoader(rows, sampler=DistributedSampler(rows, 1, 0), **more),
+        "own batches": lambda: DataLoader(
+            rows, batch_sampler=BatchSampler(NumpyOrder(n), 16, drop_last=False), num_workers=num_workers
+        ),
+        "stream": lambda: DataLoader(Stream(rows), **more),
+        "shuffled stream": lambda: DataLoader(Stream(rows, shuffled=True), **more),
+        "no DataLoader": lambda: Batches(rows),
+        "no length": lambda: Batches(rows, sized=False),
+        "own state": lambda: OwnState(rows),
+        "own state, no length": lambda: OwnState(rows, sized=False),
+        "two": lambda: {"a": loader("shuffled", num_workers), "b": loader("seeded", num_workers, 33)},
+        "two by the shorter": lambda: CombinedLoader(
+            {"a": loader("shuffled", num_workers), "b": loader("own state", num_workers, 85)}, "min_size"
+        ),
+        "two by the longer": lambda: CombinedLoader(
+            {"a": loader("shuffled", num_workers), "b": loader("own state", num_workers, 41)}, "max_size"
+        ),
+    }[kind]()
+
+
+class Loaders(pl.LightningDataModule):
+    """A data module that brings a loader of a kind."""
+
+    def __init__(self, kind: str, num_workers: int = 0, noise: bool = True) -> None:
+        super().__init__()
+        self.kind, self.num_workers, self.noise = kind, num_workers, noise
+
+    def train_dataloader(self) -> Any:
+        return loader(self.kind, self.num_workers, noise=self.noise)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Rows(20), batch_size=16)
+
+
+class Trains(Thorough):
+    """Trains on all of several loaders, and on samples as well as on batches of them."""
+
+    def __init__(self, out: str = "") -> None:
+        super().__init__(out=out)
+        self.order: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if isinstance(batch, dict):
+            given = [each for each in batch.values() if each is not None]
+            batch = [torch.cat(parts) for parts in zip(*given, strict=True)]
+        batch = [part.reshape(-1, part.shape[-1]) for part in batch]
+        self.order.append(batch[0].sum().item())
+        # A batch norm takes no single sample.
+        return super().training_step([part if len(part) > 1 else part.repeat(2, 1) for part in batch], batch_idx)
+
+
+class BringsItsLoader(Trains):
+    """Its loader is its own."""
+
+    def __init__(self, kind: str, batch_size: int = 16, num_workers: int = 0, out: str = "") -> None:
+        super().__init__(out=out)
+        self.kind, self.more = kind, {"batch_size": batch_size, "num_workers": num_workers}
+
+    def train_dataloader(self) -> Any:
+        return loader(self.kind, noise=False, **self.more)
+
+
+class From(Sampler[int]):
+    """What is left of an epoch, whose length is that of all of it."""
+
+    def __init__(self, first: int, size: int) -> None:
+        self.first, self.size = first, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.size))
+
+
+class Positions(Loaders):
+    """A data module that begins its loader itself where it stood."""
+
+    def __init__(self, kind: str = "in order") -> None:
+        super().__init__(kind)
+        self.first = 0
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Rows(), batch_size=16, sampler=From(self.first, 101))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": 16 * self.trainer.fit_loop.epoch_loop.batch_progress.current.completed}  # type: ignore[union-attr]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.first = state["first"]
