@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.checkpoint.foreign import require_checkpoint
+from pipeline.checkpoint.load import fetch_verified
 from pipeline.config import compatibility, resume_point, saved_config
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
@@ -23,6 +24,7 @@ from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import DONE, UserError, outcome
 from pipeline.process import started_runs
+from pipeline.process.patience import Patience, given_away_limit, patience
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog
@@ -67,12 +69,12 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
     Returns:
         The exit status, see `pipeline.errors.outcome`. Crashes raise.
     """
-    topology = None
+    topology, preemption = None, preemption or Preemption()
     try:
         topology = Topology.from_environment()
         console.set_up(topology.rank)
-        with AttemptLog() as writer:
-            _run(list(arguments), topology, writer, preemption or Preemption())
+        with AttemptLog() as writer, patience(Patience(given_away_limit(arguments), preemption.check)):
+            _run(list(arguments), topology, writer, preemption)
     except (Exception, KeyboardInterrupt) as error:
         ended = outcome(error)
         if not ended.expected:
@@ -99,12 +101,21 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
     preemption.leaving = writer.leave
     preemption.mark_opened()
     preemption.check()
+    with patience(Patience(command.asked.away_limit, preemption.check)):
+        _run_model(command, topology, writer, preemption)
+
+
+def _run_model(command: CommandLine, topology: Topology, writer: AttemptLog, preemption: Preemption) -> None:
+    """Open the run, choose the resume point, build, and hand over to the trainer."""
     run = _open_run(command, topology, writer)
     point = _choose_resume_point(command, run, topology)
     if point.finished:
         log.info("finished: %s is done at step %d; nothing to train (%s)", run, point.step, point.finished)
         return
     preemption.check()
+    if run is not None and (record := point.record) is not None:
+        # Each node fetches it now, while the ranks wait for each other: within the trainer they would time out.
+        topology.together("checkpoint", lambda: str(fetch_verified(run, record)))
     plugins = [RunIO(run, point.record)]
     logger = _logger(command, run, topology)
     topology.together("instantiated", lambda: command.build(plugins, logger))
@@ -239,7 +250,7 @@ def _fit(start: _Start) -> None:
     if point.url:
         log.info("resumed%s from %s", "" if point.step is None else f" at step {point.step}", point.url)
     preemption.mark_training()
-    writer.begin(point.step if point.url else 0)
+    topology.agree("begin", lambda: writer.begin(point.step if point.url else 0))
     _call_trainer(command, point)
     if run is not None:
         trainer = command.trainer

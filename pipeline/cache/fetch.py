@@ -25,11 +25,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, BinaryIO
 
 from pipeline.cache.folder import CacheFolder
-from pipeline.errors import UserError
+from pipeline.errors import StorageAway, UserError
+from pipeline.run.retry import patiently
 from pipeline.run.run_dir import now
 from pipeline.run.storage import is_local, open_filesystem, speaks
 from pipeline.run.storage_errors import http_status, is_away, storage_error
@@ -125,8 +126,12 @@ class _CachedFile:
                 if (copy := self._find(source_sha256=wanted)) is not None:
                     yield copy
                     return
+        ask = partial(_ask, fs, path)
         try:
-            info = _ask(fs, path)
+            # While it is away a copy is good enough; without one it is waited for.
+            info = ask() if not wanted and self._find() is not None else patiently(self.url, ask)
+        except StorageAway:
+            raise
         except PermissionError as error:
             raise PermissionError(f"{self.url} may not be read: {storage_error(error)}") from error
         except Exception as error:
@@ -142,7 +147,7 @@ class _CachedFile:
 
             def fetch() -> None:
                 nonlocal version
-                version = self._fetch(fs, path, info, wanted)
+                version = patiently(self.url, lambda: self._fetch(fs, path, info, wanted))
 
             with self.folder.hold(self.key, self.url, lambda: self._find(wanted, version=version), fetch) as copy:
                 yield copy

@@ -51,6 +51,7 @@ def mapped(url: str, sha256: str | None = None, decompress: bool = False) -> Map
         UserError: The digest differs, the cache's settings are wrong, or the file does not fit.
         ValueError: Damaged gzip.
         OSError: The file could not be read.
+        StorageAway: It could not, and a start has waited for its storage.
     """
     with fetched(url, sha256, decompress) as source:
         return _map(source)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline.cache.fetch import fetched
 from pipeline.checkpoint.commit import read_record, select
 from pipeline.errors import UserError, in_one_line
+from pipeline.run.retry import patiently
 from pipeline.run.run_dir import CHECKPOINTS, RunDir
 from pipeline.run.storage import open_filesystem
 from pipeline.run.storage_errors import is_away, raise_for_user
@@ -66,7 +67,7 @@ def local_copy(url: str, name: str, sha256: str | None = None) -> Iterator[str]:
     with ExitStack() as held:
         try:
             fs, path = open_filesystem(url, name)
-            if fs.isdir(path):
+            if patiently(name, lambda: fs.isdir(path)):
                 raise UserError(f"{name} {_folder(fs, path)}")
             source = held.enter_context(fetched(url, sha256))
         except FileNotFoundError as error:

@@ -28,6 +28,8 @@ from pipeline.cache.folder import CacheFolder
 from pipeline.checkpoint.commit import CommitRecord, Corrupt, newest, select
 from pipeline.checkpoint.transfer import PART, open_ranges
 from pipeline.errors import UserError
+from pipeline.process import patience
+from pipeline.run.retry import patiently
 from pipeline.run.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -200,10 +202,9 @@ def _compare(record: CommitRecord, length: int, digest: str | None) -> None:
 
 def _version(run: RunDir, record: CommitRecord) -> str:
     """Return what changes when the storage gets another file of that name: its tag or times, whatever it reports."""
-    try:
-        info = run.fs.info(f"{run.path}/{record.name}")
-    except FileNotFoundError as error:
-        raise Corrupt("its file is missing") from error
+    info = run.info(record.name)
+    if info is None:
+        raise Corrupt("its file is missing")
     _compare(record, int(info["size"]), None)
     return _digest(repr(sorted((name, str(value)) for name, value in info.items())))
 
@@ -227,9 +228,11 @@ def _stream(run: RunDir, record: CommitRecord, place: Callable[[int, memoryview]
     """
     read, digest, length = open_ranges(run, record.name), hashlib.sha256(), 0
     placing = Lock()  # threads that write to one file would only wait for one another
+    bound, url = patience.current(), run.url_of(record.name)
 
     def fetch(start: int) -> memoryview:
-        data = memoryview(read(start, min(start + PART, record.bytes)))
+        with patience.patience(bound):
+            data = memoryview(patiently(url, lambda: read(start, min(start + PART, record.bytes))))
         if place is not None:
             with placing:
                 place(start, data)

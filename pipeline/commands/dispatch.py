@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pipeline.commands.command_parser import CommandParser
 from pipeline.errors import DONE, UserError, did_you_mean, outcome
 from pipeline.process.output import print_line
+from pipeline.process.patience import Patience, add_away_limit, given_away_limit, patience
 
 TRAINING = {
     "fit": "Train a model: a new run, or the run directory named, from where it stopped.",
@@ -93,12 +94,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
+    with patience(Patience(given_away_limit(arguments))):
+        return _run_patiently(name, arguments)
+
+
+def _run_patiently(name: str, arguments: Sequence[str]) -> int:
     path, text = COMMANDS[name]
     module = importlib.import_module(path)
     if not hasattr(module, "add_arguments"):  # its flags are those of fit, too
         return int(module.run(arguments))
     parser = CommandParser(name, text)
     module.add_arguments(parser)
+    add_away_limit(parser)
     status: int = module.run(parser.parse(arguments))
     return status
 

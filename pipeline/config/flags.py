@@ -5,12 +5,13 @@ import argparse
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pipeline.config.compatibility import STOPS_RESUME
+from pipeline.process.patience import AWAY_LIMIT, AWAY_LIMIT_HELP
 from pipeline.process.preemption import GRACE, default_grace
 
 FROM_RUN = ("validate", "test", "predict")
 """Subcommands that take model and data from the run's own fit.yaml."""
 
-NOT_SAVED = ("config", "run_dir", "allow_mismatch", "world_size", "grace", "collective_timeout")
+NOT_SAVED = ("config", "run_dir", "allow_mismatch", "world_size", "grace", "collective_timeout", "away_limit")
 """Flags of one start or one place, which a saved configuration leaves out."""
 
 ONLY_FIT = ("weights", "weights_allow")
@@ -27,6 +28,7 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
             help="The run directory: a local path or any fsspec URL (s3://bucket/run). The same one resumes where it "
             "stopped. Default for fit: the next free runs/<name>-<n>.",
         )
+        parser.add_argument("--away_limit", type=float, default=AWAY_LIMIT, help=AWAY_LIMIT_HELP)
     if subcommand == "fit":
         parser.add_argument(
             "--grace",

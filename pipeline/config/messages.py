@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.config.import_hints import import_hint
 from pipeline.errors import StorageAway, UserError, chain, did_you_mean
-from pipeline.run.storage_errors import is_away, storage_error
+from pipeline.run.storage_errors import describe_outage, is_away
 from pipeline.training import compat
 
 _NOISE = r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|.*'NoneType'"
@@ -77,14 +77,15 @@ def constructor_problems() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except Exception as error:
         causes = chain(error)
         for each in reversed(causes):
             if isinstance(each, (UserError, StorageAway)):
                 raise each from error
-        away = next((each for each in causes if not isinstance(each, ValueError) and is_away(each)), None)
-        if away is not None:
-            raise StorageAway(f"building data, model and trainer: {storage_error(away)}") from error
+        if is_away(error):
+            raise StorageAway(f"building data, model and trainer: {describe_outage(error)}") from error
+        if not isinstance(error, (ValueError, OSError, MisconfigurationException)):
+            raise
         # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
         named = [each for each in causes if isinstance(each, ValueError)]
         raise UserError(" ".join(str(named[-1] if named else error).split())) from error

@@ -1,10 +1,13 @@
 """Lightning's command line, of which this project lets it parse and build; running comes after, in `pipeline.cli`."""
 
 import argparse
+import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from jsonargparse import Path as JsonargparsePath
 from lightning.pytorch.callbacks import ProgressBar
@@ -15,9 +18,13 @@ from pipeline.config.flags import ONLY_FIT, add_flags
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.process.topology import Topology
+from pipeline.run.retry import patiently
+from pipeline.run.storage_errors import storage_error
 from pipeline.training import console
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.trainer import Trainer, adapt
+
+T = TypeVar("T")
 
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 
@@ -78,7 +85,7 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and report mistakes as this project does."""
         try:
-            self.config = parser.parse_args(args)
+            self.config = patiently("what the command line names", lambda: parser.parse_args(args))
         except argparse.ArgumentError as error:
             subcommand = args[0] if args and args[0] in self._subcommand_parsers else ""
             raise UserError(
@@ -120,8 +127,9 @@ class CommandLine(LightningCLI):
             StorageAway: A constructor reads from a storage that does not answer.
         """
         self._plugins, self._logger = plugins, logger
+        self.parser.add_instantiator(_with_words, object)
         with messages.constructor_problems():
-            super().instantiate_classes()
+            _patiently_built(super().instantiate_classes)
 
     def build_data(self) -> Any:
         """Build only the data; return None where there are none.
@@ -131,7 +139,7 @@ class CommandLine(LightningCLI):
         """
         with messages.constructor_problems():
             only_data = dict_to_namespace({"data": self.asked.data})
-            return self._parser(str(self.subcommand)).instantiate_classes(only_data).data
+            return _patiently_built(lambda: self._parser(str(self.subcommand)).instantiate_classes(only_data)).data
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build Lightning's Trainer with this project's checkpoint IO, logger and console."""
@@ -183,3 +191,25 @@ def _with_absolute_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_absolute_paths(each) for each in value]
     return value
+
+
+def _patiently_built(build: Callable[[], T]) -> T:
+    """Build again while what a constructor reads is away, with the random numbers that the first try had."""
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    def undo() -> None:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
+
+    return patiently("what data, model or trainer read", build, undo)
+
+
+def _with_words(kind: type[T], *args: Any, **kwargs: Any) -> T:
+    """Construct something; jsonargparse loses the error, and its cause, that says nothing."""
+    try:
+        return kind(*args, **kwargs)
+    except Exception as error:
+        if not str(error):
+            error.args = (storage_error(error),)
+        raise

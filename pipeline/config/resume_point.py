@@ -7,7 +7,6 @@ written again.
 import hashlib
 import logging
 import socket
-import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,18 +21,17 @@ from pipeline.checkpoint.load import newest_verified, select_verified
 from pipeline.config import saved_config
 from pipeline.errors import StorageAway, UserError
 from pipeline.process import started_runs
+from pipeline.process.patience import patience
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import finished_at, reported_commits
+from pipeline.run.retry import patiently
 from pipeline.run.run_dir import CHECKPOINTS, RunDir
-from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
+from pipeline.run.storage_errors import raise_for_user
 from pipeline.training.run_end import why_over
 from pipeline.training.run_state import RunState, read_run_state
 from pipeline.training.weights import InitialWeights
 
 log = logging.getLogger(__name__)
-
-_AWAY_LIMIT = 60.0
-"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -225,14 +223,21 @@ def require_shared_run_dir(run: RunDir, topology: Topology) -> bool:
 
     Raises:
         UserError: It cannot be written, or some nodes see another directory.
-        StorageAway: It does not answer for a minute.
+        StorageAway: It does not answer.
     """
-    topology.agree("storage", lambda: _wait_for_storage(run))
     nonce = topology.agree("nonce", run.write_nonce)
-    seen = topology.gather(
-        "sees", [topology.node, socket.gethostname(), run.sees(nonce), started_runs.remembers(run.url)]
-    )
-    topology.agree("nonce removed", lambda: run.remove(nonce))
+
+    def look() -> list[Any]:
+        return [topology.node, socket.gethostname(), run.sees(nonce), started_runs.remembers(run.url)]
+
+    try:
+        seen: list[Any] = topology.together("sees", look)
+    except StorageAway:
+        if topology.rank == 0:
+            with patience(None):  # it has been waited for already
+                run.remove_nonce(nonce)
+        raise
+    topology.agree("nonce removed", lambda: run.remove_nonce(nonce))
     blind = [f"node {node} ({name})" for node, name, sees, _ in sorted({tuple(each) for each in seen}) if not sees]
     if blind:
         raise UserError(
@@ -256,26 +261,6 @@ def require_not_removed(run: RunDir) -> None:
         )
 
 
-def _wait_for_storage(run: RunDir) -> None:
-    """Wait while the storage is away: a start in the middle of an outage must not end a run."""
-    began, pause = time.monotonic(), 1.0
-    while True:
-        try:
-            run.steps()
-            return
-        except Exception as error:
-            if not is_away(error):
-                return  # whatever needs what is missing has the better message
-            if time.monotonic() - began + pause > _AWAY_LIMIT:
-                raise StorageAway(
-                    f"run_dir={run.label!r}: its storage has not answered for {_AWAY_LIMIT:.0f} s: "
-                    f"{storage_error(error)}. Is its address right, and is it up?"
-                ) from error
-            log.warning("%s does not answer, retrying in %.0f s: %s", run, pause, storage_error(error))
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
-
-
 def require_same_data(facts: dict[str, Any], topology: Topology) -> None:
     """Have every process prove that it trains on the same data.
 
@@ -287,7 +272,7 @@ def require_same_data(facts: dict[str, Any], topology: Topology) -> None:
         UserError: Some have other data than rank 0.
     """
     names = [name for name in facts if name.endswith("_data")]
-    seen = topology.gather("data", [topology.node, socket.gethostname(), [facts[name] for name in names]])
+    seen: list[Any] = topology.gather("data", [topology.node, socket.gethostname(), [facts[name] for name in names]])
     problems = []
     for at, name in enumerate(names):
         others = sorted({f"node {node} ({host})" for node, host, values in seen if values[at] != seen[0][2][at]})
@@ -307,11 +292,15 @@ def digest(url: str) -> str:
         UserError: It cannot be read.
         StorageAway: Its storage does not answer.
     """
-    found = hashlib.sha256()
-    try:
+
+    def read() -> str:
+        found = hashlib.sha256()
         with fsspec.open(url, "rb") as file:
             while part := file.read(1 << 22):
                 found.update(part)
+        return f"sha256:{found.hexdigest()}"
+
+    try:
+        return patiently(f"ckpt_path={url!r}", read)
     except Exception as error:  # noqa: BLE001 - every storage has errors of its own
         raise_for_user(error, f"ckpt_path={url!r} cannot be read", "Name a checkpoint file that this user may read")
-    return f"sha256:{found.hexdigest()}"

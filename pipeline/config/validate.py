@@ -1,5 +1,6 @@
 """What the user must change, as far as the parsed configuration shows it by itself."""
 
+import math
 import re
 
 from jsonargparse import Namespace
@@ -30,6 +31,8 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
             "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
         )
     found += _training_problems(config, topology)
+    if not 0 <= config.away_limit < math.inf:
+        found.append(f"away_limit={config.away_limit:g} must be a number of seconds >= 0")
     if ckpt_path in ("best", "last", "hpc", "registry"):
         hint = "Leave it out: fit resumes by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
         found.append(f"ckpt_path={ckpt_path!r} must be the URL of a checkpoint file. {hint}")

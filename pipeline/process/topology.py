@@ -10,21 +10,28 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
-from torch.distributed import DistError, PrefixStore, Store, rendezvous
+from torch.distributed import DistError, DistStoreError, PrefixStore, Store, rendezvous
 
-from pipeline.errors import UserError
+from pipeline.errors import StorageAway, UserError
+from pipeline.process import patience
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
 _TIMEOUT = timedelta(minutes=5)
+"""How long a rank without heartbeats is waited for, at least: C code may keep it from sending them for a while."""
 _HEARTBEAT = 30.0
-"""Seconds between two signs of life of rank 0 while it decides."""
+"""Seconds between two signs of life of a rank that others wait for."""
+_SLICE = 1.0
+"""Seconds after which a waiting rank looks whether it is to stop."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Topology:
         # A restart in place may use the same store, which holds the answers of the previous attempt.
         return PrefixStore(f"pipeline/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
-    def agree(self, name: str, decide: Callable[[], Any]) -> Any:
+    def agree(self, name: str, decide: Callable[[], T]) -> T:
         """Return on all ranks what rank 0 decides.
 
         Args:
@@ -88,33 +95,65 @@ class Topology:
 
         Raises:
             UserError: On every rank, if `decide` raised one on rank 0.
+            StorageAway: Likewise.
+            DistStoreError: Nothing has been heard of rank 0 for minutes.
         """
         if self.world_size == 1:
             return decide()
         if self.rank == 0:
-            try:
-                with self._heartbeats(name):
-                    answer = {"value": decide()}
-            except UserError as error:
-                answer = {"problems": list(error.problems)}
+            with self._heartbeats(name):
+                answer = _try(decide)
             self.store.set(name, json.dumps(answer))
         else:
-            answer = json.loads(self._answer(name))
-        if "problems" in answer:
-            raise UserError(*answer["problems"])
-        return answer["value"]
+            answer = json.loads(self._await(name, {0: name})[0])
+        _raise([answer])
+        value: T = answer["value"]
+        return value
+
+    def together(self, name: str, do: Callable[[], T]) -> list[T]:
+        """Call a function on all ranks, and return on all of them what each returned, by rank.
+
+        However long one of them takes, the others wait for it as long as its process lives. A user's mistake or an
+        outage on any rank is raised on all, so that none waits.
+
+        Args:
+            name: Of the call; each name is used once.
+            do: Its result must survive JSON.
+
+        Raises:
+            UserError: With the problems of every rank, each once.
+            StorageAway: A storage does not answer some rank.
+            DistStoreError: Nothing has been heard of some rank for minutes.
+        """
+        if self.world_size == 1:
+            return [do()]
+        with self._heartbeats(name):
+            own = json.dumps({**_try(do), "host": socket.gethostname()})
+            keys = {rank: f"{name}/{rank}" for rank in range(1, self.world_size)}
+            if self.rank == 0:
+                others = self._await(name, keys)
+                # One value for all: if each rank asked for each other's, the store would answer world_size ** 2 times.
+                self.store.set(name, f"[{','.join([own, *(each.decode() for each in others)])}]")
+            else:
+                self.store.set(keys[self.rank], own)
+        answers = json.loads(self._await(name, {0: name})[0])
+        _raise(answers)
+        return [each["value"] for each in answers]
+
+    def gather(self, name: str, value: T) -> list[T]:
+        """Return every rank's value, by rank, on every rank."""
+        return self.together(name, lambda: value)
 
     @contextmanager
     def _heartbeats(self, name: str) -> Iterator[None]:
-        """Show the other ranks, for as long as it takes, that rank 0 is still deciding."""
+        """Show the other ranks, for as long as it takes, that this one is alive."""
         done = threading.Event()
-        store: Any = self.store.clone()  # type: ignore[attr-defined]
 
         def run() -> None:
-            number = 0
+            store: Any = None
             while not done.wait(_HEARTBEAT):
-                number += 1
-                store.set(f"{name}/heartbeat/{number}", "")
+                store = store or self.store.clone()  # type: ignore[attr-defined]
+                store.add(self._heartbeat(name, self.rank), 1)
 
         thread = threading.Thread(target=run, name="heartbeats", daemon=True)
         thread.start()
@@ -124,55 +163,67 @@ class Topology:
             done.set()
             thread.join()
 
-    def _answer(self, name: str) -> bytes:
-        """Wait for rank 0's answer while it sends heartbeats; it may have to fetch a large file first."""
-        number = 1
-        while True:
-            try:
-                return self.store.get(name)
-            except DistError:
-                if not self.store.check([f"{name}/heartbeat/{number}"]):
-                    raise
-                while self.store.check([f"{name}/heartbeat/{number}"]):
-                    number += 1
-
-    def gather(self, name: str, value: Any) -> list[Any]:
-        """Return every rank's value, by rank, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        self.store.set(f"{name}/{self.rank}", json.dumps(value))
-        return [json.loads(self.store.get(f"{name}/{rank}")) for rank in range(self.world_size)]
-
-    def together(self, name: str, do: Callable[[], None]) -> None:
-        """Call a function on all ranks; a user's mistake on any of them is raised on all, so that none waits.
+    def _await(self, name: str, keys: Mapping[int, str]) -> list[bytes]:
+        """Wait for a key of each of some ranks while they send heartbeats; return the values in that order.
 
         Raises:
-            UserError: With the problems of every rank, each once.
+            DistStoreError: One has not sent any for too long.
         """
-        problems: tuple[str, ...] = ()
-        try:
-            do()
-        except UserError as error:
-            problems = error.problems
-        gathered = self.gather(name, [list(problems), socket.gethostname()])
-        found: dict[str, list[str]] = {}
-        for rank, (texts, node) in enumerate(gathered):
-            for text in texts:
-                found.setdefault(text, []).append(f"rank {rank} on {node}")
-        if found:
-            raise UserError(
-                *(text if len(who) == self.world_size else f"{text} ({', '.join(who)})" for text, who in found.items())
-            )
+        bound = patience.current()
+        silence = max(_TIMEOUT.total_seconds(), 0.0 if bound is None else bound.seconds)
+        began, heard = time.monotonic(), dict.fromkeys(keys, 0)
+        while not self.wait([*keys.values()], min(_SLICE, silence)):
+            if bound is not None:
+                bound.check()
+            missing = [rank for rank, key in keys.items() if not self.store.check([key])]  # raises if the store is lost
+            if time.monotonic() - began < silence:
+                continue
+            for rank in missing:
+                last, heard[rank] = heard[rank], self.store.add(self._heartbeat(name, rank), 0)
+                if heard[rank] == last:
+                    raise DistStoreError(f"rank {rank} has not been heard of for {silence:.0f} s ({name})")
+            began = time.monotonic()
+        return list(self.store.multi_get([*keys.values()]))
+
+    @staticmethod
+    def _heartbeat(name: str, rank: int) -> str:
+        return f"{name}/heartbeat/{rank}"
 
     def signal(self, name: str) -> None:
         """Make `wait` return on every rank."""
         if self.world_size > 1:
             self.store.set(name, "")
 
-    def wait(self, name: str, seconds: float) -> bool:
-        """Wait until `signal` is called on some rank; returns False after so many seconds."""
+    def wait(self, names: str | list[str], seconds: float) -> bool:
+        """Wait until each of these has been signalled or set on some rank; return False after so many seconds."""
         try:
-            self.store.wait([name], timedelta(seconds=seconds))
+            self.store.wait([names] if isinstance(names, str) else names, timedelta(seconds=seconds))
         except DistError:
             return False
         return True
+
+
+def _try(call: Callable[[], Any]) -> dict[str, Any]:
+    """Return what a function returns, or what all ranks must know of its failure."""
+    try:
+        return {"value": call()}
+    except UserError as error:
+        return {"problems": list(error.problems)}
+    except StorageAway as error:
+        return {"away": [str(error)]}
+
+
+def _raise(answers: list[dict[str, Any]]) -> None:
+    """Raise what ranks have failed with: a user's mistake before an outage, for that would not go away.
+
+    Args:
+        answers: Of rank 0 alone, or of all ranks.
+    """
+    for kind in ("problems", "away"):
+        found: dict[str, list[str]] = {}
+        for rank, answer in enumerate(answers):
+            for text in answer.get(kind, []):
+                found.setdefault(text, []).append(f"rank {rank} on {answer.get('host')}")
+        texts = [text if len(who) == len(answers) else f"{text} ({', '.join(who)})" for text, who in found.items()]
+        if texts:
+            raise UserError(*texts) if kind == "problems" else StorageAway("\n".join(texts))

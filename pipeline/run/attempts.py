@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.errors import LeaseLost, Preempted, outcome
+from pipeline.process.patience import Patience, patience
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import GoodputReport
 from pipeline.run.lease import Lease, launch_id
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _FINISHED = outcome(None).reason
 """The reason of an attempt that trained to its end."""
+_AT_THE_END = 10.0
+"""Seconds that an attempt which is done waits for its storage; of any other one the lease tells how far it came."""
 
 
 class AttemptLog:
@@ -53,9 +56,6 @@ class AttemptLog:
 
         def decide() -> int:
             self._run, self._lease = run, Lease.take(run, launch_id(), progress=self._progress)
-            if self._lease.before is not None:
-                _complete(run, self._lease.before)
-            self.goodput.known = _reached(run, self._lease.attempt)
             self._attempt = {
                 "attempt": self._lease.attempt,
                 "launch": launch_id(),
@@ -65,6 +65,9 @@ class AttemptLog:
                 **dict.fromkeys(("ended", "status", "reason", "first_step", "last_step", "reached_step")),
                 **dict.fromkeys(("committed_step", "goodput")),
             }
+            if self._lease.before is not None:
+                _complete(run, self._lease.before)
+            self.goodput.known = _reached(run, self._lease.attempt)
             self._write()
             return self._lease.attempt
 
@@ -105,7 +108,8 @@ class AttemptLog:
         if self._lease is None:
             return
         try:
-            self._end(error)
+            with patience(Patience(_AT_THE_END) if error is None else None):
+                self._end(error)
         except Exception as failure:  # noqa: BLE001 - it must not hide why the attempt ended
             log.warning("attempt %d: its end could not be recorded: %s", self._lease.attempt, storage_error(failure))
         finally:

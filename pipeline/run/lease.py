@@ -20,11 +20,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LeaseLost, UserError
 from pipeline.run.lease_storage import EXPIRES, LeaseFile, LeaseObject, StoredLease
+from pipeline.run.retry import patiently
 from pipeline.run.run_dir import LEASE, SCHEMA, RunDir, now
 from pipeline.run.storage_errors import raise_for_user, storage_error
 
@@ -46,6 +48,7 @@ class Lease:
         self.before: dict[str, Any] | None = None
         self._progress = progress
         self._run = run
+        self._label = f"run_dir={run.label!r}"
         self._launch = launch
         self._seconds = seconds
         self._token = uuid.uuid4().hex
@@ -128,7 +131,7 @@ class Lease:
 
     def _take(self) -> None:
         for _ in range(_TRIES):
-            seen = self._storage.look()
+            seen = patiently(self._label, self._storage.look)
             # A client repeats a request whose answer was lost, and is refused because it succeeded.
             if seen is not None and seen.value.get("token") == self._token:
                 return
@@ -139,7 +142,7 @@ class Lease:
                 )
             self.attempt = 1 + max([*self._run.attempts(), int(seen.value.get("attempt", 0)) if seen else 0], default=0)
             self._renewed = time.monotonic()
-            if self._storage.put(self._text(), seen):
+            if patiently(self._label, partial(self._storage.put, self._text(), seen)):
                 self.before = None if seen is None else seen.value
                 if seen is not None:
                     log.info("attempt %d takes over from %s", self.attempt, seen)

@@ -15,6 +15,7 @@ library only, so the submitter can read results without torch.
 """
 
 import json
+import logging
 import os
 import re
 import uuid
@@ -23,9 +24,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pipeline.errors import UserError
+from pipeline.errors import StorageAway, UserError
 from pipeline.run import storage
-from pipeline.run.storage_errors import raise_for_user
+from pipeline.run.retry import patient
+from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 """The version of every JSON file in a run directory."""
@@ -96,13 +100,18 @@ class RunDir:
         """Return the name of the record of one attempt."""
         return f"{ATTEMPTS}/{number:04d}.json"
 
-    def attempts(self) -> list[int]:
-        """Return the numbers of the recorded attempts, in no order."""
+    @patient
+    def names(self, folder: str) -> list[str]:
+        """Return the names in one of the run's folders, without the folder, in no order; none where it is missing."""
         try:
-            names = self.fs.ls(f"{self.path}/{ATTEMPTS}", detail=False)
+            found = self.fs.ls(f"{self.path}/{folder}", detail=False)
         except FileNotFoundError:
             return []
-        matches = (_ATTEMPT.fullmatch(str(name).rsplit("/", 1)[-1]) for name in names)
+        return [str(name).rstrip("/").rpartition("/")[2] for name in found]
+
+    def attempts(self) -> list[int]:
+        """Return the numbers of the recorded attempts, in no order."""
+        matches = (_ATTEMPT.fullmatch(name) for name in self.names(ATTEMPTS))
         return [int(match[1]) for match in matches if match]
 
     @staticmethod
@@ -111,6 +120,7 @@ class RunDir:
         match = _CHECKPOINT.fullmatch(name.rpartition("/")[2])
         return int(match[1]) if match and name == RunDir.checkpoint(int(match[1])) else None
 
+    @patient
     def steps(self) -> dict[str, dict[int, int]]:
         """Return the size in bytes by step, for `ckpt` and for `json` files, by one listing."""
         found: dict[str, dict[int, int]] = {"ckpt": {}, "json": {}}
@@ -140,23 +150,33 @@ class RunDir:
         """Return the length in bytes that the storage reports, or None where there is no such file."""
         return self.size_and_tag(name)[0]
 
+    @patient
+    def info(self, name: str) -> dict[str, Any] | None:
+        """Return what the storage tells of a file, its `size` at least, or None where there is none."""
+        try:
+            return cast("dict[str, Any]", self.fs.info(f"{self.path}/{name}"))
+        except FileNotFoundError:
+            return None
+
     def size_and_tag(self, name: str) -> tuple[int | None, str | None]:
         """Return the length in bytes that the storage reports and the ETag without quotes; None for what is missing."""
-        try:
-            info = self.fs.info(f"{self.path}/{name}")
-        except FileNotFoundError:
+        info = self.info(name)
+        if info is None:
             return None, None
         tag = info.get("ETag")
         return int(info["size"]), tag.strip('"') if isinstance(tag, str) else None
 
+    @patient
     def read(self, name: str) -> bytes | None:
         """Return the bytes of a file, or None where there is none."""
         return storage.read(self.fs, f"{self.path}/{name}")
 
+    @patient
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, whole and durable."""
         storage.write(self.fs, f"{self.path}/{name}", data)
 
+    @patient
     def create(self, name: str, data: bytes) -> bool:
         """Write a small file unless there is one of that name, see `storage.create`."""
         return storage.create(self.fs, f"{self.path}/{name}", data)
@@ -169,14 +189,17 @@ class RunDir:
     def read_jsons(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
         """Return several JSON files of this run by name, each as `read_json`, concurrently if the storage can."""
         wanted = list(names)
+        came = zip(wanted, self._read_several(wanted), strict=True)
+        return {name: None if data is None else _parsed(data) for name, data in came}
+
+    @patient
+    def _read_several(self, names: list[str]) -> list[bytes | None]:
         # Not `cat`, which takes brackets and stars in the run directory's own name for a pattern.
-        came = self.fs.cat_ranges([f"{self.path}/{name}" for name in wanted], None, None, on_error="return")
-        found: dict[str, dict[str, Any] | None] = {}
-        for name, data in zip(wanted, came, strict=True):
+        came = self.fs.cat_ranges([f"{self.path}/{name}" for name in names], None, None, on_error="return")
+        for data in came:
             if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
                 raise data
-            found[name] = _parsed(data) if isinstance(data, bytes) else None
-        return found
+        return [data if isinstance(data, bytes) else None for data in came]
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file of this run, with its schema and without NaN."""
@@ -206,12 +229,32 @@ class RunDir:
         return name
 
     def sees(self, nonce: str) -> bool:
-        """Return whether this node reads back what another one wrote."""
+        """Return whether this node reads back what another one wrote.
+
+        Raises:
+            StorageAway: The storage does not answer here.
+        """
         try:
             return self.read(nonce) == nonce.encode()
-        except Exception:  # noqa: BLE001 - every storage has errors of its own; whatever it is, it is not seen
-            return False
+        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+            if is_away(error):
+                raise_for_user(error, f"run_dir={self.label!r} cannot be read", "")
+            return False  # whatever it is, it is not seen
 
+    def remove_nonce(self, name: str) -> None:
+        """Remove what `write_nonce` wrote. What the storage refuses is logged: the file does no harm.
+
+        Raises:
+            StorageAway: The storage does not answer.
+        """
+        try:
+            self.remove(name)
+        except StorageAway:
+            raise
+        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+            log.warning("%s was not removed: %s", self.url_of(name), storage_error(error))
+
+    @patient
     def remove(self, name: str) -> None:
         """Delete one file."""
         self.fs.rm_file(f"{self.path}/{name}")

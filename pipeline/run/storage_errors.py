@@ -8,7 +8,9 @@ import errno
 import gzip
 import json
 import pickle
+import re
 import socket
+import ssl
 import zipfile
 import zlib
 from enum import Enum
@@ -43,17 +45,30 @@ _AWAY_ERRNOS = (
 """Of a network disk, and of s3fs for a server that is busy or fails; Python has classes for the other ones."""
 _AWAY_STATUSES = (408, 425, 429)
 _AWAY_CLASSES = {
+    "ChunkedEncodingError",
     "ClientConnectionError",
     "ClientPayloadError",
     "ConnectionError",
+    "CredentialRetrievalError",
+    "DeadlineExceeded",
     "GenericError",
     "HTTPClientError",
     "IncompleteRead",
     "IncompleteReadError",
+    "MaxRetryError",
+    "MetadataRetrievalError",
+    "NewConnectionError",
     "ProtocolError",
+    "RemoteDisconnected",
+    "ServiceUnavailable",
+    "Timeout",
+    "TimeoutError",
+    "TransportError",
 }
-"""Of aiohttp, botocore, obstore and urllib3, which are installed with an extra only. obstore has a class of its own
-for each refusal, and GenericError for a connection that failed or a server that kept failing."""
+"""Of aiohttp, botocore, google-api-core, httpx, obstore, requests and urllib3, which need not be installed. obstore has
+a class of its own for each refusal, and GenericError for a connection that failed or a server that kept failing."""
+_NO_TRUST = re.compile(r"certificate.verify.failed|invalid peer certificate|certificate verify", re.IGNORECASE)
+"""What clients say of a certificate that the user's CA bundle does not vouch for: no later call will succeed."""
 _DAMAGED_CLASSES = (
     EOFError,
     UnicodeDecodeError,
@@ -68,6 +83,8 @@ _DAMAGED_CLASSES = (
 def classify(error: BaseException) -> StorageFault:
     """Classify an error by its whole chain, since clients wrap what the network said in errors of their own."""
     causes = chain(error)
+    if any(isinstance(each, ssl.SSLCertVerificationError) or _NO_TRUST.search(str(each)) for each in causes):
+        return StorageFault.REFUSED
     if any(_is_outage(each) for each in causes):
         return StorageFault.AWAY
     if any(isinstance(each, _DAMAGED_CLASSES) for each in causes):
@@ -78,6 +95,12 @@ def classify(error: BaseException) -> StorageFault:
 def is_away(error: BaseException) -> bool:
     """Return whether the same call may succeed later, without the user changing anything."""
     return classify(error) is StorageFault.AWAY
+
+
+def describe_outage(error: BaseException) -> str:
+    """Return in one line the client's error that means an outage, not what a library that has no errors for it made."""
+    found = (each for each in chain(error) if _is_outage(each) and type(each) not in (ValueError, RuntimeError))
+    return storage_error(next(found, error))
 
 
 def raise_for_user(error: BaseException, what: str, advice: str) -> NoReturn:
@@ -100,12 +123,14 @@ def raise_for_user(error: BaseException, what: str, advice: str) -> NoReturn:
 
 
 def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error of s3fs, botocore or aiohttp, None for any other error."""
+    """Return the HTTP status behind an error of any client of HTTP, None for any other error."""
     cause = error.__cause__ or error
     answer = getattr(cause, "response", None)
-    found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
-    status = getattr(cause, "status", None) if found is None else found
-    return status if isinstance(status, int) else None
+    if isinstance(answer, dict):  # botocore's
+        answer = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    # aiohttp's, urllib's and google-api-core's, azure's; requests' and httpx's have it in their answer.
+    found = [answer, *(getattr(of, name, None) for of in (cause, answer) for name in ("status", "code", "status_code"))]
+    return next((int(each) for each in found if isinstance(each, int) and 100 <= each < 600), None)
 
 
 def _is_outage(error: BaseException) -> bool:

@@ -19,7 +19,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.profilers import PyTorchProfiler
 
+from pipeline.process.patience import Patience, patience
 from pipeline.run import storage
+from pipeline.run.retry import patiently
 from pipeline.run.storage_errors import storage_error
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,8 @@ class Mirror:
             log.warning("not all logs were copied to %s: the storage did not take them within %g s", self._label, limit)
 
     def _send(self, final: bool) -> None:
-        with self._lock:  # a copy that is still under way goes first
+        # Nothing sends later what the last copy could not: `finish` bounds how long it waits.
+        with self._lock, patience(Patience(_LIMIT) if final else None):  # a copy that is still under way goes first
             for path in sorted(Path(self.folder).rglob("*")):
                 name = str(path.relative_to(self.folder)).replace(os.sep, "/")
                 try:
@@ -99,7 +102,8 @@ class Mirror:
         if self._sent.get(path) == state:
             return
         if final or state[0] <= _SMALL or not _SMALL < size <= state[0] < _GROWTH * size:
-            storage.write(self._fs, f"{self._path}/{name}", path.read_bytes())
+            data = path.read_bytes()
+            patiently(f"{self._label}/{name}", lambda: storage.write(self._fs, f"{self._path}/{name}", data))
             self._sent[path] = state
 
 

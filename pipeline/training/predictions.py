@@ -23,6 +23,7 @@ from pipeline.data.sample_ids import StripSampleIds, identified
 from pipeline.errors import Preempted, ProofFailed, UserError
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
+from pipeline.run.retry import patiently
 from pipeline.run.run_dir import PREDICTIONS, RunDir, now
 from pipeline.training.outputs import encode, portable, size
 from pipeline.training.predict_loader import PredictLoader, Range, share, uncovered
@@ -134,18 +135,15 @@ class Predictions(pl.Callback):
     def _remove(self) -> None:
         """Remove another prediction, whose loaders may have been others; the receipt first."""
         root = f"{self.run.path}/{PREDICTIONS}"
-        names = [str(name).removeprefix(f"{root}/") for name in self.run.fs.find(root)]
+        found = patiently(f"run_dir={self.run.label!r}", lambda: self.run.fs.find(root))
+        names = [str(name).removeprefix(f"{root}/") for name in found]
         ours = [name for name in names if _OURS.fullmatch(name)]
         for name in sorted(ours, key=lambda name: name != "receipt.json"):
             self.run.remove(f"{PREDICTIONS}/{name}")
 
     def _parts(self, source: PredictLoader) -> dict[Range, str]:
         """Return the names of the parts of a loader by their ranges, in order."""
-        try:
-            names = self.run.fs.ls(f"{self.run.path}/{source.folder}", detail=False)
-        except FileNotFoundError:
-            return {}
-        matches = (_PART.fullmatch(str(name).rsplit("/", 1)[-1]) for name in names)
+        matches = (_PART.fullmatch(name) for name in self.run.names(source.folder))
         found = {(int(match[1]), int(match[2])): f"{source.folder}/{match[0]}" for match in matches if match}
         return dict(sorted(found.items()))
 

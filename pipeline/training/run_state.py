@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import UserError
+from pipeline.run.retry import patiently
 from pipeline.run.run_dir import SCHEMA
 from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 
@@ -123,10 +124,13 @@ def read_run_state(url: str, weights_only: bool = True) -> RunState | None:
     import torch  # noqa: PLC0415 - takes a second, which `verify` spends only once it has hashed
     from torch.serialization import skip_data  # noqa: PLC0415
 
-    try:
+    def read() -> Any:
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         with fs.open(path, "rb", block_size=_HEAD) as file, skip_data():
-            checkpoint = torch.load(file, map_location="cpu", weights_only=weights_only)
+            return torch.load(file, map_location="cpu", weights_only=weights_only)
+
+    try:
+        checkpoint = patiently(url, read)
         if not isinstance(checkpoint, dict):
             raise TypeError(f"it holds a {type(checkpoint).__name__}")
     except Exception as error:

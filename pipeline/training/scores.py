@@ -82,11 +82,7 @@ class Scores:
     def clear(self) -> None:
         """Remove what an earlier evaluation has left beside its table."""
         folder = OUTPUTS.rpartition("/")[0]
-        try:
-            names = self.run.fs.ls(f"{self.run.path}/{folder}", detail=False)
-        except FileNotFoundError:
-            return
-        for name in (f"{folder}/{str(name).rpartition('/')[2]}" for name in names):
+        for name in (f"{folder}/{name}" for name in self.run.names(folder)):
             if _OUTPUTS.fullmatch(name):
                 self.run.remove(name)
 

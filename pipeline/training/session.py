@@ -17,6 +17,7 @@ from pipeline.checkpoint.commit import CommitRecord, Monitor, read_record, write
 from pipeline.checkpoint.saver import SaveFailed, Saver
 from pipeline.checkpoint.serializable import plain
 from pipeline.errors import LeaseLost, Preempted, UserError
+from pipeline.process import patience
 from pipeline.run.goodput import OTHER, SAVING, VALIDATING, Goodput
 from pipeline.run.run_dir import now
 from pipeline.training.save_policy import Boundary, SavePolicy
@@ -76,7 +77,7 @@ class TrainingSession:
         """Batches left of this validation that all ranks have: only within those they can stop."""
 
     def begin(self, step: int) -> None:
-        """Training begins, with so many optimizer steps done.
+        """Training begins, with so many optimizer steps done. It does not wait for a storage, as its start does.
 
         Raises:
             UserError: The model's hyperparameters would not load again; all of them by name.
@@ -84,6 +85,7 @@ class TrainingSession:
         if self.saver is not None:
             plain({"hyper_parameters": self.state.hyper_parameters})
         self._before, self._saved_at = step, time.monotonic()
+        patience.end()
 
     def at_boundary(self, at: Boundary) -> None:
         """Save what is due, stop if all ranks do, else restore what is left to restore.

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
 from tests.support.commands import torchrun
 
@@ -107,6 +107,68 @@ def test_an_answer_that_takes_longer_than_a_rank_would_wait_in_silence_arrives(m
         return "late"
 
     assert ranks(monkeypatch, 2, lambda place: place.agree("x", decide)) == ["late"] * 2
+
+
+def test_a_constructor_that_takes_longer_on_one_rank_is_waited_for_by_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node that downloads for 15 minutes must not end the job of those that have the files."""
+    monkeypatch.setattr("pipeline.process.topology._HEARTBEAT", 0.1)
+    monkeypatch.setattr("pipeline.process.topology._TIMEOUT", timedelta(seconds=0.6))
+
+    def build(place: Topology) -> int:
+        time.sleep(2.5 * (place.rank == 2))
+        return place.rank
+
+    assert ranks(monkeypatch, 3, lambda place: place.together("built", lambda: build(place))) == [[0, 1, 2]] * 3
+
+
+def test_a_rank_that_dies_in_its_constructor_is_noticed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import DistStoreError
+
+    monkeypatch.setattr("pipeline.process.topology._HEARTBEAT", 0.1)
+    monkeypatch.setattr("pipeline.process.topology._TIMEOUT", timedelta(seconds=0.6))
+
+    def build(place: Topology) -> str:
+        if place.rank == 1:
+            return "dead"
+        try:
+            return str(place.together("built", lambda: 0))
+        except DistStoreError as error:
+            return str(error)
+
+    first, _, last = ranks(monkeypatch, 3, build)
+    assert "rank 1 has not been heard of for 1 s (built)" in str(first)
+    assert "rank 0 has not been heard of for 1 s (built)" in str(last)
+
+
+def test_an_outage_on_one_rank_is_everybodys_and_a_mistake_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(place: Topology, mistake: bool) -> None:
+        if place.rank == 1:
+            raise StorageAway("s3://b does not answer")
+        if place.rank == 2 and mistake:
+            raise UserError("no such file")
+
+    def outcome(place: Topology, mistake: bool) -> str:
+        try:
+            return str(place.together(f"read {mistake}", lambda: read(place, mistake)))
+        except (StorageAway, UserError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    for each in ranks(monkeypatch, 3, lambda place: outcome(place, False)):
+        assert str(each).startswith("StorageAway: s3://b does not answer (rank 1 on ")
+    for each in ranks(monkeypatch, 3, lambda place: outcome(place, True)):
+        assert str(each).startswith("UserError: no such file (rank 2 on ")
+
+
+def test_gathering_asks_the_store_about_as_often_as_there_are_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import PrefixStore
+
+    asked: list[int] = []
+    real = PrefixStore.multi_get
+    monkeypatch.setattr(PrefixStore, "multi_get", lambda store, keys: asked.append(len(keys)) or real(store, keys))
+    assert ranks(monkeypatch, 8, lambda place: place.gather("x", place.rank)) == [list(range(8))] * 8
+    assert sorted(asked) == [1] * 8 + [7]
 
 
 def test_a_rank_0_that_is_not_heard_of_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,10 @@ import errno
 import gzip
 import json
 import socket
+import ssl
+import urllib.error
 from collections.abc import Callable
+from email.message import Message
 from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import aiohttp
 import botocore.exceptions as boto
 import obstore.exceptions
 import pytest
+import requests
+import urllib3
 from s3fs.errors import translate_boto_error
 from yarl import URL
 
@@ -38,6 +43,12 @@ def http_error(status: int) -> Exception:
     """What aiohttp raises of an answer."""
     request = aiohttp.RequestInfo(URL("http://x"), "GET", Any, URL("http://x"))  # type: ignore[arg-type]
     return aiohttp.ClientResponseError(request, (), status=status)
+
+
+def answered(status: int) -> requests.Response:
+    answer = requests.Response()
+    answer.status_code = status
+    return answer
 
 
 AWAY = [
@@ -68,6 +79,12 @@ AWAY = [
     http_error(502),
     http_error(429),
     obstore.exceptions.GenericError("Generic S3 error: error sending request"),
+    urllib.error.HTTPError("http://x", 503, "Service Unavailable", Message(), None),
+    requests.exceptions.ConnectTimeout(),
+    requests.exceptions.ChunkedEncodingError(),
+    requests.exceptions.HTTPError(response=answered(502)),
+    urllib3.exceptions.MaxRetryError(urllib3.HTTPConnectionPool("x"), "/"),
+    boto.MetadataRetrievalError(error_msg="timed out"),
     StorageAway("for a minute"),
 ]
 REFUSED = [
@@ -86,6 +103,11 @@ REFUSED = [
     obstore.exceptions.PermissionDeniedError("denied"),
     obstore.exceptions.NotFoundError("gone"),
     ValueError("Parameter validation failed: Invalid bucket name"),
+    urllib.error.HTTPError("http://x", 404, "Not Found", Message(), None),
+    requests.exceptions.HTTPError(response=answered(403)),
+    ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate in certificate chain"),
+    boto.SSLError(endpoint_url="https://x", error="[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
+    obstore.exceptions.GenericError("error sending request: invalid peer certificate: UnknownIssuer"),
 ]
 DAMAGED = [
     json.JSONDecodeError("x", "y", 0),
@@ -177,11 +199,11 @@ def test_a_dataset_whose_storage_does_not_answer_is_a_crash_and_one_that_is_miss
 
         monkeypatch.setattr("pipeline.examples.digits.files", build)
 
-    fit = ("fit", "--config=pipeline/configs/digits.yaml", "--run_dir", tmp_path)
+    fit = ("fit", "--config=pipeline/configs/digits.yaml", "--run_dir", tmp_path, "--away_limit=0")
     raises(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
     ended = app(*fit)
     assert ended.status == 1, ended.err
-    assert "building data, model and trainer: ConnectionResetError: " in ended.err
+    assert "what data, model or trainer read has not answered for 0 s (--away_limit): ConnectionReset" in ended.err
     assert "Traceback" not in ended.err
     raises(FileNotFoundError("digits.csv does not exist"))
     ended = app(*fit)

@@ -11,6 +11,7 @@ from pipeline.commands.drill.injector import SECONDS_PER_FAULT, SLOWEST_STEP
 from pipeline.commands.drill.plan import LEAST_STEPS, FaultKind
 from pipeline.commands.drill.report import DRILL
 from pipeline.errors import UserError
+from pipeline.run.retry import patiently
 from pipeline.run.run_dir import RunDir, run_dir_problem
 from pipeline.run.storage_errors import raise_for_user
 
@@ -64,7 +65,7 @@ def require_new(base: RunDir) -> None:
         UserError: It is one, or it cannot be read.
     """
     try:
-        names = base.fs.ls(base.path, detail=False)
+        names = patiently(f"run_dir={base.label!r}", lambda: base.fs.ls(base.path, detail=False))
     except FileNotFoundError:
         return
     except Exception as error:  # noqa: BLE001 - every storage has errors of its own

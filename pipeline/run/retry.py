@@ -1,0 +1,87 @@
+"""Wait for a storage that is away: the one place where a start retries, whatever it reads or writes."""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from pipeline.errors import StorageAway, chain
+from pipeline.process import patience
+from pipeline.run.storage_errors import describe_outage, is_away
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 10.0
+_BETWEEN_LINES = 30.0
+_BETWEEN_CHECKS = 0.2
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def patiently(what: str, call: Callable[[], T], undo: Callable[[], None] = lambda: None) -> T:
+    """Call a function until it does not fail by an outage, as long as this thread's patience lasts.
+
+    Args:
+        what: What does not answer, for the log, such as `run_dir='s3://b/x'`.
+        call: The function; may be called again after any of its errors that means an outage.
+        undo: Called before it is called again.
+
+    Raises:
+        StorageAway: The outage outlasts the patience.
+        Exception: Any other error of the function; an outage's, too, in a thread without patience.
+    """
+    bound = patience.current()
+    if bound is None:
+        return call()
+    began, pause, said = time.monotonic(), _FIRST_PAUSE, 0.0
+    while True:
+        try:
+            result = call()
+        except Exception as error:
+            if not is_away(error) or any(isinstance(each, StorageAway) for each in chain(error)):
+                raise
+            now = time.monotonic()
+            left = began + bound.seconds - now
+            if left <= 0:
+                raise StorageAway(
+                    f"{what} has not answered for {bound.seconds:g} s (--away_limit): {describe_outage(error)}. Is its "
+                    "address right, and is it up?"
+                ) from error
+            if not said or now - said >= _BETWEEN_LINES:
+                log.warning(
+                    "%s does not answer, retrying for another %.0f s (--away_limit): %s",
+                    what,
+                    left,
+                    describe_outage(error),
+                )
+                said = now
+        else:
+            if said:
+                log.info("%s answers again after %.0f s", what, time.monotonic() - began)
+            return result
+        undo()
+        # With jitter: all jobs of a cluster see the same outage end.
+        _sleep(min(left, pause * random.uniform(0.5, 1.0)), bound)  # noqa: S311 - no secret
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Have a method of something with a `label` called patiently; its effect must be the same when it is repeated."""
+
+    @wraps(method)
+    def retried(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return patiently(f"run_dir={self.label!r}", lambda: method(self, *args, **kwargs))
+
+    return retried
+
+
+def _sleep(seconds: float, bound: patience.Patience) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        bound.check()
+        time.sleep(min(left, _BETWEEN_CHECKS))
+    bound.check()
