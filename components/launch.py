@@ -29,7 +29,7 @@ from components.role import LaunchRequirements, missing_secrets
 from components.stages import LaunchTarget, cfg_of, echo, run_stage, submit
 from components.train import train
 from pipeline.checkpoint.commit import newest
-from pipeline.configs import find_config
+from pipeline.config.found_configs import find_config
 from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean
 from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.run.storage_errors import storage_error

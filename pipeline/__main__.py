@@ -51,7 +51,7 @@ def main(arguments: Sequence[str], preemption: Preemption) -> int:
     """
     # Imported here, for it takes time (Lightning seconds), in which a signal must be heard.
     from pipeline.commands import dispatch  # noqa: PLC0415
-    from pipeline.configs import with_found_configs  # noqa: PLC0415
+    from pipeline.config.found_configs import with_found_configs  # noqa: PLC0415
 
     arguments = with_found_configs(arguments)
     if dispatch.handles(arguments):

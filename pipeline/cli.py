@@ -19,7 +19,7 @@ from pipeline.checkpoint.load import fetch_verified
 from pipeline.config import compatibility, resume_point, saved_config
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
-from pipeline.config.validate import find_problems
+from pipeline.config.validate import find_problems, require_batchnorm_device
 from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import DONE, UserError, outcome
@@ -120,6 +120,7 @@ def _run_model(command: CommandLine, topology: Topology, writer: AttemptLog, pre
     logger = _logger(command, run, topology)
     topology.together("instantiated", lambda: command.build(plugins, logger))
     preemption.check()
+    require_batchnorm_device(command.asked, command.trainer, command.model)
     if command.subcommand == "fit":
         start = _Start(command, run, point, topology, writer, preemption)
         _attach_session(start)

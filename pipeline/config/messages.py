@@ -72,7 +72,8 @@ def constructor_problems() -> Iterator[None]:
     """Report what a constructor refused, from under the parser's own words about the types that it tried.
 
     Raises:
-        UserError: It refused its arguments, by a ValueError, an OSError or a MisconfigurationException.
+        UserError: It refused its arguments, by a ValueError, an OSError or a MisconfigurationException; or a package is
+            missing.
         StorageAway: The storage that it reads does not answer.
     """
     try:
@@ -84,7 +85,7 @@ def constructor_problems() -> Iterator[None]:
                 raise each from error
         if is_away(error):
             raise StorageAway(f"building data, model and trainer: {describe_outage(error)}") from error
-        if not isinstance(error, (ValueError, OSError, MisconfigurationException)):
+        if not isinstance(error, (ValueError, OSError, ImportError, MisconfigurationException)):
             raise
         # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
         named = [each for each in causes if isinstance(each, ValueError)]

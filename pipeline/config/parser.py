@@ -92,6 +92,9 @@ class CommandLine(LightningCLI):
                 messages.parse_problem(error, self._subcommand_parsers.get(subcommand), subcommand)
             ) from error
         config = self.config[self.config.subcommand]
+        seed = config.get("seed_everything")
+        if isinstance(seed, int) and not isinstance(seed, bool) and not 0 <= seed < 1 << 32:
+            raise UserError(f"seed_everything={seed} must be >= 0 and < 2**32")  # it is set before anything else
         given = [name for name in ONLY_FIT if any(f"--{name}" == argument.partition("=")[0] for argument in args)]
         if self.config.subcommand != "fit" and given:
             raise UserError(f"{given[0]} is a flag of fit alone: {self.config.subcommand} takes --ckpt_path")

@@ -3,7 +3,11 @@
 import math
 import re
 
+import lightning.pytorch as pl
+import torch
 from jsonargparse import Namespace
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from pipeline.config.compatibility import parse_allowed
 from pipeline.errors import UserError
@@ -30,7 +34,7 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
             f"trainer.strategy={strategy!r} must be 'auto', or 'ddp' or one of its variants, whose checkpoint is one "
             "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
         )
-    found += _training_problems(config, topology)
+    found += [*_training_problems(config, topology), *_value_problems(config)]
     if not 0 <= config.away_limit < math.inf:
         found.append(f"away_limit={config.away_limit:g} must be a number of seconds >= 0")
     if ckpt_path in ("best", "last", "hpc", "registry"):
@@ -49,6 +53,37 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
     return found
 
 
+def require_batchnorm_device(config: Namespace, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+    """Refuse BatchNorm over all ranks where it does not exist: torch would fail in the first step.
+
+    Raises:
+        UserError: The ranks are on CPUs.
+    """
+    kinds, strategy = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), trainer.strategy
+    on_cpus = isinstance(strategy, DDPStrategy) and strategy.root_device.type == "cpu"
+    if config.trainer.sync_batchnorm and on_cpus and any(isinstance(module, kinds) for module in model.modules()):
+        raise UserError(
+            "trainer.sync_batchnorm=True: torch synchronizes BatchNorm over GPUs only, and these ranks are on CPUs. "
+            "Leave it out here, or use GPUs (trainer.accelerator=gpu)"
+        )
+
+
+def _value_problems(config: Namespace) -> list[str]:
+    """Return values that Lightning refuses by a traceback of its own, or only in the middle of a start."""
+    trainer, found = config.trainer, []
+    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        found.append(
+            f"trainer.accelerator={trainer.accelerator!r}: torch {torch.__version__} can use no GPU here. Use 'auto' "
+            "or 'cpu', or a build of torch with CUDA, its driver, and a container that is given GPUs"
+        )
+    if trainer.val_check_interval == 0:
+        found.append(
+            "trainer.val_check_interval=0 must be > 0: a share of an epoch such as 0.5, or a number of batches. "
+            "trainer.limit_val_batches=0 turns validation off"
+        )
+    return found
+
+
 def _topology_problems(subcommand: str, config: Namespace, topology: Topology) -> list[str]:
     found = []
     if subcommand == "test" and topology.world_size > 1:
@@ -60,7 +95,12 @@ def _topology_problems(subcommand: str, config: Namespace, topology: Topology) -
     for name, launched in (("devices", topology.processes), ("num_nodes", topology.nodes)):
         value = config.trainer[name]
         count = len(value) if isinstance(value, list) else value
-        if str(count) not in (str(launched), "auto", "-1"):
+        if isinstance(value, list) and value != list(range(launched)):
+            found.append(
+                f"trainer.{name}={value!r}: which devices are used is the launcher's choice, here the first "
+                f"{launched}. Leave it out, and name others by CUDA_VISIBLE_DEVICES"
+            )
+        elif str(count) not in (str(launched), "auto", "-1"):
             found.append(
                 f"trainer.{name}={value!r}, but the launcher started {launched}: topology belongs to the launcher. "
                 "Leave it out, and set --nodes and --processes of the component, or torchrun's --nnodes and "

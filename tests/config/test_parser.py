@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.parser import CommandLine
-from pipeline.configs import find_config, with_found_configs
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.process.topology import Topology
-from tests.support.commands import ROOT, Ended
+from tests.support.commands import Ended
 
 FLAGS = (
     *("fit", "--model=tests.support.models.Regression", "--data=pipeline.data.DataModule"),
@@ -74,16 +73,3 @@ def test_a_file_beside_the_yaml_that_names_it_is_found_by_a_replay_and_by_what_l
         assert ended.status == 0, ended.text
     assert "finished: " in ended.err
     assert str(tmp_path / "own" / "rows.txt") in (replay / "fit.yaml").read_text()
-
-
-def test_a_configuration_of_the_package_is_found_from_any_folder(
-    app: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert find_config("pipeline/configs/digits.yaml") == str(ROOT / "pipeline/configs/digits.yaml")
-    assert find_config("pipeline/configs/none.yaml") == "pipeline/configs/none.yaml"
-    for flags in (["--config", "pipeline/configs/digits.yaml"], ["--config=pipeline/configs/digits.yaml"]):
-        assert with_found_configs(["fit", *flags])[-1].endswith(str(ROOT / "pipeline/configs/digits.yaml"))
-    Path("pipeline/configs").mkdir(parents=True)
-    Path("pipeline/configs/digits.yaml").touch()
-    assert find_config("pipeline/configs/digits.yaml") == "pipeline/configs/digits.yaml", "the user's own"

@@ -246,6 +246,17 @@ class _DropsRows(Rows):
         return [self[index] for index in indices][: 6 if 50 in indices else None]
 
 
+class Normalized(Regression):
+    """A model with BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step((self.norm(batch[0]), batch[1]), batch_idx)
+
+
 class RowsOfFile(Rows):
     """As many rows as a file says."""
 
