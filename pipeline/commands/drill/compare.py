@@ -1,7 +1,7 @@
 """Whether a run that was disturbed ended as it would have without: bit for bit, step by step."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -19,6 +19,8 @@ from pipeline.training.run_state import RunState
 
 _CLOSE = 1e-2
 """After a resize: sums are then made in another order, and training amplifies that."""
+_ALIKE = 3.0
+"""How many times as far apart weights may be as those of the two world sizes are without any fault."""
 _SHOWN = 3
 
 
@@ -39,13 +41,20 @@ class TrainedRun:
     log: StepLog
 
 
-def compare(reference: TrainedRun, drilled: TrainedRun, resized_at: int | None = None) -> list[Comparison]:
+def compare(
+    reference: TrainedRun,
+    drilled: TrainedRun,
+    resized_at: int | None = None,
+    resized_reference: Callable[[], TrainedRun] | None = None,
+) -> list[Comparison]:
     """Compare a drilled run with the undisturbed one.
 
     Args:
         reference: Trained undisturbed.
         drilled: The same under faults.
         resized_at: The step after which the world size was another one for a while; what follows is close at best.
+        resized_reference: Trains undisturbed at that world size. Asked where the weights are not close: a model with
+            dropout or BatchNorm differs between world sizes without any fault.
     """
     left, right = _checkpoint(reference.run), _checkpoint(drilled.run)
     if left is None or right is None:
@@ -58,6 +67,10 @@ def compare(reference: TrainedRun, drilled: TrainedRun, resized_at: int | None =
         found.append(compare_exactly("optimizers", _optimizers(left), _optimizers(right)))
     else:
         found.append(compare_closeness("weights", left["state_dict"], right["state_dict"]))
+        if not found[-1].holds and resized_reference is not None:
+            other = _checkpoint(resized_reference().run)
+            if other is not None:
+                found[-1] = compare_by_control(found[-1], left["state_dict"], right["state_dict"], other["state_dict"])
     found.append(compare_losses(reference.log, drilled.log, resized_at))
     found.append(compare_steps(reference.log, drilled.log))
     found.append(compare_ledgers(_ledger(left), _ledger(right), resized=resized_at is not None))
@@ -80,10 +93,39 @@ def compare_closeness(name: str, left: dict[str, Tensor], right: dict[str, Tenso
     """Compare two sets of tensors by the size of their difference."""
     if left.keys() != right.keys():
         return Comparison(name, False, _some([str(key) for key in left.keys() ^ right.keys()]))
+    near = all(torch.allclose(each.double(), right[key].double(), _CLOSE, _CLOSE) for key, each in left.items())
+    found = f"{'close' if near else 'not close'}: {distance(left, right):.2g} apart at most (resized)"
+    return Comparison(name, near, found)
+
+
+def compare_by_control(
+    found: Comparison, reference: dict[str, Tensor], drilled: dict[str, Tensor], control: dict[str, Tensor]
+) -> Comparison:
+    """Judge weights that are not close by how far apart those of the two world sizes are without any fault.
+
+    Args:
+        found: The comparison by closeness, which has failed.
+        reference: Weights at the full world size.
+        drilled: Weights of the run that was resized for a while.
+        control: Weights at the smaller world size.
+    """
+    same = reference.keys() == drilled.keys() == control.keys()
+    finite = all(bool(tensor.isfinite().all()) for tensor in drilled.values())
+    if not same or not finite or compare_closeness("", reference, control).holds:
+        return found
+    apart, natural = distance(reference, drilled), distance(reference, control)
+    return Comparison(
+        found.name,
+        apart <= _ALIKE * natural,
+        f"{apart:.2g} apart at most, and {natural:.2g} between the two world sizes without any fault: this model "
+        "depends on the world size, as dropout and BatchNorm do",
+    )
+
+
+def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Return the greatest difference between two sets of tensors of the same names."""
     pairs = [(tensor.double(), right[key].double()) for key, tensor in left.items() if tensor.numel()]
-    most = max((float((theirs - ours).abs().max()) for ours, theirs in pairs), default=0.0)
-    near = all(torch.allclose(ours, theirs, rtol=_CLOSE, atol=_CLOSE) for ours, theirs in pairs)
-    return Comparison(name, near, f"{'close' if near else 'not close'}: {most:.2g} apart at most (resized)")
+    return max((float((theirs - ours).abs().max()) for ours, theirs in pairs), default=0.0)
 
 
 def compare_losses(reference: StepLog, drilled: StepLog, resized_at: int | None = None) -> Comparison:

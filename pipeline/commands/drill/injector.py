@@ -21,6 +21,9 @@ SLOWEST_STEP = 2.0
 
 _STALLED = 120.0
 """Seconds without a step or an end, after which the job has failed."""
+_PROMPT = 15.0
+"""Seconds in which a job must have ended that was asked to before its first step: far less than its grace."""
+_SECOND_SIGNAL = 0.3  # after the one before
 _POLL = 0.03
 _POLL_STORAGE = 0.4
 """Seconds between two looks at the job, and at what its storage holds."""
@@ -186,6 +189,10 @@ class FaultInjector:
             self._resize()
         elif fault.kind is FaultKind.KILL_ALL:
             job.kill()
+        elif fault.kind is FaultKind.TERM_TWICE:
+            self._ask_again_and_again(fault)
+        elif fault.kind is FaultKind.TERM_START:
+            self._ask_while_starting(result)
         else:
             if fault.kind.scope == "agent":
                 job.replaced.add(fault.node)
@@ -227,6 +234,29 @@ class FaultInjector:
         entries = len(self._log.first)
         self._until(lambda: len(self._log.first) > entries)
 
+    def _ask_again_and_again(self, fault: Fault) -> None:
+        for pid in self._job.workers(fault.node)[fault.process : fault.process + 1]:
+            while is_running(pid):
+                send([pid], SIGTERM)
+                time.sleep(_SECOND_SIGNAL)
+
+    def _ask_while_starting(self, result: FaultResult) -> None:
+        """Kill the job, and ask one of the ranks that are then started to stop before it has done a step."""
+        job, fault, entries, starts = self._job, result.fault, len(self._log.first), self._job.starts
+        job.kill()
+        self._until(lambda: job.starts > starts and len(job.workers(fault.node)) > fault.process)
+        began = time.monotonic()
+        self._until(lambda: time.monotonic() - began >= fault.delay)
+        ended, asked = len(job.endings), time.monotonic()
+        send(job.workers(fault.node)[fault.process : fault.process + 1], SIGTERM)
+        self._until(lambda: len(job.endings) >= ended + job.nodes)
+        result.problems += [f"an agent ended with {status}" for _, status in job.endings[ended:] if status != PREEMPTED]
+        seconds, started = time.monotonic() - asked, len(self._log.first) > entries
+        if seconds > _PROMPT and not started:
+            result.problems.append(
+                f"the agents ended {seconds:.0f} s after a rank had been asked before its first step"
+            )
+
     def _relaunch(self, nodes: int) -> None:
         job, starts = self._job, self._job.starts
         job.nodes = nodes
@@ -244,12 +274,11 @@ class FaultInjector:
                 problems.append(f"the outage ended processes (agents: {result.ended or 'none'})")
             return
         saved = kind.asks and bool(own)
-        if saved:
-            if not result.ended:
-                problems.append("no agent ended")
+        if saved or kind is FaultKind.TERM_TWICE:
+            problems += [] if result.ended else ["no agent ended"]
             problems += [f"an agent ended with {status}" for status in result.ended if status != PREEMPTED]
-            if self._durable_at_restart is not None and self._durable_at_restart < reached:
-                problems.append(f"step {reached} was done, but only step {self._durable_at_restart} was durable")
+        if saved and self._durable_at_restart is not None and self._durable_at_restart < reached:
+            problems.append(f"step {reached} was done, but only step {self._durable_at_restart} was durable")
         if later:
             result.resumed = later[0].step
             # Also what an earlier fault has cost, after which no step was done.

@@ -75,7 +75,7 @@ def require_new(base: RunDir) -> None:
             "Fix the name, or this user's permissions or credentials there",
         )
     left = {str(name).rstrip("/").rsplit("/", 1)[-1] for name in names}
-    if taken := sorted(left & {DRILL, "reference", "drilled", "checkpoints", "fit.yaml"}):
+    if taken := sorted(left & {DRILL, "reference", "resized", "drilled", "checkpoints", "fit.yaml"}):
         raise UserError(
             f"run_dir={base.label!r} holds {', '.join(taken)}: a drill never writes over a run. Give another --run_dir"
         )

@@ -15,7 +15,10 @@ _LONGEST_START = 6.0
 
 
 class FaultKind(StrEnum):
-    """What is done to the job; `term` sends SIGTERM, `kill` SIGKILL, to a rank, an agent, or all agents."""
+    """What is done to the job; `term` sends SIGTERM, `kill` SIGKILL, to a rank, an agent, or all agents.
+
+    `term_twice` sends SIGTERM to a rank again and again while it ends, `term_start` to a rank that is starting.
+    """
 
     TERM_RANK = "term_rank"
     TERM_AGENT = "term_agent"
@@ -25,22 +28,25 @@ class FaultKind(StrEnum):
     KILL_ALL = "kill_all"
     TRUNCATE = "truncate"
     OUTAGE = "outage"
+    TERM_TWICE = "term_twice"
+    TERM_START = "term_start"
     RESIZE = "resize"
 
     @property
     def is_signal(self) -> bool:
         """Whether it is a signal, and so may come while processes start: the others need steps or commits."""
-        return "_" in self
+        return bool(self.scope)
 
     @property
     def asks(self) -> bool:
         """Whether processes are asked to stop, and have the time to save."""
-        return self.startswith("term") or self is FaultKind.RESIZE
+        return (self.startswith("term") and self.is_signal) or self is FaultKind.RESIZE
 
     @property
     def scope(self) -> str:
         """Which processes a signal is sent to: `rank`, `agent` or `all`; else an empty string."""
-        return self.partition("_")[2]
+        scope = self.partition("_")[2]
+        return scope if scope in ("rank", "agent", "all") else ""
 
 
 @dataclass(frozen=True)

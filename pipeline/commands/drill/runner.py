@@ -74,7 +74,7 @@ class _Drill:
         """Train undisturbed and under faults, and compare."""
         report, reference, drilled = self._report, self._trained("reference"), self._trained("drilled")
         _progress(f"training the reference: {reference.run}")
-        self._train_reference(reference)
+        self._train_undisturbed(reference)
         if report.findings:
             return
         report.steps = reference.log.highest
@@ -85,19 +85,27 @@ class _Drill:
         if not report.findings:
             injected = [each for each in report.faults if each.injected]
             resized = [each.step or 0 for each in injected if each.fault.kind is FaultKind.RESIZE]
-            report.comparisons = compare(reference, drilled, min(resized, default=None))
+            report.comparisons = compare(reference, drilled, min(resized, default=None), self._resized_reference)
 
-    def _train_reference(self, trained: TrainedRun) -> None:
-        job, began = self._job(trained, [], {}), time.monotonic()
+    def _resized_reference(self) -> TrainedRun:
+        """Train undisturbed with one node less, as a resized run did for a while."""
+        trained = self._trained("resized", self._options.nodes - 1)
+        _progress(f"training with one node less, undisturbed: {trained.run}")
+        self._train_undisturbed(trained, self._options.nodes - 1)
+        return trained
+
+    def _train_undisturbed(self, trained: TrainedRun, nodes: int | None = None) -> None:
+        name = trained.run.label.rsplit("/", 1)[-1]
+        job, began = self._job(trained, [], {}, nodes), time.monotonic()
         try:
             FaultInjector(job, trained.run, trained.log).run_undisturbed()
         except JobFailure as error:
-            self._report.findings.append(f"the reference: {error}")
+            self._report.findings.append(f"the {name}: {error}")
             if mistakes := _user_errors(job):
                 raise UserError(*mistakes) from error
         finally:
             job.kill()
-            self._report.seconds["reference"] = time.monotonic() - began
+            self._report.seconds[name] = time.monotonic() - began
 
     def _train_under_faults(self, trained: TrainedRun, config: dict[str, Any]) -> None:
         options, report = self._options, self._report
@@ -121,15 +129,17 @@ class _Drill:
                 report.findings.append(": ".join([str(error), *_user_errors(job)]))
         report.seconds["drilled"] = time.monotonic() - began
 
-    def _trained(self, name: str) -> TrainedRun:
-        log = StepLog(self._folder / f"steps-{name}", self._options.nodes * self._options.processes)
+    def _trained(self, name: str, nodes: int | None = None) -> TrainedRun:
+        log = StepLog(self._folder / f"steps-{name}", (nodes or self._options.nodes) * self._options.processes)
         return TrainedRun(RunDir(f"{self._options.run_dir.rstrip('/')}/{name}"), log)
 
-    def _job(self, trained: TrainedRun, more: list[str], environment: dict[str, str]) -> LocalJob:
+    def _job(
+        self, trained: TrainedRun, more: list[str], environment: dict[str, str], nodes: int | None = None
+    ) -> LocalJob:
         fit = [*self._fit, *more, f"--run_dir={trained.run.label}"]
         environment = {**self._launch, FOLDER: str(trained.log.folder), **environment}
         logs = self._folder / f"logs-{trained.run.label.rsplit('/', 1)[-1]}"
-        return LocalJob(fit, self._options.nodes, self._options.processes, environment, logs)
+        return LocalJob(fit, nodes or self._options.nodes, self._options.processes, environment, logs)
 
 
 def _proxied_storage(stack: ExitStack) -> tuple[Proxy, dict[str, str]]:

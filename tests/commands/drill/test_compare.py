@@ -135,3 +135,32 @@ def test_after_a_resize_weights_are_compared_for_closeness_and_losses_before_it(
     left = {"weight": torch.zeros(3)}
     assert not compare_closeness("weights", left, {"weight": torch.ones(3)}).holds
     assert not compare_closeness("weights", left, {"other": torch.zeros(3)}).holds
+
+
+def apart(trained: TrainedRun, folder: Path, by: float) -> TrainedRun:
+    """The same run with weights that are so far apart."""
+    return copied(trained, folder, lambda checkpoint: checkpoint["state_dict"]["layers.0.weight"].add_(by))
+
+
+@pytest.mark.parametrize(
+    ("natural", "by", "holds"), [(0.5, 0.4, True), (0.5, 5.0, False), (0.0, 0.4, False), (0.5, float("nan"), False)]
+)
+def test_after_a_resize_a_model_that_depends_on_the_world_size_is_judged_by_how_much_it_does(
+    trained: TrainedRun, tmp_path: Path, natural: float, by: float, holds: bool
+) -> None:
+    asked = []
+
+    def resized() -> TrainedRun:
+        asked.append(True)
+        return apart(trained, tmp_path / "resized", natural)
+
+    found = compare(trained, apart(trained, tmp_path / "drilled", by), 3, resized)
+    (weights,) = (each for each in found if each.name == "weights")
+    assert weights.holds == holds, weights.found
+    assert asked == [True]
+    assert ("this model depends on the world size" in weights.found) == (natural > 0 and by == by)
+
+
+def test_after_a_resize_weights_that_are_close_need_no_other_training(trained: TrainedRun, tmp_path: Path) -> None:
+    found = compare(trained, apart(trained, tmp_path / "drilled", 1e-4), 3, lambda: pytest.fail("was asked"))
+    assert "weights" not in failed(found)

@@ -1,5 +1,6 @@
 """Faults are injected at their moment, and what becomes of the job is judged: real processes, but no training."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pipeline.commands.drill.plan import Fault, FaultKind
 from pipeline.commands.drill.step_log import StepLog
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import ROOT
+from tests.support.processes import blocks_or_catches
 
 pytestmark = pytest.mark.timeout(60)
 STEPS = 40
@@ -27,7 +29,12 @@ WORKER = """
 
     run, log, flaw = RunDir(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     asked = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number) if flaw != "dies of it" else os._exit(143))
+    began = time.monotonic()
+    while flaw.startswith("starts") and time.monotonic() - began < 0.5:
+        time.sleep(0.02)
+        if asked and flaw == "starts":
+            os._exit(75)
 
     def commit(step):
         run.write(RunDir.checkpoint(step), b"x" * 100)
@@ -56,6 +63,9 @@ class StepsOnly(LocalJob):
     """A job of one node, whose agent does the steps itself: it logs and commits them, and trains nothing."""
 
     program: tuple[str, ...] = ()
+
+    def workers(self, node: int) -> list[int]:
+        return [pid for pid in self.agents() if blocks_or_catches(pid, signal.SIGTERM)]
 
     def _start(self, node: int) -> subprocess.Popen[bytes]:
         self._seen.discard(node)
@@ -108,6 +118,8 @@ def test_each_fault_that_loses_nothing_has_held(inject: Callable[..., FaultInjec
         ("forgets", FaultKind.KILL_ALL, "it resumed with step 1, though step"),
         ("saves nothing", FaultKind.TERM_AGENT, "but only step"),
         ("crashes", FaultKind.TERM_AGENT, "an agent ended with 1"),
+        ("dies of it", FaultKind.TERM_TWICE, "an agent ended with 143"),
+        ("dies of it", FaultKind.TERM_START, "an agent ended with 143"),
     ],
 )
 def test_what_is_lost_is_a_problem(
@@ -118,6 +130,16 @@ def test_what_is_lost_is_a_problem(
     assert result.injected
     assert not result.held
     assert words in " ".join(result.problems)
+
+
+def test_who_is_asked_while_it_starts_and_who_is_asked_twice_end_with_75(
+    inject: Callable[..., FaultInjector],
+) -> None:
+    given = results(FaultKind.TERM_TWICE, FaultKind.TERM_START)
+    inject("starts").run_under(given, STEPS, lambda _: None)
+    assert [result.problems for result in given] == [[], []]
+    assert [result.ended for result in given] == [[75], [-9, 75]]
+    assert all(result.held for result in given)
 
 
 def test_an_undisturbed_job_comes_to_its_end(inject: Callable[..., FaultInjector]) -> None:

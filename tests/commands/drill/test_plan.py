@@ -28,7 +28,14 @@ def test_some_faults_come_while_processes_start_and_only_those_that_can() -> Non
         faults = plan(seed, 12, 60, KINDS, 2, 1)
         assert faults[0].planned_step is not None
         at_start += [fault for fault in faults if fault.planned_step is None]
-    assert {fault.kind for fault in at_start} == set(KINDS) - {FaultKind.TRUNCATE, FaultKind.OUTAGE, FaultKind.RESIZE}
+    assert {fault.kind for fault in at_start} == {kind for kind in KINDS if kind.is_signal}
+    assert {str(kind) for kind in KINDS if not kind.is_signal} == {
+        *("truncate", "outage", "resize", "term_twice", "term_start")
+    }
+
+
+def test_only_who_is_asked_once_has_the_time_to_save() -> None:
+    assert {str(kind) for kind in KINDS if kind.asks} == {"term_rank", "term_agent", "term_all", "resize"}
 
 
 def test_fewer_faults_than_kinds_are_of_different_kinds() -> None:
