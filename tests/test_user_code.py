@@ -113,7 +113,7 @@ def test_batches_that_are_none_are_not_used_and_the_ledger_says_so(app: App, tmp
     ended = app("verify", "--run_dir", straight)
     assert ended.status == 0, ended.out
     withheld = [
-        int(count) for count in re.findall(r"epoch \d: (\d+) samples came in batches that were None", ended.out)
+        int(count) for count in re.findall(r"epoch \d: (\d+) samples were left out by the collate function", ended.out)
     ]
     assert withheld
     rows = verified(ended)

@@ -118,17 +118,25 @@ def _judge(run: RunDir, record: CommitRecord) -> Verification:
         problems += [problem] if problem else []
         left_out = each.dropped + each.withheld.count
         counts = each.epoch, expected.count, each.consumed.count, each.padded, left_out
-        rows.append((*map(str, counts), "FAILED" if problem else "ok", each.closed or "open"))
+        proof = "FAILED" if problem else "unproven" if each.unproven.count else "ok"
+        rows.append((*map(str, counts), proof, each.closed or "open"))
     notes = [
-        f"epoch {each.epoch}: {each.withheld.count} samples came in batches that were None, and were not used"
+        f"epoch {each.epoch}: {each.withheld.count} samples were left out by the collate function, or came in batches "
+        "that were None"
         for each in epochs
         if each.withheld.count
+    ]
+    notes += [
+        f"epoch {each.epoch}: {each.unproven.count} samples went into batches of which it cannot be told which samples "
+        "they hold; whether each was used as often as it should have been is not proven"
+        for each in epochs
+        if each.unproven.count
     ]
     if "end" not in record.reason:
         notes.append("training has not ended there; what came later is not known")
     lines = [f"ledger of {run} at step {record.step} (the newest good checkpoint)", ""]
     lines += [*table(rows, ("proof", "closed by")), "", *notes, *(f"FAILED: {problem}" for problem in problems)]
-    if not problems:
+    if not problems and not any(each.unproven.count for each in epochs):
         lines.append("every sample is accounted for" if epochs else "no epoch has been trained yet")
     return Verification("\n".join(lines), not problems)
 

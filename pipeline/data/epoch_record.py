@@ -54,8 +54,9 @@ class EpochRecord:
         padded: Samples used once more, so that they went evenly over the ranks.
         dropped: Samples left out, so that the rest went evenly.
         consumed: What was used, over all ranks and attempts.
-        withheld: What was not, since the dataset or the collate function returned None as
-            a batch, which Lightning skips.
+        withheld: What was not, since the collate function left it out, or returned None as a batch, which Lightning
+            skips.
+        unproven: What went into batches of which it cannot be told which samples they hold.
         closed: What ended the epoch: `complete`, `limit_train_batches`, `skipped` (the model returned -1), `max_steps`,
             `stopped` (by a callback), `mismatch`, `loader` (it ended too early: never right); None while it is open.
     """
@@ -69,6 +70,12 @@ class EpochRecord:
     consumed: Tally = Tally()
     closed: str | None = None
     withheld: Tally = Tally()
+    unproven: Tally = Tally()
+
+    @property
+    def given(self) -> Tally:
+        """All that the loader has given, whatever became of it."""
+        return self.consumed + self.withheld + self.unproven
 
     def expected(self, rank: int = 0, world_size: int = 1) -> Tally:
         """Return what should have been used, from the order alone.
@@ -81,7 +88,7 @@ class EpochRecord:
 
     def problem(self, expected: Tally) -> str | None:
         """Return what is wrong between `expected` and `consumed`, in words; None if nothing is."""
-        given = self.consumed + self.withheld
+        given = self.given
         if expected == given and self.closed != "loader":
             return None
         more = given.count - expected.count
@@ -109,7 +116,7 @@ class EpochRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Return numbers, strings and a list, for a checkpoint."""
-        tallies = {"consumed": self.consumed, "withheld": self.withheld}
+        tallies = {"consumed": self.consumed, "withheld": self.withheld, "unproven": self.unproven}
         return {**asdict(self), **{name: [tally.count, f"{tally.hash:016x}"] for name, tally in tallies.items()}}
 
     @staticmethod
@@ -124,10 +131,11 @@ class EpochRecord:
                 int(value[name]) for name in ("epoch", "seed", "samples", "position", "padded", "dropped")
             )
             consumed, withheld = _tally(value["consumed"]), _tally(value["withheld"])
+            unproven = _tally(value.get("unproven", (0, "0")))
             closed = None if value["closed"] is None else str(value["closed"])
             closed = _OLD_NAMES.get(closed or "", closed)
-            record = EpochRecord(epoch, seed, samples, position, padded, dropped, consumed, closed, withheld)
-            counts = (record.padded, record.consumed.count, record.withheld.count)
+            record = EpochRecord(epoch, seed, samples, position, padded, dropped, consumed, closed, withheld, unproven)
+            counts = (record.padded, record.consumed.count, record.withheld.count, record.unproven.count)
             if not 0 <= record.position <= record.samples <= 2**62 or min(counts) < 0:
                 raise ValueError("numbers out of range")
             return record

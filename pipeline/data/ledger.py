@@ -5,6 +5,7 @@ and is counted after the optimizer step that used the batch. At the end of each 
 epoch's order says; a difference is an error.
 """
 
+import logging
 from collections import deque
 from dataclasses import replace
 from typing import Any
@@ -15,11 +16,14 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from pipeline.data.datamodule import DataModule
 from pipeline.data.epoch_record import MISMATCH, EpochRecord, Tally
 from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds
-from pipeline.errors import ProofFailed
+from pipeline.errors import ProofFailed, UserError
+
+log = logging.getLogger(__name__)
 
 _NOTHING = EpochRecord(epoch=0, seed=0, samples=0)
 _FLUSH = 256
@@ -42,12 +46,16 @@ class Ledger:
         self._before = _NOTHING
         """Of the open epoch: what all ranks had used when this attempt began. It is padded where only the validation
         after its last batch was left to do."""
-        self._own = self._own_withheld = Tally()
-        """Of the open epoch: what this rank has used in this attempt, and the samples whose batch was None."""
+        self._own = self._own_withheld = self._own_unproven = Tally()
+        """Of the open epoch: what this rank has used in this attempt, what was withheld, and what cannot be told."""
         self._unhashed: list[npt.NDArray[np.int64]] = []
-        self._accumulating: list[npt.NDArray[np.int64]] = []
+        self._accumulating: list[IdentifiedBatch] = []
+        self._told = False
         self._in_flight: deque[IdentifiedBatch] = deque()
         self._step = 0
+        self.transfers = False
+        """Whether hooks of the user's may change a batch: then `receive` must be called with what they made of it."""
+        self._received = False
         original = data.train_dataloader
         data.emit_sample_ids = True
 
@@ -59,7 +67,8 @@ class Ledger:
                 loader = original()
                 data.reset_order()
             if data.batches is not None:
-                return StripSampleIds(loader, self._in_flight)
+                self.transfers = changes_batches(data.trainer)
+                return StripSampleIds(loader, self._in_flight, self.transfers)
             return loader
 
         data.train_dataloader = train_dataloader  # type: ignore[method-assign]
@@ -101,7 +110,7 @@ class Ledger:
         if batches and not ended:
             record = self._record(trainer, batches)
             used = record.position + record.padded
-            if record.consumed.count + record.withheld.count != used:
+            if record.given.count != used:
                 raise ProofFailed(record.problem(Tally(used, 0)) or "")
             records.append(record)
         return [record.as_dict() for record in records]
@@ -114,8 +123,8 @@ class Ledger:
             from_start: The epoch begins at its start.
         """
         self._step = trainer.global_step
-        self._own = self._own_withheld = Tally()
-        self._unhashed, self._accumulating = [], []
+        self._own = self._own_withheld = self._own_unproven = Tally()
+        self._unhashed, self._accumulating, self._received = [], [], False
         if from_start:
             self._before = _NOTHING
 
@@ -126,18 +135,35 @@ class Ledger:
 
         Args:
             trainer: Has gone on by one batch.
+
+        Raises:
+            UserError: `training_step` has taken none or several batches by itself.
         """
         if self.data.batches is None:
             return
+        if len(self._in_flight) != 1:
+            raise UserError(
+                f"training_step has taken {len(self._in_flight)} batches of its dataloader_iter in one step, and "
+                "pipeline.data.DataModule counts one: take one by next(dataloader_iter), with a larger "
+                "data.batch_size or trainer.accumulate_grad_batches in the place of more; or bring a "
+                "LightningDataModule of your own, whose samples are not counted"
+            )
         identity = self._in_flight.popleft()
-        if identity.batch is None:
+        received, self._received = self._received or not self.transfers, False
+        if identity.batch is None or not received:
             self._own_withheld += Tally.of(identity.indices)
             return
-        self._accumulating.append(identity.indices)
+        self._accumulating.append(identity)
         step = trainer.global_step
         if step != self._step or not trainer.lightning_module.automatic_optimization:
             self._step = step
             self._use()
+
+    def receive(self, batch: Any) -> None:
+        """Look at a batch as the model gets it, behind all hooks that move it."""
+        if self.data.batches is not None and self._in_flight:
+            self._received = True
+            self._in_flight[0] = self._in_flight[0].transferred(batch)
 
     def close(self, trainer: pl.Trainer, reason: str, completed: int) -> None:
         """Close the record of an epoch, and compare. All ranks must call it.
@@ -165,7 +191,7 @@ class Ledger:
         elif self._accumulating:
             over -= len(self._accumulating)  # accumulated and thrown away
         record = self._record(trainer, len(self.data.batches) if whole else over, reason)
-        expected = self._all(trainer, record.expected(trainer.global_rank, trainer.world_size))
+        (expected,) = self._all(trainer, record.expected(trainer.global_rank, trainer.world_size))
         problem = record.problem(expected)
         if problem:
             raise ProofFailed(problem)
@@ -179,6 +205,7 @@ class Ledger:
         sampler = planned.sampler
         position = planned.position(batches)
         whole = reason in ("complete", "loader")
+        consumed, withheld, unproven = self._all(trainer, self._own, self._own_withheld, self._own_unproven)
         return EpochRecord(
             epoch=sampler.epoch,
             seed=sampler.seed,
@@ -187,29 +214,49 @@ class Ledger:
             padded=self._before.padded
             + (sampler.padded(sampler.position) if batches == len(planned) and not planned.drop_last else 0),
             dropped=sampler.size - position if whole else 0,
-            consumed=self._before.consumed + self._all(trainer, self._own),
-            withheld=self._before.withheld + self._all(trainer, self._own_withheld),
+            consumed=self._before.consumed + consumed,
+            withheld=self._before.withheld + withheld,
+            unproven=self._before.unproven + unproven,
             closed=reason,
         )
 
     def _use(self) -> None:
-        self._unhashed += self._accumulating
+        for batch in self._accumulating:
+            if batch.unknown is None:
+                self._unhashed.append(batch.indices)
+            else:
+                self._own_unproven += Tally.of(batch.indices)
+                self._tell(batch.unknown)
+            if len(batch.withheld):
+                self._own_withheld += Tally.of(batch.withheld)
         self._accumulating = []
         if len(self._unhashed) >= _FLUSH:
             self._hash()
+
+    def _tell(self, unknown: str) -> None:
+        """Say once what cannot be proven."""
+        if not self._told:
+            self._told = True
+            log.warning("which samples are used cannot be told, and the ledger does not prove it: %s", unknown)
 
     def _hash(self) -> None:
         if self._unhashed:
             self._own += Tally.of(np.concatenate(self._unhashed))
             self._unhashed = []
 
-    def _all(self, trainer: pl.Trainer, own: Tally) -> Tally:
-        """The sum over all ranks."""
+    def _all(self, trainer: pl.Trainer, *own: Tally) -> list[Tally]:
+        """The sums over all ranks."""
         if trainer.world_size == 1:
-            return own
+            return list(own)
         # As signed numbers, whose sum wraps around modulo 2**64 like that of unsigned ones.
-        words = np.array([own.count, own.hash], np.uint64).view(np.int64)
+        words = np.array([(each.count, each.hash) for each in own], np.uint64).view(np.int64)
         summed = torch.from_numpy(words).to(trainer.strategy.root_device)
         dist.all_reduce(summed)
-        count, digest = summed.cpu().numpy().view(np.uint64).tolist()
-        return Tally(count, digest)
+        return [Tally(count, digest) for count, digest in summed.cpu().numpy().view(np.uint64).tolist()]
+
+
+def changes_batches(trainer: Any) -> bool:
+    """Return whether the user's hooks may change a batch between the loader and the step."""
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    owners = (getattr(trainer, "lightning_module", None), getattr(trainer, "datamodule", None))
+    return any(is_overridden(hook, owner) for owner in owners if owner is not None for hook in hooks)

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
+from pipeline.data.batch_rows import described, given, holds, rows_of_parts
 from pipeline.data.permutation import Permutation
-from pipeline.data.seeded import SeededDataset, rows
+from pipeline.data.seeded import SeededCollate, SeededDataset, rows
 from pipeline.errors import ProofFailed
 
 _FINGERPRINTED = 64
@@ -37,16 +38,22 @@ class IdentifiedBatch(NamedTuple):
     """A batch with the identities of its samples, on its way from the collate function to the trainer.
 
     Attributes:
-        indices: (n,) int64.
+        indices: (n,) int64, of the samples that are in the batch, in its order.
         digests: n digests of 32 bytes; empty where only indices are asked for.
         canonical: Whether each digest is of content in canonical form.
         batch: What the model sees.
+        withheld: Of the samples that the collate function left out.
+        unknown: Why it cannot be told which samples are in the batch; `indices` are then those that went into it.
+        rows: Those of the batch's parts, where hooks may still change it.
     """
 
     indices: npt.NDArray[np.int64]
     digests: list[bytes]
     canonical: list[bool]
     batch: Any
+    withheld: npt.NDArray[np.int64] = np.empty(0, np.int64)
+    unknown: str | None = None
+    rows: list[int] | None = None
 
     @staticmethod
     def of(samples: Sequence[Sample], batch: Any) -> "IdentifiedBatch":
@@ -57,6 +64,26 @@ class IdentifiedBatch(NamedTuple):
             [sample.canonical for sample in samples],
             batch,
         )
+
+    def of_those(self, positions: list[int]) -> "IdentifiedBatch":
+        """Return the same batch, which holds only some of the samples, or holds them in another order."""
+        if positions == list(range(len(self.indices))):
+            return self
+        return self._replace(
+            indices=self.indices[positions],
+            digests=[self.digests[at] for at in positions if self.digests],
+            canonical=[self.canonical[at] for at in positions if self.canonical],
+            withheld=np.delete(self.indices, positions),
+        )
+
+    def transferred(self, batch: Any) -> "IdentifiedBatch":
+        """Return what is known once hooks have moved, and maybe changed, the batch."""
+        if batch is None or self.rows is None or self.unknown is not None:
+            return self if batch is not None else self._replace(batch=None)
+        samples = len(self.indices)
+        if rows_of_parts(batch) == self.rows or holds(batch, samples):
+            return self
+        return self._replace(unknown=f"a batch transfer hook made {described(batch)} of {samples} samples")
 
 
 class _IdentifiedDataset:
@@ -97,14 +124,25 @@ class _IdentifiedCollate:
 
     def __init__(self, collate: Any) -> None:
         self.collate = collate
+        self.own = collate.collate if isinstance(collate, SeededCollate) else collate
+        """The user's, or torch's, which makes a row of each sample."""
 
     def __call__(self, samples: Any) -> IdentifiedBatch:
         if isinstance(samples, IdentifiedBatch):
-            batch = samples.batch
-            return samples._replace(batch=self.collate(batch)) if isinstance(batch, list) else samples
+            return self._collated(samples, samples.batch) if isinstance(samples.batch, list) else samples
         if isinstance(samples, Sample):  # a loader with batch_size=None: one sample is one batch
             return IdentifiedBatch.of([samples], self.collate(samples.item))
-        return IdentifiedBatch.of(samples, self.collate([sample.item for sample in samples]))
+        return self._collated(IdentifiedBatch.of(samples, None), [sample.item for sample in samples])
+
+    def _collated(self, known: IdentifiedBatch, items: list[Any]) -> IdentifiedBatch:
+        before = list(items)
+        batch = self.collate(items)
+        known = known._replace(batch=batch)
+        if batch is None or self.own is default_collate:
+            return known
+        positions, unknown = given(batch, before, items)
+        name = getattr(self.own, "__qualname__", type(self.own).__name__)
+        return known._replace(unknown=f"{name} made {unknown}") if unknown else known.of_those(positions)
 
 
 class StripSampleIds:
@@ -112,11 +150,17 @@ class StripSampleIds:
 
     Between here and the model's step batches stay in order: only the trainer's fetcher, a queue, lies between.
     Everything else that is asked of it is the loader's own.
+
+    Args:
+        loader: Whose batches carry identities.
+        in_flight: Takes them.
+        transfers: Whether hooks of the user's may change a batch on its way to the step.
     """
 
-    def __init__(self, loader: Any, in_flight: deque[IdentifiedBatch]) -> None:
+    def __init__(self, loader: Any, in_flight: deque[IdentifiedBatch], transfers: bool = False) -> None:
         self.loader = loader
         self.in_flight = in_flight
+        self.transfers = transfers
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -130,8 +174,10 @@ class StripSampleIds:
                     "function did not make: which samples are in it cannot be told"
                 )
             # Whether there is a batch, but not the batch: it must not be held longer than the trainer holds it.
-            self.in_flight.append(identified._replace(batch=None if identified.batch is None else True))
-            yield identified.batch
+            batch = identified.batch
+            rows = rows_of_parts(batch) if self.transfers else None
+            self.in_flight.append(identified._replace(batch=None if batch is None else True, rows=rows))
+            yield batch
 
     def __getattr__(self, name: str) -> Any:
         # Copying asks for attributes before there is a loader to ask.

@@ -53,7 +53,10 @@ class SessionHooks(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the time from here as a step's."""
+        """Show the batch that the model gets, and count the time from here as a step's."""
+        ledger = self.session.state.ledger
+        if ledger is not None and ledger.transfers:
+            ledger.receive(batch)
         self.session.goodput.steps(trainer.global_step)
 
     def on_train_batch_end(

@@ -164,9 +164,12 @@ class Predictions(pl.Callback):
         if not self._sources:
             return
         source = self._sources[dataloader_idx]
-        indices = source.in_flight.popleft().indices if source.identifies else None
+        identity = source.in_flight.popleft() if source.identifies else None
         if not self._writes:
             return
+        if identity is not None and identity.unknown is not None:
+            raise ProofFailed(f"which samples a batch of predictions holds cannot be told: {identity.unknown}")
+        indices = None if identity is None else identity.indices
         self._empty = self._empty and outputs is None
         self._keep(source, indices, portable(outputs))
         if self.preemption.asked:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from pipeline.data.ledger import changes_batches
 from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, identified
 from pipeline.data.seeded import SeededDataset
 from pipeline.errors import ProofFailed, UserError
@@ -100,6 +101,7 @@ class Evaluation(pl.Callback):
         self._reasons = list(reasons)
         self._in_flight: deque[IdentifiedBatch] = deque()
         self._counts: _Counts | None = None
+        self._identifies = False
         self._scored: int | None = 0
 
     def watch(self, trainer: pl.Trainer, source: Any) -> None:
@@ -125,7 +127,8 @@ class Evaluation(pl.Callback):
                 return loaders
             samples = len(_dataset_of(loader))
             self._counts, self._scores = _Counts(samples), Scores(self.run, samples)
-            return StripSampleIds(identified(loader), self._in_flight)
+            self._identifies = True
+            return StripSampleIds(identified(loader), self._in_flight, changes_batches(trainer))
 
         source.test_dataloader = test_dataloader
 
@@ -143,15 +146,33 @@ class Evaluation(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the samples of a batch, now that `test_step` has used them."""
+        """Count the samples of a batch, now that `test_step` has used them.
+
+        Raises:
+            UserError: Which samples that are cannot be told.
+        """
         indices: npt.NDArray[np.int64] | None = None
-        if self._counts is not None:
-            identity = self._in_flight.popleft()
-            self._counts.add(identity)
-            indices = identity.indices
+        if self._identifies:
+            identity = self._in_flight.popleft().transferred(batch)
+            if identity.unknown is not None:
+                self._cannot_tell(identity.unknown)
+            elif self._counts is not None:
+                known = identity if batch is not None else identity.of_those([])
+                self._counts.add(known)
+                indices = known.indices
         count = _size_of(batch) if indices is None else len(indices)
         self._scored = None if count is None or self._scored is None else self._scored + count
         self._scores.add(indices, count or 0, outputs)
+
+    def _cannot_tell(self, reason: str) -> None:
+        """Count no samples any more."""
+        problem = f"which test samples are scored cannot be told: {reason}"
+        if not self._unproven:
+            raise UserError(f"{problem}. {UNPROVEN}")
+        if self._counts is not None:
+            self._counts = self._scored = None
+            self._reasons.append(problem)
+            self._scores.forget_indices()
 
     def conclude(self, trainer: pl.Trainer) -> None:
         """Write scores and receipt, and judge.

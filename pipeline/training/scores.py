@@ -42,7 +42,7 @@ class Scores:
         self._columns: dict[str, npt.NDArray[Any]] = {}
         self._absent: dict[str, list[tuple[int, int]]] = {}
         """Rows of batches whose output had no such column."""
-        self._rest: list[tuple[npt.NDArray[np.int64], dict[str, Any]]] = []
+        self._rest: list[tuple[slice, dict[str, Any]]] = []
         self._rest_bytes = self._files = 0
         self._left_out: set[str] = set()
         self.beside: set[str] = set()
@@ -74,10 +74,14 @@ class Scores:
             if str(name) not in table and self._can_be_saved(value, name)
         }
         if rest:
-            self._rest.append((self._index[start:stop].copy(), rest))
+            self._rest.append((slice(start, stop), rest))
             self._rest_bytes += size(rest)
             if self._rest_bytes >= _FILE_BYTES:
                 self._write_rest()
+
+    def forget_indices(self) -> None:
+        """Count the rows in the order of the loader, also those so far."""
+        self._index[: self._used] = np.arange(self._used)
 
     def clear(self) -> None:
         """Remove what an earlier evaluation has left beside its table."""
@@ -131,14 +135,14 @@ class Scores:
     def _write_rest(self) -> None:
         if not self._rest:
             return
-        sizes = [len(indices) for indices, _ in self._rest]
+        sizes = [rows.stop - rows.start for rows, _ in self._rest]
         content: dict[str, Any] = {}
         for name in dict.fromkeys(name for _, rest in self._rest for name in rest):
             values = [rest.get(name) for _, rest in self._rest]
             whole = all(is_column(value, count) for value, count in zip(values, sizes, strict=True))
             joined = concatenated({name: value} for value in values) if whole else None
             content[name] = values if joined is None else joined[name]
-        index = torch.from_numpy(np.concatenate([indices for indices, _ in self._rest]))
+        index = torch.from_numpy(np.concatenate([self._index[rows] for rows, _ in self._rest]))
         data = saved({"index": index, "batch_sizes": sizes, "outputs": content}, "what test_step returns")
         self.run.write(OUTPUTS.replace(".pt", f"-{self._files:04d}.pt" if self._files else ".pt"), data)
         self.beside |= content.keys()
