@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipeline.run.run_dir import RunDir
-from tests.support.commands import Ended
-from tests.support.runs import fit
+from tests.support.commands import Ended, assert_one_message, torchrun
+from tests.support.runs import ROWS, fit
 
 App = Callable[..., Ended]
 
@@ -195,6 +195,13 @@ def test_a_checkpoint_on_an_exception(app: App, storage: str) -> None:
     assert load(storage, "on_exception.ckpt")["global_step"] == 3
 
 
+def test_a_checkpoint_io_of_the_users_is_one_message(app: App, tmp_path: Path) -> None:
+    assert_one_message(
+        fit(app, str(tmp_path), 1, "--trainer.plugins=AsyncCheckpointIO"),
+        "trainer.plugins=AsyncCheckpointIO would take the place of the run's own checkpoint files",
+    )
+
+
 def test_a_file_that_is_saved_again_is_whole_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.training.checkpoint_io import RunIO
 
@@ -223,3 +230,18 @@ def test_a_progress_bar_callback_works_where_there_is_no_terminal(app: App, tmp_
 class OwnBar(pl.callbacks.ProgressBar):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         print(f"own bar: {self.total_train_batches} batches")
+
+
+def test_what_two_processes_write_beside_the_logs_arrives_and_lightning_speaks_once(s3: str, tmp_path: Path) -> None:
+    run = f"{s3}/{tmp_path.name}/run"
+    more = ("--trainer.callbacks=tests.test_user_output.WritesByRank", "--trainer.profiler=simple")
+    ended = torchrun(2, "-m", "pipeline", "fit", *ROWS, "--trainer.max_epochs=1", "--run_dir", run, *more)
+    assert ended.status == 0, ended.text
+    assert {name for name in files(run, "logs") if name.startswith("rank")} == {"rank0.txt", "rank1.txt"}
+    for line in ("`Trainer.fit` stopped: `max_epochs=1` reached.", "FIT Profiler Report"):
+        assert ended.text.count(line) == 1
+
+
+class WritesByRank(pl.Callback):
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        Path(str(trainer.log_dir), f"rank{trainer.global_rank}.txt").write_text("x")
