@@ -301,6 +301,8 @@ def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
         arguments["verbose"] = arguments["verbose"] and console.on_terminal()
     if command.subcommand == "predict":
         arguments["return_predictions"] = False  # nobody would take them: they are written
+    if point.url is None:
+        compat.load_no_checkpoint(command.trainer)
     try:
         with mirrored(command.trainer):
             getattr(command.trainer, str(command.subcommand))(**arguments)

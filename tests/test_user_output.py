@@ -66,7 +66,7 @@ class SavesAtTheEnd(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("name", ["final.ckpt", "checkpoints/final.ckpt", "a/b/step-00000007.ckpt"])
+@pytest.mark.parametrize("name", ["checkpoints/final.ckpt", "a/b/step-00000007.ckpt"])
 def test_trainer_save_checkpoint_below_the_run_directory(app: App, storage: str, name: str) -> None:
     more = ("--trainer.callbacks=tests.test_user_output.SavesAtTheEnd", f"--trainer.callbacks.path={storage}/{name}")
     assert fit(app, storage, 1, *more).status == 0
@@ -138,6 +138,7 @@ def scalars(folder: Path, tag: str) -> list[int]:
     return [event.step for event in found.Scalars(tag)]
 
 
+@pytest.mark.parametrize("storage", ["s3"], indirect=True)
 @pytest.mark.parametrize("profiler", ["Simple", "Advanced"])
 def test_a_profilers_report_goes_where_it_is_told(app: App, storage: str, profiler: str) -> None:
     more = (
@@ -149,7 +150,7 @@ def test_a_profilers_report_goes_where_it_is_told(app: App, storage: str, profil
     assert "run_training_epoch" in (RunDir(storage).read("prof/fit-mine.txt") or b"").decode()
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(("storage", "told"), [("folder", False), ("s3", False), ("s3", True)], indirect=["storage"])
 def test_torchs_profiler_leaves_its_trace_and_report(app: App, storage: str, told: bool) -> None:
     more = (
         "--trainer.profiler=lightning.pytorch.profilers.PyTorchProfiler",
@@ -193,6 +194,22 @@ def test_a_checkpoint_on_an_exception(app: App, storage: str) -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(app, storage, 1, *more)
     assert load(storage, "on_exception.ckpt")["global_step"] == 3
+
+
+def test_lightning_never_chooses_the_checkpoint_of_a_callback_to_start_from(app: App, tmp_path: Path) -> None:
+    saving = (
+        *("--trainer.callbacks=OnExceptionCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}"),
+        *("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last=true"),
+        "--trainer.callbacks.every_n_train_steps=2",
+    )
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(app, str(tmp_path), 1, *saving, "--trainer.callbacks+=tests.test_user_output.Fails")
+    assert load(str(tmp_path), "logs/checkpoints/last.ckpt")["global_step"] == 2
+    ended = fit(app, str(tmp_path), 1, *saving)
+    assert ended.status == 0, ended.err
+    assert "finished: step 7, epoch 1" in ended.err, (
+        "the run resumes from its own checkpoints alone, and there was none yet"
+    )
 
 
 def test_a_checkpoint_io_of_the_users_is_one_message(app: App, tmp_path: Path) -> None:
