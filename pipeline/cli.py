@@ -28,7 +28,7 @@ from pipeline.process.patience import Patience, given_away_limit, patience
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog
-from pipeline.run.run_dir import RunDir, next_run_dir
+from pipeline.run.run_dir import PREDICTIONS, RunDir, next_run_dir
 from pipeline.training import compat, console, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
@@ -286,6 +286,8 @@ def _predict(command: CommandLine, run: RunDir, point: ResumePoint, topology: To
     predictions = Predictions(run, url, sha256, config, topology, preemption)
     predictions.watch(command.trainer, command.datamodule if command.datamodule is not None else command.model)
     log.info("predicting with %s", url)
+    if command.asked.return_predictions:
+        log.info("return_predictions=true: a command returns nothing, read them from %s/%s", run, PREDICTIONS)
     preemption.mark_training()
     preemption.durable = lambda: "the parts that are written stay"
     _call_trainer(command, point)
@@ -299,6 +301,8 @@ def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
         arguments["verbose"] = arguments["verbose"] and console.on_terminal()
     if command.subcommand == "predict":
         arguments["return_predictions"] = False  # nobody would take them: they are written
+    if point.url is None:
+        compat.load_no_checkpoint(command.trainer)
     try:
         with mirrored(command.trainer):
             getattr(command.trainer, str(command.subcommand))(**arguments)

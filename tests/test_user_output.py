@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipeline.run.run_dir import RunDir
-from tests.support.commands import Ended
-from tests.support.runs import fit
+from tests.support.commands import Ended, assert_one_message, torchrun
+from tests.support.runs import ROWS, fit
 
 App = Callable[..., Ended]
 
@@ -66,7 +66,7 @@ class SavesAtTheEnd(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("name", ["final.ckpt", "checkpoints/final.ckpt", "a/b/step-00000007.ckpt"])
+@pytest.mark.parametrize("name", ["checkpoints/final.ckpt", "a/b/step-00000007.ckpt"])
 def test_trainer_save_checkpoint_below_the_run_directory(app: App, storage: str, name: str) -> None:
     more = ("--trainer.callbacks=tests.test_user_output.SavesAtTheEnd", f"--trainer.callbacks.path={storage}/{name}")
     assert fit(app, storage, 1, *more).status == 0
@@ -138,6 +138,7 @@ def scalars(folder: Path, tag: str) -> list[int]:
     return [event.step for event in found.Scalars(tag)]
 
 
+@pytest.mark.parametrize("storage", ["s3"], indirect=True)
 @pytest.mark.parametrize("profiler", ["Simple", "Advanced"])
 def test_a_profilers_report_goes_where_it_is_told(app: App, storage: str, profiler: str) -> None:
     more = (
@@ -149,7 +150,7 @@ def test_a_profilers_report_goes_where_it_is_told(app: App, storage: str, profil
     assert "run_training_epoch" in (RunDir(storage).read("prof/fit-mine.txt") or b"").decode()
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(("storage", "told"), [("folder", False), ("s3", False), ("s3", True)], indirect=["storage"])
 def test_torchs_profiler_leaves_its_trace_and_report(app: App, storage: str, told: bool) -> None:
     more = (
         "--trainer.profiler=lightning.pytorch.profilers.PyTorchProfiler",
@@ -195,6 +196,29 @@ def test_a_checkpoint_on_an_exception(app: App, storage: str) -> None:
     assert load(storage, "on_exception.ckpt")["global_step"] == 3
 
 
+def test_lightning_never_chooses_the_checkpoint_of_a_callback_to_start_from(app: App, tmp_path: Path) -> None:
+    saving = (
+        *("--trainer.callbacks=OnExceptionCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}"),
+        *("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last=true"),
+        "--trainer.callbacks.every_n_train_steps=2",
+    )
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(app, str(tmp_path), 1, *saving, "--trainer.callbacks+=tests.test_user_output.Fails")
+    assert load(str(tmp_path), "logs/checkpoints/last.ckpt")["global_step"] == 2
+    ended = fit(app, str(tmp_path), 1, *saving)
+    assert ended.status == 0, ended.err
+    assert "finished: step 7, epoch 1" in ended.err, (
+        "the run resumes from its own checkpoints alone, and there was none yet"
+    )
+
+
+def test_a_checkpoint_io_of_the_users_is_one_message(app: App, tmp_path: Path) -> None:
+    assert_one_message(
+        fit(app, str(tmp_path), 1, "--trainer.plugins=AsyncCheckpointIO"),
+        "trainer.plugins=AsyncCheckpointIO would take the place of the run's own checkpoint files",
+    )
+
+
 def test_a_file_that_is_saved_again_is_whole_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.training.checkpoint_io import RunIO
 
@@ -223,3 +247,18 @@ def test_a_progress_bar_callback_works_where_there_is_no_terminal(app: App, tmp_
 class OwnBar(pl.callbacks.ProgressBar):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         print(f"own bar: {self.total_train_batches} batches")
+
+
+def test_what_two_processes_write_beside_the_logs_arrives_and_lightning_speaks_once(s3: str, tmp_path: Path) -> None:
+    run = f"{s3}/{tmp_path.name}/run"
+    more = ("--trainer.callbacks=tests.test_user_output.WritesByRank", "--trainer.profiler=simple")
+    ended = torchrun(2, "-m", "pipeline", "fit", *ROWS, "--trainer.max_epochs=1", "--run_dir", run, *more)
+    assert ended.status == 0, ended.text
+    assert {name for name in files(run, "logs") if name.startswith("rank")} == {"rank0.txt", "rank1.txt"}
+    for line in ("`Trainer.fit` stopped: `max_epochs=1` reached.", "FIT Profiler Report"):
+        assert ended.text.count(line) == 1
+
+
+class WritesByRank(pl.Callback):
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        Path(str(trainer.log_dir), f"rank{trainer.global_rank}.txt").write_text("x")

@@ -12,6 +12,7 @@ from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from jsonargparse import Path as JsonargparsePath
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import CheckpointIO
 
 from pipeline.config import messages, saved_config
 from pipeline.config.flags import ONLY_FIT, add_flags
@@ -149,6 +150,12 @@ class CommandLine(LightningCLI):
         config = self._get(self.config_init, "trainer")
         config["callbacks"] = _as_list(config["callbacks"])
         config["plugins"] = [*_as_list(config["plugins"]), *self._plugins]
+        for plugin in config["plugins"]:
+            if isinstance(plugin, CheckpointIO) and plugin not in self._plugins:
+                raise UserError(
+                    f"trainer.plugins={type(plugin).__name__} would take the place of the run's own checkpoint files, "
+                    "which are saved in the background already, on any storage: leave it out"
+                )
         if self.subcommand != "fit":
             config["enable_checkpointing"] = bool(config["callbacks"]) and config["enable_checkpointing"]
             config["logger"] = config["logger"] or False

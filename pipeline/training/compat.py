@@ -190,6 +190,11 @@ def at_restore(trainer: pl.Trainer, do: Callable[[], None]) -> None:
     connector._restore_modules_and_callbacks = restore  # type: ignore[method-assign]
 
 
+def load_no_checkpoint(trainer: pl.Trainer) -> None:
+    """Keep Lightning from loading what it finds by itself: the file of an OnExceptionCheckpoint, or one of Slurm's."""
+    trainer._checkpoint_connector._user_managed = True
+
+
 def load_callbacks(trainer: pl.Trainer, states: Any) -> None:
     """Load the callbacks' states once more, from `checkpoint["callbacks"]`."""
     call._call_callbacks_load_state_dict(trainer, {"callbacks": states})

@@ -24,6 +24,7 @@ _HANDLED = (
     r".*does not have many workers which may be a bottleneck",  # the user's --data.init_args.num_workers decides
     r".*is smaller than the logging interval",  # the epoch's values are logged all the same
     r".*Experiment logs directory .* exists and is not empty",  # `trainer.adapt` moves the table aside before
+    r".*Checkpoint directory .* exists and is not empty",  # a resumed run saves beside what it saved before
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # inside Lightning
     r".*Using `DistributedSampler` with the dataloaders",  # evaluation proves with its receipt that it used none
     r".*Trying to infer the `batch_size` from an ambiguous collection",  # of the samples' own nesting

@@ -246,6 +246,12 @@ def test_what_is_the_users_in_the_folder_stays(app: App, base: str) -> None:
     mine.unlink()
 
 
+def test_return_predictions_says_where_they_are(app: App, base: str) -> None:
+    ended = app("predict", "--run_dir", base, *DATA, "--return_predictions=true")
+    assert ended.status == 0, ended.err
+    assert f"a command returns nothing, read them from {base}/predictions" in ended.err
+
+
 def test_a_limit_is_kept_to_and_the_receipt_shows_what_is_missing(app: App, base: str) -> None:
     ended = app("predict", "--run_dir", base, *DATA, "--trainer.limit_predict_batches=2")
     assert ended.status == 0, ended.err
