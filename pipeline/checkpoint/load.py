@@ -226,9 +226,9 @@ def _stream(run: RunDir, record: CommitRecord, place: Callable[[int, memoryview]
     Raises:
         Corrupt: The bytes do not match the record.
     """
-    read, digest, length = open_ranges(run, record.name), hashlib.sha256(), 0
-    placing = Lock()  # threads that write to one file would only wait for one another
     bound, url = patience.current(), run.url_of(record.name)
+    read, digest, length = patiently(url, lambda: open_ranges(run, record.name)), hashlib.sha256(), 0
+    placing = Lock()  # threads that write to one file would only wait for one another
 
     def fetch(start: int) -> memoryview:
         with patience.patience(bound):

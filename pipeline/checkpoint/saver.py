@@ -15,7 +15,7 @@ import torch
 from pipeline.checkpoint.commit import CommitRecord, write_record
 from pipeline.checkpoint.load import check
 from pipeline.checkpoint.snapshot import Snapshots
-from pipeline.checkpoint.transfer import PART, open_writer
+from pipeline.checkpoint.transfer import PART, open_writer, part_size
 from pipeline.errors import LeaseLost
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import storage_error
@@ -215,7 +215,8 @@ class Saver:
         run, name = self.run, record.name
         self.before_commit()  # also before: a stale writer must not touch the file of a newer one
         tagged = run.is_s3 and self._knows_tags
-        file = HashingWriter(open_writer(run, name), tagged, self._moves)
+        part = part_size(self._snapshots.bytes)
+        file = HashingWriter(open_writer(run, name, part), tagged, self._moves, part)
         try:
             torch.save(snapshot, cast("BinaryIO", file))
         except RuntimeError as error:
@@ -247,15 +248,19 @@ class HashingWriter:
         file: Takes the bytes.
         tagged: Whether to compute the ETag that an object store should report.
         written: Called after each piece.
+        part: Bytes of a part, in which the store gets the file.
     """
 
-    def __init__(self, file: Any, tagged: bool = False, written: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, file: Any, tagged: bool = False, written: Callable[[], None] | None = None, part: int = PART
+    ) -> None:
         self._file = file
         self.digest = hashlib.sha256()
         self.bytes = 0
         self.error: BaseException | None = None
         self._tagged = tagged
         self._written = written
+        self._part = part
         self._parts: list[Any] = []
 
     def write(self, data: Any) -> int:
@@ -267,7 +272,7 @@ class HashingWriter:
             piece = view[start : start + _PIECE - self.bytes % _PIECE]
             self.digest.update(piece)
             if self._tagged:
-                if self.bytes % PART == 0:
+                if self.bytes % self._part == 0:
                     self._parts.append(hashlib.md5(usedforsecurity=False))
                 self._parts[-1].update(piece)
             try:
@@ -288,7 +293,7 @@ class HashingWriter:
 
         Source: the ETags of multipart uploads as Amazon S3 and Ceph make them.
         """
-        if self.bytes < PART:
+        if self.bytes < self._part:
             return str(self._parts[0].hexdigest()) if self._parts else ""
         digests = b"".join(part.digest() for part in self._parts)
         return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"

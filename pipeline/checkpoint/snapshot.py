@@ -18,6 +18,11 @@ class Snapshots:
         self._free: dict[tuple[int, bool], list[Tensor]] = {}
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of all copies: about those of the file."""
+        return sum(size * len(buffers) for (size, _), buffers in self._buffers.items())
+
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
         """Copy a state of tensors in dictionaries, lists and tuples.
 

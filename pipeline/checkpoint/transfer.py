@@ -9,14 +9,15 @@ file, in the process that saves or loads, never in a loader worker, and is not k
 
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.run.run_dir import RunDir
 
 PART = 16 << 20
-"""Bytes of a part, up and down."""
+"""Bytes of a part, up and down, at least."""
+_MOST_PARTS = 9_000
+"""Of a file; its size is an estimate."""
 
 _CORES_PER_PART = 4
 _MOST_AT_ONCE = 8
@@ -36,20 +37,25 @@ class ObjectWriter(Protocol):
         """
 
 
-def open_writer(run: RunDir, name: str) -> ObjectWriter:
-    """Open a new file for streaming bytes into it, in parts."""
+def part_size(total: int) -> int:
+    """Return the bytes of a part of a file of `total` bytes: stores take 10,000 parts at most."""
+    return max(PART, -(-total // (_MOST_PARTS * PART)) * PART)
+
+
+def open_writer(run: RunDir, name: str, part: int = PART) -> ObjectWriter:
+    """Open a new file for streaming bytes into it, in parts of this size."""
     store = _object_store(run)
     if store is None:
         if run.is_local:  # a stopped process that wakes up later writes into its own file, which has no name any more
             Path(run.path, name).unlink(missing_ok=True)
-        writer: ObjectWriter = run.open_write(name)
+        writer: ObjectWriter = run.open_write(name, part)
         return writer
     import obstore  # noqa: PLC0415 - part of the extra for S3
 
     # Uploading takes cores from training: on two of them, one part at a time cost training half of what four did (a
     # fifth with the server on the other core), and the upload two fifths of its speed.
     at_once = min(max(len(os.sched_getaffinity(0)) // _CORES_PER_PART, 1), _MOST_AT_ONCE)
-    opened: ObjectWriter = obstore.open_writer(store, run.object_of(name)[1], buffer_size=PART, max_concurrency=at_once)
+    opened: ObjectWriter = obstore.open_writer(store, run.object_of(name)[1], buffer_size=part, max_concurrency=at_once)
     return opened
 
 
@@ -69,37 +75,10 @@ def open_ranges(run: RunDir, name: str) -> Callable[[int, int], Any]:
 
 
 def _object_store(run: RunDir) -> Any:
-    """Return an obstore client for a run on S3 that reaches it as s3fs does, or None where that is not certain."""
-    if not run.is_s3:
-        return None
+    """Return an obstore client for a run on S3 that reaches it as s3fs does, or None where only s3fs does."""
     try:
-        import botocore.session  # noqa: PLC0415 - comes with s3fs
-        from obstore.store import S3Store  # noqa: PLC0415
+        import obstore.store  # noqa: F401, PLC0415 - part of the extra for S3
     except ImportError:
         return None
-    make: Any = S3Store
-    options = dict(run.fs.storage_options)
-    options.pop("use_listings_cache", None)
-    session = botocore.session.Session()
-    credentials = session.get_credentials()
-    if options or credentials is None:  # set up by fsspec's own configuration, which only s3fs reads
-        return None
-    # Where botocore, and so s3fs, would look: the environment, then the user's configuration.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    endpoint = endpoint or session.get_scoped_config().get("endpoint_url")
-    region = session.get_config_variable("region") or "us-east-1"
-
-    def provide() -> dict[str, Any]:
-        now = credentials.get_frozen_credentials()
-        found = {"access_key_id": now.access_key, "secret_access_key": now.secret_key, "token": now.token}
-        # botocore renews those of a role by itself: ask it again soon.
-        return {**found, "expires_at": datetime.now(UTC) + timedelta(minutes=5)}
-
-    return make(
-        run.object_of("")[0],
-        region=region,
-        credential_provider=provide,
-        client_options={"allow_http": bool(endpoint and endpoint.startswith("http:")), "timeout": "300s"},
-        # Hosts other than Amazon's seldom have a host name for each bucket.
-        **({"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}),
-    )
+    # Made anew for each file: one that a forked child inherits hangs there.
+    return None if run.s3 is None else run.s3.object_store()

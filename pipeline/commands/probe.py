@@ -1,7 +1,8 @@
 """`python -m pipeline probe <url>`: whether a store can carry a run, before any node is paid for.
 
 Each check is a line: `ok`; `MISSING`, for what the store lacks and the pipeline can do without; `FAILED`, for what it
-cannot do without. Everything that was written is removed again, also when a check fails.
+cannot do without; `AWAY`, where it did not answer. Everything that was written is removed again, also when a check
+fails.
 """
 
 import argparse
@@ -19,16 +20,19 @@ from typing import Any
 
 from pipeline.checkpoint.cleanup import abort, open_uploads
 from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
-from pipeline.errors import DONE, USER_MUST_CHANGE, UserError, chain
+from pipeline.errors import CRASH, DONE, USER_MUST_CHANGE, UserError, chain
 from pipeline.process.timeout import within
+from pipeline.run.retry import patiently
 from pipeline.run.run_dir import RunDir
-from pipeline.run.storage_errors import storage_error
+from pipeline.run.storage_errors import is_away, storage_error
 
 log = logging.getLogger(__name__)
 
 _SMALL, _LARGE, _OPEN, _ONCE = "small", "large", "open", "once"
 _BYTES = 1 << 20
 _HANGS = "no answer within"
+_FAILED, _AWAY = "FAILED", "AWAY"
+_BAD = (_FAILED, _AWAY)
 _AT_ONCE = 4
 _RIVALS = 8
 _VISIBLE = "other nodes would not see a commit. Use a store with read-after-write consistency"
@@ -67,6 +71,7 @@ def probe(url: str, megabytes: int = 64, limit: float = 60.0) -> tuple[str, bool
 
     Raises:
         UserError: The URL is invalid, or there is nothing to measure.
+        StorageAway: The store does not answer.
     """
     if megabytes < 1:
         raise UserError(f"megabytes={megabytes} must be >= 1")
@@ -74,6 +79,7 @@ def probe(url: str, megabytes: int = 64, limit: float = 60.0) -> tuple[str, bool
     run = RunDir(f"{url if url.endswith('/') else url + '/'}probe-{uuid.uuid4().hex[:12]}")
     made = _folders_to_make(run)
     size = megabytes << 20
+    patiently(f"{base}", lambda: run.read(_SMALL))
     trial = _Trial(run, size, os.urandom(_BYTES), os.urandom(_BYTES), os.urandom(min(PART, size)))
     results: list[tuple[str, str, str]] = []
     try:
@@ -83,15 +89,15 @@ def probe(url: str, megabytes: int = 64, limit: float = 60.0) -> tuple[str, bool
             verdict, found = _run_check(name, lambda check=check: check(trial), seconds)  # type: ignore[misc]
             results.append((verdict, found, name))
             hangs = found.startswith(_HANGS)
-            if verdict == "FAILED" and (name == "write" or hangs):
+            if verdict in _BAD and (name == "write" or hangs):
                 later = f"; should the store wake up later, remove {run} by hand" if hangs else ""
                 results.append(("", f"the checks after it were not tried{later}", ""))
                 break
     finally:
         verdict, left = _run_check("clean up", lambda: _clean_up(run, made), limit)
-    if (verdict == "FAILED" or left) and len(results) > 2:
-        results.append(("FAILED", f"{run} is left, remove it by hand: {left}", "clean up"))
-    good = not any(verdict == "FAILED" for verdict, _, _ in results)
+    if (verdict in _BAD or left) and len(results) > 2:
+        results.append((_FAILED, f"{run} is left, remove it by hand: {left}", "clean up"))
+    good = not any(verdict in _BAD for verdict, _, _ in results)
     lines = [f"{verdict:<8}{name:<18}{found}".rstrip() for verdict, found, name in results]
     end = "this store can carry a run" if good else "this store cannot carry a run yet: fix what FAILED"
     return "\n".join([f"probe of {base}", "", *lines, "", end]), good
@@ -243,13 +249,13 @@ def _run_check(name: str, check: Callable[[], str], limit: float) -> tuple[str, 
         except _FeatureMissing as missing:
             return "MISSING", str(missing)
         except _CheckFailed as failed:
-            return "FAILED", str(failed)
+            return _FAILED, str(failed)
         except Exception as error:
             log.debug("%s", name, exc_info=True)
-            return "FAILED", f"{_text(error)}: {_advice(error)}"
+            return _AWAY if is_away(error) else _FAILED, f"{_text(error)}: {_advice(error)}"
 
     hangs = f"{_HANGS} {limit:.0f} s. Check AWS_ENDPOINT_URL, the network, and whether the store is full or stopped"
-    return within(limit, run, f"probe {name}") or ("FAILED", hangs)
+    return within(limit, run, f"probe {name}") or (_FAILED, hangs)
 
 
 _FULL = "the store is full, or a quota or limit is reached. Make room or raise it"
@@ -336,4 +342,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Probe, print what was found, and return the exit status."""
     text, good = probe(arguments.url, arguments.megabytes)
     print(text)  # noqa: T201 - the output of the command
-    return DONE if good else USER_MUST_CHANGE
+    # A storage that goes away meanwhile is nobody's mistake.
+    away = any(line.startswith(_AWAY) or _HANGS in line for line in text.splitlines())
+    return DONE if good else CRASH if away else USER_MUST_CHANGE

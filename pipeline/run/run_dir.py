@@ -21,12 +21,14 @@ import re
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pipeline.errors import StorageAway, UserError
 from pipeline.run import storage
 from pipeline.run.retry import patient
+from pipeline.run.s3_client import S3Location, locate
 from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 
 log = logging.getLogger(__name__)
@@ -63,10 +65,14 @@ class RunDir:
         self.fs, path = storage.open_filesystem(url, f"run_dir={url!r}")
         self.is_local = storage.is_local(self.fs)
         self.is_s3 = storage.speaks(self.fs, "s3")
+        if not self.is_local and "://" not in path:
+            # One name for one place: an empty segment is a folder to s3fs, and an error to obstore.
+            root = "/" if path.startswith("/") else ""
+            path = root + "/".join(each for each in path.split("/") if each not in ("", "."))
         self.path = path.rstrip("/")
         self.url = self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
         # What a person reads and types again: local paths as they were given.
-        self.label = url.rstrip("/")
+        self.label = url.rstrip("/") if self.is_local else self.url
 
     def __str__(self) -> str:
         return self.label
@@ -134,11 +140,26 @@ class RunDir:
                 found[match[2]][int(match[1])] = int(entry["size"])
         return found
 
-    def open_write(self, name: str) -> BinaryIO:
-        """Open a new file for streaming bytes into it; on a local disk, `sync` makes it durable."""
+    @cached_property
+    def s3(self) -> S3Location | None:
+        """How its bucket is reached; None on another storage, and where fsspec's own configuration says it.
+
+        Raises:
+            Exception: The storage does not answer.
+        """
+        options = {name for name in self.fs.storage_options if name != "use_listings_cache"} if self.is_s3 else {"none"}
+        return None if options else locate(self.object_of("")[0])
+
+    def open_write(self, name: str, block: int | None = None) -> BinaryIO:
+        """Open a new file for streaming bytes into it; on a local disk, `sync` makes it durable.
+
+        Args:
+            name: Of the file.
+            block: Bytes of a part, on a storage that takes files in parts.
+        """
         if self.is_local:
             storage.make_folder(Path(self.path, name).parent)
-        return cast("BinaryIO", self.fs.open(f"{self.path}/{name}", "wb"))
+        return cast("BinaryIO", self.fs.open(f"{self.path}/{name}", "wb", block_size=block))
 
     def sync(self, name: str) -> None:
         """On a local disk: force a file and its folder's entries to the disk. Object stores are durable."""
@@ -262,13 +283,22 @@ class RunDir:
 
 def run_dir_problem(url: str) -> str | None:
     """Return what is wrong with a run directory's URL by itself, or None; no storage is asked."""
+    example = "give a local path or an fsspec URL such as s3://bucket/run"
+    protocol, found, rest = url.partition("://")
     if not url.strip():
-        return f"run_dir={url!r} is empty: give a local path or an fsspec URL such as s3://bucket/run"
+        return f"run_dir={url!r} is empty: {example}"
+    if url != url.strip() or not url.isprintable():
+        return f"run_dir={url!r} has spaces around it or a character that cannot be printed: {example}"
     if url.startswith("memory:"):
         return (
             f"run_dir={url!r} lives within one process and is gone with it: give a folder or a URL such as "
             "s3://bucket/run"
         )
+    if found and protocol not in ("file", "local") and (".." in rest.split("/") or not rest.split("/")[0]):
+        why = "has '..' in it, which object stores take for a name" if rest.split("/")[0] else "names no bucket"
+        return f"run_dir={url!r} {why}: {example}"
+    if not found and re.match(r"[a-z][a-z0-9]+:/", url):
+        return f"run_dir={url!r} has one slash where a URL has two: give {url.replace(':/', '://', 1)!r}"
     return None
 
 

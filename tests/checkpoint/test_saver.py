@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from pipeline.checkpoint import saver as saving
 from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.checkpoint.commit import committed, newest, read_record
-from pipeline.checkpoint.saver import Saver
-from pipeline.checkpoint.transfer import open_writer
+from pipeline.checkpoint.saver import HashingWriter, Saver
+from pipeline.checkpoint.transfer import PART, open_writer, part_size
 from pipeline.errors import LeaseLost
 from pipeline.run.run_dir import RunDir
 from tests.support.checkpoints import a_record, tensors
@@ -185,3 +186,21 @@ def test_the_last_save_is_waited_for_also_if_it_was_due_before_the_end(
     more = ("--model=tests.support.models.SkipsTheRest", "--checkpoints.every_n_steps=1", "--trainer.max_epochs=1")
     assert app(*FIT, *more, "--run_dir", tmp_path).status == 0
     assert next(committed(RunDir(str(tmp_path)))).step == 2
+
+
+@pytest.mark.parametrize("total", [0, 1, 10**9, 140 * 10**9, 160 * 10**9, 10**12, 3 * 10**12])
+def test_a_checkpoint_of_any_size_fits_into_the_parts_that_a_store_takes(total: int) -> None:
+    part = part_size(total)
+    assert part >= PART
+    assert part % PART == 0
+    assert total <= 9_000 * part
+    assert part == PART or total > 9_000 * (part - PART)
+
+
+def test_the_tag_of_a_file_in_larger_parts_is_the_stores_own(s3: str) -> None:
+    run = RunDir(f"{s3}/{uuid.uuid4().hex[:12]}/run")
+    file = HashingWriter(open_writer(run, "x.ckpt", 2 * PART), tagged=True, part=2 * PART)
+    file.write(bytes(5 * PART))
+    file.close()
+    assert run.size_and_tag("x.ckpt") == (5 * PART, file.tag)
+    assert file.tag.endswith("-3")

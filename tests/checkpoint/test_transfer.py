@@ -32,7 +32,7 @@ class Faulty:
         self.error = error
         self.opened = 0
 
-    def __call__(self, run: RunDir, name: str) -> Any:
+    def __call__(self, run: RunDir, name: str, part: int = 0) -> Any:
         self.opened += 1
         if self.opened <= self.failures:
             raise self.error
@@ -75,7 +75,7 @@ def test_training_goes_on_while_the_storage_fails_and_the_next_save_is_newer(
     saver = Saver(RunDir(str(tmp_path)), 30)
     healed = threading.Event()
 
-    def open_writer(run: RunDir, name: str) -> Any:
+    def open_writer(run: RunDir, name: str, part: int = 0) -> Any:
         if not healed.is_set():
             raise OSError("away")
         return run.open_write(name)
@@ -100,7 +100,7 @@ def test_training_does_not_wait_for_a_storage_that_takes_nothing_and_says_nothin
     monkeypatch.setattr(saving, "_STALLED", 0.3)
     healed = threading.Event()
 
-    def open_writer(run: RunDir, name: str) -> Any:
+    def open_writer(run: RunDir, name: str, part: int = 0) -> Any:
         healed.wait(30)
         return run.open_write(name)
 

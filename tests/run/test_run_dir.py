@@ -1,11 +1,14 @@
 """Storage is a URL: the same body on a folder and on S3."""
 
 import os
+import re
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from pipeline.checkpoint.transfer import open_ranges, open_writer
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir, next_run_dir
 
@@ -111,3 +114,64 @@ def test_starts_at_the_same_moment_choose_names_of_their_own(tmp_path: Path) -> 
     with ThreadPoolExecutor(8) as pool:
         chosen = list(pool.map(lambda _: next_run_dir("tiny", str(tmp_path / "runs")), range(24)))
     assert sorted(chosen) == sorted(f"{tmp_path}/runs/tiny-{number}" for number in range(1, 25))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("s3://b//x", "s3://b/x"),
+        ("s3://b/a//x/", "s3://b/a/x"),
+        ("s3://b/./x", "s3://b/x"),
+        ("s3://b///", "s3://b"),
+        ("s3://b", "s3://b"),
+        ("s3a://b/x", "s3://b/x"),
+        ("s3://b/with space/ü/100%/a?b#c", "s3://b/with space/ü/100%/a?b#c"),
+    ],
+)
+def test_a_url_has_one_form_for_one_place(given: str, meant: str) -> None:
+    run = RunDir(given)
+    assert (run.url, str(run)) == (meant, meant)
+    assert run.object_of("x.json") == (
+        "b",
+        f"{meant.removeprefix('s3a://').removeprefix('s3://b').lstrip('/')}/x.json".lstrip("/"),
+    )
+
+
+def test_local_paths_are_where_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for given in ("~/run", f"file://{tmp_path}/run", "run/", "./run", "other/../run", f"{tmp_path}//run"):
+        RunDir(given).write("x.json", given.encode())
+        assert (tmp_path / "run/x.json").read_text() == given
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "is empty"),
+        ("  ", "is empty"),
+        ("s3://b/x/../y", "has '..' in it"),
+        ("s3://", "names no bucket"),
+        ("s3:///x", "names no bucket"),
+        ("s3:/b/x", "give 's3://b/x'"),
+        (" s3://b/x", "has spaces around it"),
+        ("s3://b/x\n", "has spaces around it"),
+        ("s3://b/\x07", "a character that cannot be printed"),
+    ],
+)
+def test_a_url_that_cannot_carry_a_checkpoint_is_refused(url: str, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        RunDir(url)
+
+
+@pytest.mark.parametrize(
+    "name", ["a//b/./c", "with space", "ü日本", "100%20", "a?b", "a#b", "a+b&c=d", "[1]*", "a\\b:'\""]
+)
+def test_a_checkpoint_and_small_files_meet_in_one_folder_whatever_its_name(s3: str, name: str) -> None:
+    run = RunDir(f"{s3}/{uuid.uuid4().hex[:12]}/{name}/run")
+    writer = open_writer(run, RunDir.checkpoint(3))
+    writer.write(b"weights")
+    writer.close()
+    run.write_json(RunDir.record(3), {"step": 3})
+    assert run.steps() == {"ckpt": {3: 7}, "json": {3: run.size(RunDir.record(3))}}
+    assert run.read(RunDir.checkpoint(3)) == bytes(open_ranges(run, RunDir.checkpoint(3))(0, 7)) == b"weights"

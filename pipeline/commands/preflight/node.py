@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
+from pipeline.checkpoint.transfer import open_ranges, open_writer
 from pipeline.process.cgroup import MemoryCgroup
+from pipeline.process.patience import Patience, patience
 from pipeline.process.timeout import within
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import is_away, storage_error
@@ -100,7 +102,12 @@ def _disks(run: RunDir) -> list[str]:
 
 def storage_within(seconds: float, check: Callable[[], list[NodeFinding]], url: str) -> list[NodeFinding]:
     """Check a storage with a timeout: a server that hangs, or a network that drops packets, may never answer."""
-    found = within(seconds, check, "storage")
+
+    def patient() -> list[NodeFinding]:
+        with patience(Patience(seconds / 2)):
+            return check()
+
+    found = within(seconds, patient, "storage")
     if found is not None:
         return found
     advice = f"{RunDir(url).label} does not answer: check AWS_ENDPOINT_URL, the network, and the store itself"
@@ -182,11 +189,15 @@ def check_storage(url: str, clock: Callable[[], float] = time.time) -> list[Node
     name, data = f"preflight-{uuid.uuid4().hex}", os.urandom(64)
     began, before = time.monotonic(), clock()
     try:
-        run.write(name, data)
+        run.write(name, data[::-1])
+        # The way of a checkpoint's bytes is another one than that of small files.
+        writer = open_writer(run, name)
+        writer.write(data)
+        writer.close()
         after = clock()
         try:
             written = _modified(run, name)
-            same = run.read(name) == data
+            same = run.read(name) == data == bytes(open_ranges(run, name)(0, len(data)))
         finally:
             run.remove(name)
     except Exception as error:  # noqa: BLE001 - a storage of any kind may raise anything

@@ -1,0 +1,113 @@
+"""How a bucket is reached: endpoint, region, credentials, certificates, proxy and addressing, as botocore says.
+
+s3fs asks botocore by itself. obstore, which moves checkpoints, knows a part of the environment and nothing of the AWS
+configuration, so it is given botocore's answers: what one of them reaches, the other does, too.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.run.storage_errors import is_away
+
+_DEFAULT_REGION = "us-east-1"
+
+
+@dataclass(frozen=True)
+class S3Location:
+    """How botocore reaches a bucket.
+
+    Attributes:
+        bucket: Its name.
+        endpoint: The URL before `/<bucket>/<key>`, or before `/<key>` where the host name holds the bucket.
+        in_host: Whether it does.
+        region: Of the bucket, by which requests are signed.
+        credentials: botocore's, which renew themselves.
+        certificates: The file of the certificate authorities to trust beside the system's; None: only those.
+        proxy: The URL of the proxy for this endpoint; None: no proxy.
+    """
+
+    bucket: str
+    endpoint: str
+    in_host: bool
+    region: str
+    credentials: Any
+    certificates: str | None
+    proxy: str | None
+
+    def object_store(self) -> Any:
+        """Return an obstore client of the bucket."""
+        from obstore.store import S3Store  # noqa: PLC0415 - part of the extra for S3
+
+        options: dict[str, Any] = {"allow_http": self.endpoint.startswith("http:"), "timeout": "300s"}
+        # Without a proxy of its own obstore asks the environment: name one that is not for this host.
+        options["proxy_url"] = self.proxy or "http://none.invalid"
+        if self.proxy is None:
+            options["proxy_excludes"] = str(urlsplit(self.endpoint).hostname)
+        if self.certificates is not None:
+            options["root_certificate"] = Path(self.certificates).read_bytes()
+        make: Any = S3Store
+        return make(
+            self.bucket,
+            endpoint=self.endpoint,
+            virtual_hosted_style_request=self.in_host,
+            region=self.region,
+            credential_provider=self._credentials,
+            client_options=options,
+        )
+
+    def _credentials(self) -> dict[str, Any]:
+        now = self.credentials.get_frozen_credentials()
+        found = {"access_key_id": now.access_key, "secret_access_key": now.secret_key, "token": now.token}
+        # botocore renews those of a role by itself: ask it again soon.
+        return {**found, "expires_at": datetime.now(UTC) + timedelta(minutes=5)}
+
+
+def locate(bucket: str) -> S3Location | None:
+    """Ask botocore how it reaches a bucket; return None without credentials.
+
+    Raises:
+        Exception: The storage does not answer.
+    """
+    import botocore.session  # noqa: PLC0415 - comes with s3fs
+    from botocore.utils import get_environ_proxies  # noqa: PLC0415
+
+    session = botocore.session.Session()
+    credentials = session.get_credentials()
+    if credentials is None:
+        return None
+    sent: list[str] = []
+    client = session.create_client("s3")
+    # What is sent last went to the bucket's own region, by all rules of botocore's: dual stack, names with dots, ...
+    client.meta.events.register("before-send.s3", lambda request, **_: sent.append(request.url))
+    region = _region(client, bucket) or client.meta.region_name or _DEFAULT_REGION
+    url = urlsplit(sent[-1])
+    path = url.path.rstrip("/")
+    in_host = not path.endswith(f"/{bucket}")
+    endpoint = f"{url.scheme}://{url.netloc}{path if in_host else path.removesuffix(f'/{bucket}')}"
+    return S3Location(
+        bucket=bucket,
+        endpoint=endpoint,
+        in_host=in_host,
+        region=region,
+        credentials=credentials,
+        certificates=session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE"),
+        proxy=get_environ_proxies(endpoint).get(url.scheme),
+    )
+
+
+def _region(client: Any, bucket: str) -> str | None:
+    """Return the region in which the storage says a bucket is, which its refusals say, too."""
+    from botocore.exceptions import ClientError  # noqa: PLC0415
+
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if is_away(error):
+            raise
+        answer = error.response
+    found = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    return str(found) if found else None
