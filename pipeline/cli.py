@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch.distributed
 
 from pipeline.checkpoint.cleanup import remove_leftovers
-from pipeline.checkpoint.foreign import require_checkpoint
+from pipeline.checkpoint.foreign import fetch
 from pipeline.checkpoint.load import fetch_verified
+from pipeline.checkpoint.weight_files import require_checkpoint
 from pipeline.config import compatibility, mistakes, resume_point, saved_config
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
@@ -113,6 +114,8 @@ def _run_model(command: CommandLine, topology: Topology, writer: AttemptLog, pre
     if run is not None and (record := point.record) is not None:
         # Each node fetches it now, while the ranks wait for each other: within the trainer they would time out.
         topology.together("checkpoint", lambda: str(fetch_verified(run, record)))
+    elif (url := point.url) is not None:
+        topology.together("checkpoint", lambda: fetch(url, f"ckpt_path={url!r}"))
     plugins = [RunIO(run, point.record)]
     logger = _logger(command, run, topology)
     topology.together("instantiated", lambda: command.build(plugins, logger))

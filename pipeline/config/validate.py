@@ -117,7 +117,8 @@ def _weights_problems(config: Namespace, ckpt_path: str | None) -> list[str]:
     if weights is not None and ckpt_path is not None:
         return [
             f"weights={weights!r} and ckpt_path={ckpt_path!r} both say what to start from: give --weights for a new "
-            "training from those weights, or --ckpt_path to resume the other program's training"
+            "training from those weights, or --ckpt_path to resume the other program's training (--weights null takes "
+            "back what a configuration says)"
         ]
     if weights is not None and not weights.strip():
         return [f"weights={weights!r} must be the URL of a file or of a run directory"]
