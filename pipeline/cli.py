@@ -11,12 +11,12 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch.distributed
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.checkpoint.cleanup import remove_leftovers
-from pipeline.checkpoint.foreign import require_checkpoint
+from pipeline.checkpoint.foreign import fetch
 from pipeline.checkpoint.load import fetch_verified
-from pipeline.config import compatibility, resume_point, saved_config
+from pipeline.checkpoint.weight_files import require_checkpoint
+from pipeline.config import compatibility, mistakes, resume_point, saved_config
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
 from pipeline.config.validate import find_problems, require_batchnorm_device
@@ -44,9 +44,6 @@ from pipeline.training.weights import InitialWeights
 
 log = logging.getLogger(__name__)
 
-_USER_MUST_CHANGE = ("`val_check_interval`", "Early stopping conditioned on metric")
-"""What Lightning raises as another error, though only the user can fix it."""
-
 
 class _Start(NamedTuple):
     """What a fit runs with."""
@@ -73,7 +70,8 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
     try:
         topology = Topology.from_environment()
         console.set_up(topology.rank)
-        with AttemptLog() as writer, patience(Patience(given_away_limit(arguments), preemption.check)):
+        bound = Patience(given_away_limit(arguments), preemption.check)
+        with AttemptLog() as writer, mistakes.reported(), patience(bound):
             _run(list(arguments), topology, writer, preemption)
     except (Exception, KeyboardInterrupt) as error:
         ended = outcome(error)
@@ -116,6 +114,8 @@ def _run_model(command: CommandLine, topology: Topology, writer: AttemptLog, pre
     if run is not None and (record := point.record) is not None:
         # Each node fetches it now, while the ranks wait for each other: within the trainer they would time out.
         topology.together("checkpoint", lambda: str(fetch_verified(run, record)))
+    elif (url := point.url) is not None:
+        topology.together("checkpoint", lambda: fetch(url, f"ckpt_path={url!r}"))
     plugins = [RunIO(run, point.record)]
     logger = _logger(command, run, topology)
     topology.together("instantiated", lambda: command.build(plugins, logger))
@@ -170,10 +170,17 @@ def _choose_resume_point(command: CommandLine, run: RunDir | None, topology: Top
     """Return where all ranks start; in a fit, what killed saves left is swept once that is known."""
 
     def choose() -> ResumePoint:
-        point, asked = find(), command.asked
-        if point.url is not None and point.record is None:
-            require_checkpoint(point.url, command.subcommand == "fit", asked.weights_only is not False)
-        return resume_point.with_weights(point, asked) if command.subcommand == "fit" else point
+        fits, given, safe = (
+            command.subcommand == "fit",
+            command.given_checkpoint,
+            command.asked.weights_only is not False,
+        )
+        if given is not None and not fits:
+            require_checkpoint(given, fits, safe)
+        point = find()
+        if fits and point.url is not None and point.record is None:  # a run of its own checkpoints needs no other
+            require_checkpoint(point.url, fits, safe)
+        return resume_point.with_weights(point, command.asked) if fits else point
 
     def find() -> ResumePoint:
         resolved, asked = command.resolved(), command.asked
@@ -310,15 +317,10 @@ def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning has replaced a person's Ctrl-C
             raise error.__context__ from None
         raise
-    except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except (ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        if any(words in text for words in _USER_MUST_CHANGE):
-            raise UserError(text) from error
-        if "loading state_dict" not in text:
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error) or point.url is None or mistakes.where(error):
             raise
         raise UserError(
-            f"the model does not fit the checkpoint {point.url}: {text}. Give the configuration that the run was "
-            "started with, or another --run_dir"
+            f"the model does not fit the checkpoint {point.url}: {' '.join(str(error).split())}. Give the "
+            "configuration that the run was started with, or another --run_dir"
         ) from error

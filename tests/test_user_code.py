@@ -82,19 +82,37 @@ def test_a_batch_of_several_steps_does_not_jump_over_a_save(app: App, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("flags", "words"),
     [
-        ("HoldsAPath", r"hyper_parameters\.folder is a pathlib\.\w+, which no checkpoint can hold"),
-        ("SavesAnArray", r"mine\.array is a numpy\.ndarray, which no checkpoint can hold"),
+        (
+            ("--model=tests.support.callbacks.HoldsAPath",),
+            r"hyper_parameters\.folder is a pathlib\.\w+, which no checkpoint can hold.*save_hyperparameters\(ignore=",
+        ),
+        (
+            ("--model=tests.support.callbacks.SavesAnArray",),
+            r"mine\.array is a numpy\.ndarray, .*torch.from_numpy\(\)",
+        ),
+        (
+            ("--trainer.callbacks=tests.support.callbacks.KeepsDates",),
+            r"callbacks\.KeepsDates\.days\[0\] is a datetime\.date, .*isoformat\(\) of it from state_dict of Keeps",
+        ),
     ],
 )
-def test_what_would_not_load_again_is_refused_at_the_first_save(
-    app: App, tmp_path: Path, model: str, words: str
+def test_what_would_not_load_again_is_refused_before_an_epoch_is_lost(
+    app: App, tmp_path: Path, flags: tuple[str, ...], words: str
 ) -> None:
-    ended = app(*BASE, f"--model=tests.support.callbacks.{model}", "--run_dir", tmp_path)
+    ended = app(*BASE, *flags, "--checkpoints.every_n_steps=null", "--run_dir", tmp_path)
     assert ended.status == 2
     assert re.search(words, ended.err), ended.err
+    assert "epoch 1/3" not in ended.err
     assert not list(tmp_path.glob("checkpoints/*.json"))
+
+
+def test_what_hooks_need_that_is_not_there_yet_is_asked_for_again_when_a_save_is_due(app: App, tmp_path: Path) -> None:
+    saves = ("--model=tests.support.callbacks.SavesWhatAValidationFound", "--checkpoints.every_n_steps=null")
+    ended = app(*BASE, *saves, "--trainer.num_sanity_val_steps=0", "--trainer.max_epochs=1", "--run_dir", tmp_path)
+    assert ended.status == 0, ended.err
+    assert state(str(tmp_path))["found"] == 7
 
 
 def test_batches_that_are_none_are_not_used_and_the_ledger_says_so(app: App, tmp_path: Path) -> None:

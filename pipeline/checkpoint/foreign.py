@@ -3,20 +3,17 @@
 Whatever the user names as a checkpoint or as weights is opened here, so that a file of another kind is one sentence.
 """
 
-import json
 import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cache.fetch import fetched
-from pipeline.checkpoint.commit import read_record, select
 from pipeline.errors import UserError, in_one_line
-from pipeline.run.retry import patiently
-from pipeline.run.run_dir import CHECKPOINTS, RunDir
+from pipeline.run.run_dir import CHECKPOINTS
 from pipeline.run.storage import open_filesystem
 from pipeline.run.storage_errors import is_away, raise_for_user
 
@@ -44,10 +41,6 @@ _FIRST_BYTES = (
     (b"GGUF", "a GGUF file, as llama.cpp reads: convert it to a state_dict"),
     (b"\x93NUMPY", "a numpy array: give a mapping of names to tensors, saved by torch.save"),
 )
-_NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
-"""Where training scripts keep the weights among other things, the first that is there."""
-_SHARDED = ("model.safetensors", "pytorch_model.bin")
-"""The names that Hugging Face's libraries save under; with `.index.json` for weights in several files."""
 _SHOWN = 10
 
 
@@ -64,19 +57,25 @@ def local_copy(url: str, name: str, sha256: str | None = None) -> Iterator[str]:
         UserError: There is none, it may not be read, or it is a folder or damaged.
         StorageAway: Its storage does not answer.
     """
+    fs, path = open_filesystem(url, name)
     with ExitStack() as held:
         try:
-            fs, path = open_filesystem(url, name)
-            if patiently(name, lambda: fs.isdir(path)):
-                raise UserError(f"{name} {_folder(fs, path)}")
             source = held.enter_context(fetched(url, sha256))
-        except FileNotFoundError as error:
-            if is_away(error):
+        except Exception as error:
+            if is_away(error) or isinstance(error, UserError):
                 raise_for_user(error, f"{name} cannot be read", "")
-            raise UserError(f"{name} does not exist: name the file itself, by a local path or any URL") from error
-        except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+            if is_folder(fs, path):
+                raise UserError(f"{name} {describe_folder(fs, path)}") from error
+            if isinstance(error, FileNotFoundError):
+                raise UserError(f"{name} does not exist: name the file itself, by a local path or any URL") from error
             raise_for_user(error, f"{name} cannot be read", "Name a file that this user may read")
         yield source.path
+
+
+def fetch(url: str, name: str) -> None:
+    """Have a file on this node, where `local_copy` finds it at once. Arguments and errors are those of `local_copy`."""
+    with local_copy(url, name):
+        pass
 
 
 def load_file(
@@ -130,114 +129,6 @@ def load_file(
         raise UserError(f"{name} {_why_not(error, path, weights_only)}") from error
 
 
-def require_checkpoint(url: str, trains: bool, weights_only: bool = True) -> None:
-    """Refuse a `ckpt_path` that Lightning could not load, before anything is built.
-
-    Args:
-        url: As the user gave it.
-        trains: Whether training resumes from it, which needs more than weights.
-        weights_only: Whether to refuse what would execute pickled code.
-
-    Raises:
-        UserError: It is no such file, with what to do.
-        StorageAway: Its storage does not answer.
-    """
-    name = f"ckpt_path={url!r}"
-    with local_copy(url, name) as path:
-        content = load_file(path, name, weights_only, skip=True)
-    wanted = ["pytorch-lightning_version", "state_dict", *(["optimizer_states", "lr_schedulers"] if trains else [])]
-    missing = [key for key in wanted if not _is_mapping(content) or key not in content]
-    if not missing:
-        return
-    if len(missing) < len(wanted) and "state_dict" not in missing and "pytorch-lightning_version" not in missing:
-        what = "holds weights alone (save_weights_only), so training cannot resume from it"
-    elif _weights_in(content) is None:
-        raise UserError(f"{name} is no Lightning checkpoint: it holds {_summary(content)}. Name another file")
-    else:
-        what = f"holds weights, but is no Lightning checkpoint (it has no {missing[0]!r})"
-    raise UserError(
-        f"{name} {what}. To start training from its weights, give them as --weights {url} instead"
-        + ("" if trains else "; to evaluate them, save {'state_dict': ..., 'pytorch-lightning_version': '2.0.0'}")
-    )
-
-
-def locate_weights(url: str) -> tuple[str, str | None]:
-    """Return the file of the weights that a user named, and its digest where a run has committed it.
-
-    Args:
-        url: Of a file; of a run directory, for its best or else latest checkpoint; or of a folder of Hugging Face's.
-
-    Raises:
-        UserError: There is none, or it is a folder of another kind.
-        StorageAway: Its storage does not answer.
-    """
-    name, url = f"weights={url!r}", url.rstrip("/")
-    fs, path = open_filesystem(url, name)
-    try:
-        if not fs.isdir(path):
-            folder, _, file = url.rpartition("/")
-            step, record = RunDir.checkpoint_step(file), None
-            if step is not None and folder.rpartition("/")[2] == CHECKPOINTS:
-                record = read_record(RunDir(folder.rpartition("/")[0] or "."), step)
-            return url, None if record is None else record.sha256
-        run = RunDir(url)
-        if run.steps()["json"]:
-            chosen = select(run)
-            return run.url_of(chosen.name), chosen.sha256
-        for file in (each for whole in _SHARDED for each in (whole, f"{whole}.index.json")):
-            if fs.exists(f"{path}/{file}"):
-                return f"{url}/{file}", None
-    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
-        raise_for_user(error, f"{name} cannot be read", "Name a file or a run directory that this user may read")
-    raise UserError(f"{name} {_folder(fs, path, 'has no committed checkpoint: train there first, or name another')}")
-
-
-@contextmanager
-def weights(url: str, sha256: str | None = None, weights_only: bool = True) -> "Iterator[dict[str, Tensor]]":
-    """Yield the tensors of a file by name, from wherever it holds them; memory-mapped until the block ends.
-
-    Args:
-        url: As `locate_weights` returns it.
-        sha256: Its expected digest, if there is one.
-        weights_only: Whether to refuse what would execute pickled code.
-
-    Raises:
-        UserError: It holds none, or cannot be loaded.
-        StorageAway: Its storage does not answer.
-    """
-    name = f"weights={url!r}"
-    with ExitStack() as held:
-
-        def load(url: str, name: str, sha256: str | None = None) -> "dict[str, Tensor]":
-            path = held.enter_context(local_copy(url, name, sha256))
-            content = load_file(path, name, weights_only, mmap=True)
-            found = _weights_in(content)
-            if found is None:
-                raise UserError(f"{name} holds no weights by name, but {_summary(content)}")
-            return found
-
-        if url.endswith(".index.json"):
-            yield _load_shards(held.enter_context(local_copy(url, name)), url, name, load)
-        else:
-            yield load(url, name, sha256)
-
-
-def _load_shards(
-    path: str, url: str, name: str, load: "Callable[[str, str], dict[str, Tensor]]"
-) -> "dict[str, Tensor]":
-    """Load the files that an index names, all of them beside it."""
-    try:
-        with open(path, "rb") as file:
-            files = sorted({str(each) for each in json.load(file)["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{name} is no index of weights in several files: it has no weight_map") from error
-    beside = url.rpartition("/")[0]
-    found: dict[str, Tensor] = {}
-    for each in files:
-        found |= load(f"{beside}/{each}" if beside else each, f"{name}: its part {each!r}")
-    return found
-
-
 def _load_safetensors(path: str, name: str, start: int, size: int) -> "dict[str, Tensor]":
     from safetensors import SafetensorError  # noqa: PLC0415 - imports torch
     from safetensors.torch import load_file as load  # noqa: PLC0415
@@ -263,7 +154,7 @@ def _require_torch_archive(path: str, name: str, size: int, weights_only: bool) 
             f"{name} is a TorchScript archive, which holds code: save torch.jit.load(path).state_dict() by torch.save"
         )
     if not any(member.endswith("/data.pkl") for member in members):
-        raise UserError(f"{name} is a zip archive that torch.save did not write: it holds {_listed(members)}")
+        raise UserError(f"{name} is a zip archive that torch.save did not write: it holds {listed(members)}")
 
 
 def _why_not(error: Exception, path: str, weights_only: bool) -> str:
@@ -271,7 +162,7 @@ def _why_not(error: Exception, path: str, weights_only: bool) -> str:
     if weights_only and ("weights_only" in str(error) or "Weights only" in str(error)):
         if classes := _classes(error, path):
             return (
-                f"holds objects of {_listed(classes)}, and loading those would execute pickled code. If you trust "
+                f"holds objects of {listed(classes)}, and loading those would execute pickled code. If you trust "
                 "whoever wrote the file, add --weights_only false"
             )
         last = str(error).partition("WeightsUnpickler error:")[2] or str(error)
@@ -291,39 +182,23 @@ def _classes(error: Exception, path: str) -> list[str]:
     return re.findall(r"(?:GLOBAL|global|class|function) ([\w.]+\.\w+)", str(error))[:1]
 
 
-def _weights_in(content: Any) -> "dict[str, Tensor] | None":
-    """Return the tensors by name that an object holds: itself, at one of the usual keys, or at the only one."""
-    import torch  # noqa: PLC0415
-
-    if isinstance(content, torch.nn.Module):
-        return content.state_dict()
-    if not _is_mapping(content):
-        return None
-    tensors = [isinstance(value, torch.Tensor) or str(key).endswith("_extra_state") for key, value in content.items()]
-    if all(tensors) and any(isinstance(value, torch.Tensor) for value in content.values()):
-        return cast("dict[str, Tensor]", content)
-    named = [key for key in _NESTED if key in content]
-    inside = [found for key in named or content if (found := _weights_in(content[key])) is not None]
-    return inside[0] if named and inside else inside[0] if len(inside) == 1 else None
+def listed(names: Iterable[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    every = list(names)
+    return ", ".join(every[:_SHOWN]) + (f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else "")
 
 
-def _is_mapping(content: Any) -> bool:
-    return isinstance(content, Mapping) and bool(content) and all(isinstance(key, str) for key in content)
+def is_folder(fs: Any, path: str) -> bool:
+    """Return whether a path is a folder, by what is known of the path alone: who may read a file may list nothing."""
+    try:
+        return bool(fs.info(path)["type"] == "directory")
+    except Exception as error:
+        if is_away(error):
+            raise
+        return False
 
 
-def _summary(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a mapping with the keys {_listed(map(str, content))}" if content else "an empty mapping"
-    kind = type(content)
-    return f"an object of {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
-
-
-def _listed(names: Any) -> str:
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _folder(
+def describe_folder(
     fs: Any,
     path: str,
     run: str = "is a run directory: resume it by --run_dir, start from its weights by --weights, or name one of its "

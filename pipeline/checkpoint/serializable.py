@@ -1,7 +1,14 @@
 """Make sure that what is saved will load again without executing pickled code."""
 
+import dataclasses
+import datetime
+import decimal
+import enum
 import io
+import re
+import uuid
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -10,6 +17,14 @@ import torch
 from pipeline.errors import UserError
 
 _SAFE = (torch.Tensor, str, bytes, bool, int, float, complex, type(None))
+_INSTEAD: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (np.ndarray, "torch.from_numpy() or .tolist() of it"),
+    ((datetime.date, datetime.time), ".isoformat() of it"),
+    (datetime.timedelta, ".total_seconds() of it"),
+    (enum.Enum, ".value of it"),
+    ((PurePath, uuid.UUID, decimal.Decimal), "str() of it"),
+    ((set, frozenset), "a sorted list of it"),
+)
 
 
 def plain(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -18,15 +33,34 @@ def plain(checkpoint: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: Something in it would not load again with `torch.load(..., weights_only=True)`; all of it by name.
     """
+    found: dict[tuple[str, type], list[str]] = {}
+    for path, kind in _refused(checkpoint, ""):
+        found.setdefault((re.sub(r"\[\d+\]", "[]", path), kind), []).append(path)
     problems = [
-        f"{path} is a {kind.__module__}.{kind.__qualname__}, which no checkpoint can hold: it would not load again "
-        "without executing pickled code. Give it as numbers, strings, tensors, or lists and dictionaries of them"
-        for path, kind in _refused(checkpoint, "")
+        f"{paths[0]}{f' (and {len(paths) - 1} more like it)' * (len(paths) > 1)} is a {kind.__module__}."
+        f"{kind.__qualname__}, which no checkpoint can hold: it would not load again without executing pickled code. "
+        f"{_advice(paths[0], kind)}"
+        for (_, kind), paths in found.items()
     ]
     if problems:
         raise UserError(*problems)
     made: dict[str, Any] = _plain(checkpoint)
     return made
+
+
+def _advice(path: str, kind: type) -> str:
+    """Return what to keep instead of something."""
+    instead = next(
+        (how for known, how in _INSTEAD if issubclass(kind, known)),
+        "numbers, strings, tensors, or lists and dictionaries of them",
+    )
+    if dataclasses.is_dataclass(kind):
+        instead = "dataclasses.asdict() of it"
+    part, _, rest = path.partition(".")
+    name = rest.partition(".")[0].partition("[")[0]
+    if part == "hyper_parameters":
+        return f"Give the model {instead}, or leave it out by self.save_hyperparameters(ignore=[{name!r}])"
+    return f"Return {instead} from {f'state_dict of {name}' if part == 'callbacks' else 'on_save_checkpoint'}"
 
 
 def _plain(value: Any) -> Any:

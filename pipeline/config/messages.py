@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from pipeline.config import mistakes
 from pipeline.config.import_hints import import_hint
 from pipeline.errors import StorageAway, UserError, chain, did_you_mean
 from pipeline.run.storage_errors import describe_outage, is_away
@@ -21,6 +22,8 @@ from pipeline.training import compat
 
 _NOISE = r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|.*'NoneType'"
 """Lines that repeat what is said elsewhere: a type that may be one of several is refused once for each of them."""
+_LIST = r"Expected a (list|bool|collections\.abc\.Iterable)"
+"""What tells nothing beside other reasons: the form that was not meant."""
 
 
 def parse_problem(error: argparse.ArgumentError, parser: LightningArgumentParser | None, subcommand: str) -> str:
@@ -45,11 +48,15 @@ def _type_problem(lines: list[str]) -> str:
     text = "\n".join(lines)
     keys = re.findall(r'Parser key "([^"]+)"', text)
     reasons = [re.sub(r"<class '([\w.]+)'>", r"\1", line) for line in lines if line and not re.match(_NOISE, line)]
+    reasons = [line for line in reasons if not re.fullmatch(_LIST, line)] or reasons
+    reasons = [re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", reason) for reason in reasons]
     # The last key's line may itself hold the reason.
     reasons += re.findall(r'Parser key "[^"]+": (?!Does not|Problem)(\S.*)', text)
     # The value that did not fit is the innermost, which comes first.
     values = [line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")]
-    value = f"={values[0]!r}" if values and len(values[0]) < 100 and "NestedArg" not in values[0] else ""
+    value = (
+        f"={values[0]!r}" if values and len(values[0]) < 100 and not re.search("NestedArg|Namespace", values[0]) else ""
+    )
     classes = re.findall(r"Problem with given class_path '([^']+)'", text)
     where = f" for {classes[-1]}" if classes and classes[-1] not in value else ""
     if hint := import_hint(classes[-1], text) if classes else "":
@@ -69,11 +76,10 @@ def _allowed_names(parser: LightningArgumentParser | None, text: str) -> set[str
 
 @contextmanager
 def constructor_problems() -> Iterator[None]:
-    """Report what a constructor refused, from under the parser's own words about the types that it tried.
+    """Report what a constructor refused.
 
     Raises:
-        UserError: It refused its arguments, by a ValueError, an OSError or a MisconfigurationException; or a package is
-            missing.
+        UserError: It refused its arguments, or cannot read what they name; or a package is missing.
         StorageAway: The storage that it reads does not answer.
     """
     try:
@@ -85,8 +91,9 @@ def constructor_problems() -> Iterator[None]:
                 raise each from error
         if is_away(error):
             raise StorageAway(f"building data, model and trainer: {describe_outage(error)}") from error
+        for each in causes:
+            if type(each).__module__.startswith("torch"):  # out of memory, say, which the parser took for a refusal
+                raise each from error
         if not isinstance(error, (ValueError, OSError, ImportError, MisconfigurationException)):
             raise
-        # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
-        named = [each for each in causes if isinstance(each, ValueError)]
-        raise UserError(" ".join(str(named[-1] if named else error).split())) from error
+        raise UserError(mistakes.refusal(error)) from error

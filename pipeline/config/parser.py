@@ -159,7 +159,7 @@ class CommandLine(LightningCLI):
         if self.subcommand != "fit":
             config["enable_checkpointing"] = bool(config["callbacks"]) and config["enable_checkpointing"]
             config["logger"] = config["logger"] or False
-        elif config["logger"] in (None, True):
+        elif config["logger"] in (None, True) and not config["barebones"]:
             config["logger"] = self._logger()
         if config["enable_progress_bar"] is None and not console.on_terminal():
             if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):

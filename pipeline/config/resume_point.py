@@ -16,8 +16,8 @@ import fsspec
 from jsonargparse import Namespace
 
 from pipeline.checkpoint.commit import CommitRecord, newest
-from pipeline.checkpoint.foreign import locate_weights
 from pipeline.checkpoint.load import newest_verified, select_verified
+from pipeline.checkpoint.weight_files import locate_weights
 from pipeline.config import saved_config
 from pipeline.errors import StorageAway, UserError
 from pipeline.process import started_runs

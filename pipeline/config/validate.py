@@ -76,6 +76,8 @@ def _value_problems(config: Namespace) -> list[str]:
             f"trainer.accelerator={trainer.accelerator!r}: torch {torch.__version__} can use no GPU here. Use 'auto' "
             "or 'cpu', or a build of torch with CUDA, its driver, and a container that is given GPUs"
         )
+    if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
+        found.append(f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} must be >= 1, or null")
     if trainer.val_check_interval == 0:
         found.append(
             "trainer.val_check_interval=0 must be > 0: a share of an epoch such as 0.5, or a number of batches. "
@@ -115,7 +117,8 @@ def _weights_problems(config: Namespace, ckpt_path: str | None) -> list[str]:
     if weights is not None and ckpt_path is not None:
         return [
             f"weights={weights!r} and ckpt_path={ckpt_path!r} both say what to start from: give --weights for a new "
-            "training from those weights, or --ckpt_path to resume the other program's training"
+            "training from those weights, or --ckpt_path to resume the other program's training (--weights null takes "
+            "back what a configuration says)"
         ]
     if weights is not None and not weights.strip():
         return [f"weights={weights!r} must be the URL of a file or of a run directory"]

@@ -69,6 +69,8 @@ class TrainingSession:
         """Optimizer steps that were done at the last boundary."""
         self._saved_at = time.monotonic()
         self._validated = self._validated_once = False
+        self._previewed = False
+        """Whether all that a checkpoint would hold was found to be such that it loads again."""
         self._value_pending = False
         """Whether the commit record of this step lacks the value of the validation that has ended now."""
         self._standing: dict[str, Any] | None = None
@@ -84,6 +86,7 @@ class TrainingSession:
         """
         if self.saver is not None:
             plain({"hyper_parameters": self.state.hyper_parameters})
+        self._previewed = step > 0  # what a resumed checkpoint held was found to load again
         self._before, self._saved_at = step, time.monotonic()
         patience.end()
 
@@ -93,9 +96,13 @@ class TrainingSession:
         Raises:
             Preempted: All ranks stop here; what it says is durable.
             SaveFailed: The storage has failed for longer than its budget.
+            UserError: Something that a checkpoint would hold would not load again; all of it by name.
         """
         self._standing = None  # a validation that was due may have had nothing to run on
         self.goodput.step = at.step
+        if self.saver is not None and not self._previewed and at.step > 0:
+            self._previewed = True
+            plain(self.state.preview())
         vote = self.vote.poll(self._minutes_due(at.step))
         stop = vote.stop and not at.accumulating
         if stop and self.state.is_restoring:

@@ -171,6 +171,16 @@ class TrainerState:
         checkpoint[KEY] = state.to_dict()
         return checkpoint, state
 
+    def preview(self) -> dict[str, Any]:
+        """Return what a checkpoint would hold now; nothing where hooks need what is not there yet.
+
+        All ranks must call it.
+        """
+        try:
+            return compat.dump_checkpoint(self.trainer)
+        except Exception:  # noqa: BLE001 - the user's hooks may raise anything, and will again when a save is due
+            return {}
+
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Stand where a checkpoint stands, as far as that can be before training begins.
 

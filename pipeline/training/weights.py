@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.checkpoint import foreign
+from pipeline.checkpoint.foreign import listed
+from pipeline.checkpoint.weight_files import read_weights
 from pipeline.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class InitialWeights:
     """The weights that a fit starts from, in JSON's types.
 
     Attributes:
-        url: Of the file, as `pipeline.checkpoint.foreign.locate_weights` returns it.
+        url: Of the file, as `pipeline.checkpoint.weight_files.locate_weights` returns it.
         sha256: Its digest, None where no run has committed it.
         weights_only: Whether to refuse a file that would execute pickled code.
         allowed: Patterns of names that need not fit, as `head.*`, separated by commas.
@@ -44,7 +45,7 @@ class InitialWeights:
             UserError: It cannot be loaded, or holds none.
             StorageAway: Its storage does not answer.
         """
-        with foreign.weights(self.url, self.sha256, self.weights_only):
+        with read_weights(self.url, self.sha256, self.weights_only):
             pass
 
     def load_into(self, module: nn.Module) -> None:
@@ -54,7 +55,7 @@ class InitialWeights:
             UserError: Something is missing, left over or of another shape, and is not allowed to be; all of it at once.
             StorageAway: The storage does not answer.
         """
-        with foreign.weights(self.url, self.sha256, self.weights_only) as theirs:
+        with read_weights(self.url, self.sha256, self.weights_only) as theirs:
             loaded = _load(theirs, module)
         strict = getattr(module, "strict_loading", True)
         problems = [*loaded.problems(f"weights={self.url!r}", _patterns(self.allowed), strict)]
@@ -91,7 +92,7 @@ class _Loaded:
         if not self.taken:
             file, model = [*self.misfits.values(), *self.unexpected], [*self.misfits, *self.missing]
             yield (
-                f"{name} fits no tensor of the model. The file has {_listed(file)}; the model has {_listed(model)}. "
+                f"{name} fits no tensor of the model. The file has {listed(file)}; the model has {listed(model)}. "
                 "Give the weights of the same model"
             )
             return
@@ -104,7 +105,7 @@ class _Loaded:
         for what, names in bad.items():
             if names:
                 yield (
-                    f"{name} {what} {_listed([self.misfits.get(each, each) for each in names])}. Give the weights of "
+                    f"{name} {what} {listed([self.misfits.get(each, each) for each in names])}. Give the weights of "
                     f"the same model; if it is meant to differ there, --weights_allow '{needed}' starts without them"
                 )
 
@@ -113,11 +114,11 @@ class _Loaded:
         casts = "".join(f"; {count} cast {how}" for how, count in self.casts.items())
         yield f"weights: {self.taken} of the model's {self.total} tensors taken from {url}{self.renamed}{casts}"
         if self.missing:
-            yield f"weights: not in the file, so as the model initialized them: {_listed(self.missing)}"
+            yield f"weights: not in the file, so as the model initialized them: {listed(self.missing)}"
         if self.misfits:
-            yield f"weights: of another form, so as the model initialized them: {_listed(self.misfits.values())}"
+            yield f"weights: of another form, so as the model initialized them: {listed(self.misfits.values())}"
         if self.unexpected:
-            yield f"weights: left out, since the model does not have them: {_listed(self.unexpected)}"
+            yield f"weights: left out, since the model does not have them: {listed(self.unexpected)}"
 
 
 def _load(theirs: Mapping[str, Tensor], module: nn.Module) -> _Loaded:
@@ -222,8 +223,3 @@ def _covering(names: Collection[str]) -> list[str]:
         if len(found) <= _SHOWN:
             return list(found)
     return ["*"]
-
-
-def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    return ", ".join(every[:_SHOWN]) + (f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else "")

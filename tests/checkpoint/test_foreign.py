@@ -1,7 +1,6 @@
 """Whatever file a user names as a checkpoint or as weights is loaded, or is one sentence that says what it is."""
 
 import gzip
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +10,13 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.checkpoint.foreign import locate_weights, require_checkpoint, weights
+from pipeline.checkpoint.weight_files import locate_weights, read_weights, require_checkpoint
 from pipeline.errors import UserError
 from tests.support.commands import Ended, assert_one_message
 from tests.support.models import Own, Regression, Rows
-from tests.support.resumes import state
-from tests.support.runs import FIT, ROWS
+from tests.support.runs import FIT
 
 App = Callable[..., Ended]
 DIRTY: list[str] = []
@@ -115,7 +112,7 @@ def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path, kind: str) -> No
 
 
 def read(url: str) -> None:
-    with weights(*locate_weights(url)):
+    with read_weights(*locate_weights(url)):
         pass
 
 
@@ -130,44 +127,6 @@ def test_it_is_said_before_anything_is_built(
     OTHERS["a truncated one"][0](tmp_path / "x.pt")
     ended = app(*FIT, flag, tmp_path / "x.pt", "--run_dir", tmp_path / "run")
     assert_one_message(ended, f"{flag[2:]}={str(tmp_path / 'x.pt')!r} is truncated or damaged")
-
-
-WEIGHTS: dict[str, Callable[[Path], object]] = {
-    "a state_dict": lambda path: torch.save(Regression().state_dict(), path),
-    "a state_dict below a key": lambda path: torch.save({"state_dict": Regression().state_dict()}, path),
-    "safetensors": lambda path: save_file(Regression().state_dict(), path),
-}
-
-
-@pytest.mark.parametrize("subcommand", ["fit", "test", "validate", "predict"])
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_weights_that_are_given_as_a_checkpoint_are_told_their_flag(
-    app: App, tmp_path: Path, kind: str, subcommand: str
-) -> None:
-    WEIGHTS[kind](tmp_path / "x.pt")
-    more = ("--run_dir", tmp_path / "run") if subcommand in ("fit", "test") else ()
-    if subcommand == "test":
-        assert app(*FIT, *more, "--trainer.limit_train_batches=1").status == 0
-    ended = app(subcommand, *ROWS[:-2], "--ckpt_path", tmp_path / "x.pt", *more)
-    assert ended.status == 2, ended.err
-    assert "no Lightning checkpoint" in ended.err
-    assert f"--weights {tmp_path / 'x.pt'}" in ended.err
-
-
-def test_a_checkpoint_of_weights_alone_starts_no_resume_but_a_training(app: App, tmp_path: Path, theirs: Path) -> None:
-    ended = app(*FIT, "--ckpt_path", theirs / "weights_only.ckpt", "--run_dir", tmp_path / "run")
-    assert_one_message(ended, "holds weights alone (save_weights_only), so training cannot resume from it")
-    assert app(*FIT, "--weights", theirs / "weights_only.ckpt", "--run_dir", tmp_path / "run").status == 0
-
-
-def test_a_checkpoint_of_plain_lightning_resumes_as_lightning_would(app: App, tmp_path: Path, theirs: Path) -> None:
-    before = torch.load(theirs / "theirs.ckpt", weights_only=True)["global_step"]
-    flags = ("--ckpt_path", theirs / "theirs.ckpt", "--run_dir", tmp_path, "--trainer.max_epochs=3")
-    ended = app("fit", "--model=tests.support.models.Regression", "--data=tests.support.models.Own", *flags)
-    assert ended.status == 0, ended.err
-    found = state(str(tmp_path))
-    assert (found["epoch"], found["global_step"]) == (3, before // 2 * 3)
-    assert {int(each["step"]) for each in found["optimizer_states"][0]["state"].values()} == {before // 2 * 3}
 
 
 def test_pickled_code_is_executed_where_the_user_says_so(app: App, tmp_path: Path, theirs: Path) -> None:
@@ -198,17 +157,3 @@ def test_a_class_that_is_not_installed_is_named(app: App, tmp_path: Path, monkey
     flags = ("--weights", tmp_path / "x.pt", "--weights_only=false")
     ended = app(*FIT, *flags, "--run_dir", tmp_path / "run")
     assert_one_message(ended, "needs what cannot be imported here: AttributeError")
-
-
-def test_a_run_directory_as_a_checkpoint_says_what_to_give(app: App, tmp_path: Path) -> None:
-    assert app(*FIT, "--trainer.max_epochs=1", "--run_dir", tmp_path / "first").status == 0
-    ended = app(*FIT, "--ckpt_path", tmp_path / "first", "--run_dir", tmp_path / "run")
-    assert_one_message(ended, "is a run directory: resume it by --run_dir, start from its weights by --weights")
-    (tmp_path / "none" / "checkpoints").mkdir(parents=True)
-    ended = app(*FIT, "--weights", tmp_path / "none", "--run_dir", tmp_path / "run")
-    assert_one_message(ended, "has no committed checkpoint")
-
-
-def test_an_index_of_other_things_is_no_index_of_weights(app: App, tmp_path: Path) -> None:
-    (tmp_path / "x.index.json").write_text(json.dumps([1]))
-    assert_one_message(app(*FIT, "--weights", tmp_path / "x.index.json", "--run_dir", tmp_path / "r"), "no weight_map")

@@ -2,6 +2,9 @@
 
 import io
 from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import date, timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +40,41 @@ def test_numbers_of_numpy_become_pythons_and_all_else_stays() -> None:
 
 def test_all_that_would_not_load_is_named_by_its_path() -> None:
     with pytest.raises(UserError) as raised:
-        plain({"a": {"b": [1, Path("x")]}, "ok": 1, "array": np.zeros(2), "keys": {Path("y"): 1}})
+        plain({"a": {"b": [1, Path("x"), Path("z")]}, "ok": 1, "array": np.zeros(2), "keys": {Path("y"): 1}})
     named = [problem.partition(", which no checkpoint can hold")[0] for problem in raised.value.problems]
     kind = f"{type(Path()).__module__}.{type(Path()).__qualname__}"
     assert named == [
-        f"a.b[1] is a {kind}",
+        f"a.b[1] (and 1 more like it) is a {kind}",
         "array is a numpy.ndarray",
         f"the key {Path('y')!r} of keys is a {kind}",
     ]
+
+
+@dataclass
+class Figures:
+    best: float = 0.0
+
+
+class Phase(Enum):
+    WARMUP = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.zeros(2), "torch.from_numpy() or .tolist() of it"),
+        (date(2026, 1, 1), ".isoformat() of it"),
+        (timedelta(1), ".total_seconds() of it"),
+        (Phase.WARMUP, ".value of it"),
+        (Path("x"), "str() of it"),
+        (Figures(), "dataclasses.asdict() of it"),
+        (object(), "numbers, strings, tensors, or lists and dictionaries of them"),
+    ],
+)
+def test_what_to_keep_instead_is_said_with_the_place_that_keeps_it(value: Any, words: str) -> None:
+    for key, place in (("callbacks", "from state_dict of Mine"), ("mine", "from on_save_checkpoint")):
+        with pytest.raises(UserError) as raised:
+            plain({key: {"Mine": {"x": value}}})
+        assert str(raised.value).endswith(f"Return {words} {place}")
+    with pytest.raises(UserError, match=r"ignore=\['x'\]"):
+        plain({"hyper_parameters": {"x": value}})

@@ -1,5 +1,6 @@
 """What users' models, callbacks and data modules do that a resume in the middle of an epoch could get wrong."""
 
+import datetime
 import os
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,29 @@ class SavesAnArray(Thorough):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mine"] = {"array": np.arange(3)}
+
+
+class KeepsDates(pl.Callback):
+    """Keeps of each batch what would not load again."""
+
+    def __init__(self) -> None:
+        self.days: list[datetime.date] = []
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.days.append(datetime.date(2026, 1, 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"days": self.days}
+
+
+class SavesWhatAValidationFound(Thorough):
+    """Can be saved after a validation only."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.found = 7
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["found"] = self.found
 
 
 def now_and_then(samples: list[Any]) -> Any:

@@ -31,6 +31,7 @@ class State:
     world_size: int = 1
     validates: bool = False
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
+    held: dict[str, Any] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     logged: list[dict[str, float]] = field(default_factory=list)
 
@@ -42,6 +43,9 @@ class State:
 
     def log(self, figures: dict[str, float], step: int) -> None:
         self.logged.append(figures)
+
+    def preview(self) -> dict[str, Any]:
+        return self.held
 
     def restore(self) -> None:
         self.calls.append("restore")
