@@ -70,8 +70,9 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
             _detach(target, stages, parameters, arguments, options.driver_image)
             return DONE
         # TorchX's local schedulers have just installed handlers that raise an exception of their own.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, signal.default_int_handler)
         for stage in stages:
             try:
                 status, how = run_stage(stage, target, parameters["run_dir"])

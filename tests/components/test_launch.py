@@ -78,7 +78,10 @@ def test_a_failed_training_is_never_evaluated(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_an_interrupt_cancels_the_stage_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_an_interrupt_or_a_closed_terminal_cancels_the_stage_and_leaves_no_process(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
         [*LAUNCH, "--run_dir", str(run), "--nodes", "2", "--", "--trainer.max_epochs=100000"],
@@ -93,7 +96,7 @@ def test_an_interrupt_cancels_the_stage_and_leaves_no_process(tmp_path: Path) ->
             assert time.monotonic() < deadline, "training never began"
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, _ = process.communicate(timeout=40)
     finally:
         process.kill()

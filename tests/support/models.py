@@ -249,8 +249,8 @@ class _DropsRows(Rows):
 class Normalized(Regression):
     """A model with BatchNorm."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, learning_rate: float = 0.05) -> None:
+        super().__init__(learning_rate)
         self.norm = nn.BatchNorm1d(4)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
