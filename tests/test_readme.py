@@ -36,7 +36,15 @@ CHAINS = {
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", [name for name, lines in CHAINS.items() if lines])
+@pytest.mark.parametrize(
+    "name",
+    # A whole pipeline on S3 is what the drill shows as well.
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "quickstart" else ())
+        for name, lines in CHAINS.items()
+        if lines
+    ],
+)
 def test_every_command_of_the_readme_runs(name: str, tmp_path: Path, s3: str) -> None:
     for line in CHAINS[name]:
         # What it leaves lands in a place of the test's own.

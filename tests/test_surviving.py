@@ -123,6 +123,7 @@ def test_an_exception_on_one_rank_is_reported_once_with_its_traceback_and_restar
         assert attempt["status"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_with_a_node_killed_for_good_the_other_goes_on_and_a_new_one_is_taken_in(tmp_path: Path) -> None:
     more = ("--data.batch_size=null", "--data.global_batch_size=8", "--trainer.max_epochs=20", "--model.pause=0.05")

@@ -24,7 +24,7 @@ BASE = (
 
 
 GRID = [pytest.param(False, id="few steps"), pytest.param(True, id="all steps", marks=pytest.mark.slow)]
-"""How many of a case's steps are resumed from: the first 3, or all of them."""
+"""How many of a case's steps are resumed from: the first 2 or 3, or all of them."""
 # 101 samples make 7 batches of 16. Of each case: a step at the start, the last one of an epoch and one of the last
 # epoch; then the steps around those.
 CASES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {

@@ -57,17 +57,17 @@ TWO = {
 @pytest.mark.parametrize("every", GRID)
 def test_on_two_ranks_a_run_resumed_after_any_step_equals_the_straight_one(tmp_path: Path, every: bool) -> None:
     lines, pairs = [], []
-    for case, steps in TWO.items():
+    for case, steps in TWO.items() if every else list(TWO.items())[:4]:
         more, _ = CASES[case]
         straight = tmp_path / case.replace(" ", "-")
         lines.append([*THOROUGH, *more, "--run_dir", str(straight)])
-        for step in steps[: None if every else 3 if case == "plain" else 1]:
+        for step in steps[: None if every else 2 if case == "plain" else 1]:
             resumed = Path(f"{straight}-{step}")
             lines.append(["only", str(straight), str(resumed), str(step)])
             lines.append([*THOROUGH, *more, "--run_dir", str(resumed)])
             pairs.append((straight, resumed, step))
     carry_out(2, tmp_path / "plan.json", lines, timeout=170)
-    assert len(pairs) == (13 if every else 10)
+    assert len(pairs) == (13 if every else 5)
     for straight, resumed, step in pairs:
         same_end(straight, resumed)
         for name in ("train_loss_step", "val_loss"):
@@ -76,7 +76,7 @@ def test_on_two_ranks_a_run_resumed_after_any_step_equals_the_straight_one(tmp_p
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("ranks", [pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_on_three_and_four_ranks_too_though_ddp_rebuilds_its_buckets(tmp_path: Path, ranks: int) -> None:
     straight = tmp_path / "straight"
     lines = [[*THOROUGH, "--run_dir", str(straight)]]
