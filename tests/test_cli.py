@@ -35,7 +35,7 @@ def test_help_explains_every_subcommand(app: App, subcommand: str) -> None:
         ((*FIT, "--data.batch_size=0", "--data.num_workers=-1"), "data.num_workers=-1 must be >= 0"),
         ((*FIT, "--data.train.init_args.split=dev"), "split='dev' must be one of 'train', 'val', 'test'"),
         ((*FIT, "--checkpoints.mode=least"), "checkpoints.mode='least'"),
-        ((*FIT, "--trainer.accelerator=cuda"), "CUDAAccelerator"),
+        ((*FIT, "--trainer.accelerator=cuda"), "trainer.accelerator='cuda'"),
         ((*FIT, "--run_dir=nosuch://x"), "run_dir='nosuch://x'"),
         ((*FIT, "--run_dir=/dev/null/x"), "run_dir='/dev/null/x' cannot be written"),
         (("summary", "--config", DIGITS, "--max_depth=-2"), "max_depth=-2"),

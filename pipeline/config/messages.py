@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -22,8 +23,17 @@ from pipeline.training import compat
 
 _NOISE = r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|.*'NoneType'"
 """Lines that repeat what is said elsewhere: a type that may be one of several is refused once for each of them."""
-_LIST = r"Expected a (list|bool|collections\.abc\.Iterable)"
+_OTHER_FORM = r"Expected a (list|bool|collections\.abc\.Iterable|path but .*)"
 """What tells nothing beside other reasons: the form that was not meant."""
+_REWORDED = (
+    (r"<class '([\w.]+)'>", r"\1"),
+    (r"Expected a typing\.Literal\[(.*?)\]", r"must be one of \1"),
+    (
+        r"Expected a dot import path string: (\S+)",
+        r"\1 is no class that is known by its name alone; give its import path",
+    ),
+    (r"Import path .*does not correspond to a subclass of (\w+)", r"it is no subclass of \1"),
+)
 
 
 def parse_problem(error: argparse.ArgumentError, parser: LightningArgumentParser | None, subcommand: str) -> str:
@@ -47,9 +57,10 @@ def _type_problem(lines: list[str]) -> str:
     """Return `key=value for class: reasons` for a value that does not fit its key's type."""
     text = "\n".join(lines)
     keys = re.findall(r'Parser key "([^"]+)"', text)
-    reasons = [re.sub(r"<class '([\w.]+)'>", r"\1", line) for line in lines if line and not re.match(_NOISE, line)]
-    reasons = [line for line in reasons if not re.fullmatch(_LIST, line)] or reasons
-    reasons = [re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", reason) for reason in reasons]
+    reasons = [line for line in lines if line and not re.match(_NOISE, line)]
+    for form, words in _REWORDED:
+        reasons = [re.sub(form, words, reason) for reason in reasons]
+    reasons = [line for line in reasons if not re.fullmatch(_OTHER_FORM, line)] or reasons
     # The last key's line may itself hold the reason.
     reasons += re.findall(r'Parser key "[^"]+": (?!Does not|Problem)(\S.*)', text)
     # The value that did not fit is the innermost, which comes first.
@@ -61,8 +72,11 @@ def _type_problem(lines: list[str]) -> str:
     where = f" for {classes[-1]}" if classes and classes[-1] not in value else ""
     if hint := import_hint(classes[-1], text) if classes else "":
         # A class may also be named by a file of its configuration, which is not what was meant.
-        reasons = [reason for reason in reasons if not reason.startswith("Expected a path")] + [hint]
-    return f"{'.'.join(keys)}{value}{where}: {', '.join(dict.fromkeys(reasons)) or 'not accepted'}"
+        reasons = [reason for reason in reasons if not re.fullmatch(_OTHER_FORM, reason)] + [hint]
+    if unknown := re.search(r"(\w+) is no class that is known", ",".join(reasons)):
+        reasons.append(did_you_mean(unknown[1], {*callbacks.__all__, *loggers.__all__}).removeprefix("; "))
+    reasons = [reason for reason in dict.fromkeys(reasons) if reason]
+    return f"{'.'.join(keys)}{value}{where}: {', '.join(reasons) or 'not accepted'}"
 
 
 def _allowed_names(parser: LightningArgumentParser | None, text: str) -> set[str]:

@@ -100,7 +100,14 @@ def refusal(error: BaseException) -> str:
         return " ".join((prefix + named[-1][1] if named else str(error)).split())
     # The innermost one may be a detail of how a library found out; what was raised on purpose is a ValueError.
     cause = next((each for each in reversed(causes) if isinstance(each, ValueError)), causes[0])
+    prefix = prefix or "".join(_constructed(cause)[:1])
     return prefix + (sentence(cause) or " ".join(str(cause).split()) + where(cause))
+
+
+def _constructed(error: BaseException) -> list[str]:
+    """Return the names of the classes, each with a colon, in whose constructors an exception was raised."""
+    made = [at.tb_frame.f_locals.get("self") for at in _tracebacks(error) if at.tb_frame.f_code.co_name == "__init__"]
+    return [f"{type(each).__name__}: " for each in made if each is not None]
 
 
 def _is_check(error: BaseException) -> bool:

@@ -24,6 +24,8 @@ FIT = ("fit", "--config", DIGITS)
         ((*FIT, "--model=nowhere.Model"), "model='nowhere.Model'"),
         ((*FIT, "--model=pipeline.examples.autoencoder.Missing"), "no attribute 'Missing'"),
         ((*FIT, "--trainer.callbacks=Nothing"), "trainer.callbacks='Nothing'"),
+        ((*FIT, "--trainer.callbacks=tests.support.models.Rows"), "it is no subclass of Callback"),
+        ((*FIT, "--trainer.logger=TensorBordLogger"), "did you mean 'TensorBoardLogger'?"),
         ((*FIT, "--trainer.strategy=deepspeed_stage_2"), "save many"),
         (("fit", "--config", "missing.yaml"), "missing.yaml"),
     ],

@@ -258,9 +258,9 @@ HERE = "tests.config.test_mistakes"
         (("--trainer.precision=transformer-engine",), "pip install -U 'transformer_engine"),
         (
             ("--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.save_top_k=-3"),
-            "Invalid value for save_top_k=-3",
+            "ModelCheckpoint: Invalid value for save_top_k=-3",
         ),
-        (("--trainer.precision=17",), "trainer.precision='17': Expected one of 64, 32, 16"),
+        (("--trainer.precision=17",), "trainer.precision='17': must be one of 64, 32, 16"),
         (("--trainer.check_val_every_n_epoch=0",), "trainer.check_val_every_n_epoch=0 must be >= 1"),
     ],
 )
