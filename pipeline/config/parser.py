@@ -3,11 +3,13 @@
 import argparse
 import random
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import yaml
 from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from jsonargparse import Path as JsonargparsePath
 from lightning.pytorch.callbacks import ProgressBar
@@ -26,6 +28,9 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.trainer import Trainer, adapt
 
 T = TypeVar("T")
+
+# Lightning has defaults of a kind of text that YAML does not know, such as that of Timer's interval.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelPruning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -84,6 +84,8 @@ MEMBERS = (
     Member(pl.Trainer, "_logger_connector", None, "has _callback_metrics"),
     Member(call, "_call_callbacks_load_state_dict", ("trainer", "checkpoint"), "puts callbacks back in mid-epoch"),
     # Callbacks.
+    Member(ModelPruning, "_original_layers", None, "holds what a lottery ticket is reset to"),
+    Member(ModelPruning, "_parameters_to_prune", None, "names what is pruned"),
     Member(BatchSizeFinder, "_batch_arg_name", None, "names the attribute that a resume puts back"),
     Member(LearningRateFinder, "_attr_name", None, "names the attribute that a resume puts back"),
     Member(LearningRateFinder, "_update_attr", None, "tells whether there is such an attribute"),
@@ -208,6 +210,13 @@ def found_attribute(finder: BatchSizeFinder | LearningRateFinder, model: pl.Ligh
         return None
     usual = (name for name in ("lr", "learning_rate") if lightning_hasattr(model, name))
     return finder._attr_name or next(usual, None)
+
+
+def lottery_copies(pruning: ModelPruning) -> Iterator[tuple[Any, Any, str]]:
+    """Yield each module that ModelPruning resets, its copy from before training, and the name of the weight."""
+    for layer in (pruning._original_layers or {}).values():
+        for index, name in layer["names"]:
+            yield pruning._parameters_to_prune[index][0], layer["data"], name
 
 
 def monitored_metrics(trainer: pl.Trainer) -> dict[str, Tensor]:

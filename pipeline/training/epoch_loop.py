@@ -3,7 +3,7 @@
 Lightning saves from hooks in the middle of its own bookkeeping, and guesses on resume how far that had come; in 2.6.6
 it guesses wrong in several places (an epoch resumed at its start is empty, a learning rate schedule steps twice or
 never, a validation is lost). We save only where all bookkeeping of the last batch is over, write the counters as they
-are there (`trainer_state.settle`), and resume without a guess.
+are there (`progress.settle`), and resume without a guess.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ class EpochLoop(compat.TrainingEpochLoop):
         """Begin the epoch, or resume it in its middle."""
         batches: int | None = None
         if self.session is not None:
-            self.session.state.require_resumed()  # where Lightning itself resumes in an epoch, no hook has come before
+            self.session.state.start_epoch()  # where Lightning itself resumes in an epoch, no hook has come before
             batches, self.validation_pending = self.session.state.take_resume_batch()
         self._skipped = False
         if batches is not None:

@@ -30,13 +30,24 @@ def put_back(trainer: pl.Trainer, values: dict[str, Any]) -> None:
             lightning_setattr(trainer.lightning_module, name, values[name])
 
 
-def skip(trainer: pl.Trainer, values: dict[str, Any]) -> None:
-    """Let no finder search in this start, which resumes."""
+def suspend(trainer: pl.Trainer, values: dict[str, Any]) -> None:
+    """Let no finder search until training continues where it stopped."""
     for each in _finders(trainer):
-        each.on_fit_start = lambda *_: None
+        setattr(each, _search(each), lambda *_: None)
         name = compat.found_attribute(each, trainer.lightning_module)
         kept = f"{name}={values[name]} as it found it" if name in values else "with what the checkpoint holds"
         log.info("%s does not search again: training resumes, %s", type(each).__name__, kept)
+
+
+def allow(trainer: pl.Trainer) -> None:
+    """Let finders search again: some do so at the start of later epochs."""
+    for each in _finders(trainer):
+        vars(each).pop(_search(each), None)
+
+
+def _search(finder: Any) -> str:
+    """Return the name of the method that searches."""
+    return "lr_find" if isinstance(finder, LearningRateFinder) else "scale_batch_size"
 
 
 def _attributes(trainer: pl.Trainer) -> list[str]:

@@ -46,7 +46,7 @@ class SessionHooks(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stand between two epochs."""
-        self.session.state.require_resumed()
+        self.session.state.start_epoch()
         if not self.session.state.resumes_in_epoch:
             self.session.at_boundary(self.session.state.boundary("epoch"))
 

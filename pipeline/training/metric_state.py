@@ -3,10 +3,12 @@
 Lightning forgets them, so that the mean of a resumed epoch would be the mean of its rest.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 
@@ -39,8 +41,8 @@ def capture(trainer: pl.Trainer) -> dict[str, Any]:
                     {each: getattr(module, each) for each in (*compat.state_names(module), *_plain(module))}
                 ),
             }
-            for name, module in trainer.lightning_module.named_modules()
-            if isinstance(module, Metric) and (compat.update_count(module) or isinstance(module, WrapperMetric))
+            for name, module in _metrics(trainer)
+            if (compat.update_count(module) or isinstance(module, WrapperMetric))
         },
     }
 
@@ -73,8 +75,8 @@ class RunningSums:
 
     def before_first_batch(self, trainer: pl.Trainer) -> None:
         """Put the torchmetrics back: what the model logs next is added to them."""
-        for name, module in trainer.lightning_module.named_modules():
-            if isinstance(module, Metric) and name in self._torchmetrics:
+        for name, module in _metrics(trainer):
+            if name in self._torchmetrics:
                 for state, value in self._torchmetrics[name]["states"].items():
                     setattr(module, state, _on(module.device, value))
                 compat.set_update_count(module, self._torchmetrics[name]["count"])
@@ -112,6 +114,18 @@ class RunningSums:
             compat.set_update_count(metric, 1)
             results[key] = metric
         self._pending = {}
+
+
+def _metrics(trainer: pl.Trainer) -> Iterator[tuple[str, Metric]]:
+    """Yield the torchmetrics of the model and of callbacks, by name."""
+    owners: dict[str, nn.Module] = {"": trainer.lightning_module}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        own = ((name, each) for name, each in vars(callback).items() if isinstance(each, Metric))
+        owners |= {f"{callback.state_key}.{name}": each for name, each in own}
+    for owner, root in owners.items():
+        for name, module in root.named_modules(prefix=owner):
+            if isinstance(module, Metric):
+                yield name, module
 
 
 def _extreme(metric: Any) -> bool:

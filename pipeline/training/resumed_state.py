@@ -3,13 +3,23 @@
 Callbacks and models may do as they like where training begins: a finder restores what it has saved before its trial, a
 hook loads pretrained weights. On a resume that undoes it, and what follows would be committed as if it were the run's.
 Of each tensor a sample is compared, so that this takes milliseconds also for a large model.
+
+Where an epoch resumes in its middle, the hooks of its start are called again: most of what they set up no checkpoint
+holds. What they change in optimizers and schedules would then be changed twice, and is put back.
 """
 
+import logging
+from copy import deepcopy
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.training import finders
+
+log = logging.getLogger(__name__)
 
 _SAMPLED = 1024
 """Elements of a tensor that are compared."""
@@ -27,10 +37,59 @@ class ResumedState:
         self.step = checkpoint.get("global_step") if "loops" in checkpoint else None
         self.optimizers = [_samples(state["state"]) for state in checkpoint.get("optimizer_states", [])]
         self.weights: dict[str, Tensor] = {}
+        self._in_epoch = False
+        """Whether the hooks of an epoch's start are being called once more."""
+        self._groups: list[list[dict[str, Any]]] = []
+        self._schedulers: list[tuple[Any, dict[str, Any]]] = []
 
-    def sample_weights(self, model: pl.LightningModule) -> None:
-        """Sample the weights, once all that the checkpoint holds of them is loaded."""
-        self.weights = {name: _sample(value) for name, value in model.named_parameters()}
+    def start_fit(self, trainer: pl.Trainer, found: dict[str, Any]) -> None:
+        """Sample the weights, once all that the checkpoint holds of them is loaded; from here on no finder searches.
+
+        Args:
+            trainer: About to train.
+            found: What finders have found where the run began.
+        """
+        finders.suspend(trainer, found)
+        self.weights = {name: _sample(value) for name, value in trainer.lightning_module.named_parameters()}
+
+    def start_epoch(self, trainer: pl.Trainer, in_epoch: bool) -> None:
+        """Compare, and keep the settings of optimizers and schedules if the epoch resumes in its middle.
+
+        Raises:
+            UserError: Something has changed what was loaded.
+        """
+        if self._in_epoch:
+            return
+        if changes := self.changes(trainer):
+            raise UserError(
+                f"after the checkpoint was loaded, something has changed {' and '.join(changes)}: training would not "
+                "continue where it stopped. A callback or model that loads or resets something when a fit starts must "
+                "leave it alone on a resume, where trainer.ckpt_path is set"
+            )
+        self._in_epoch = in_epoch
+        if not in_epoch:
+            finders.allow(trainer)
+            return
+        self._groups = [[_settings(group) for group in each.param_groups] for each in trainer.optimizers]
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._schedulers = [(each, deepcopy(each.state_dict())) for each in schedulers]
+
+    def resume_epoch(self, trainer: pl.Trainer) -> None:
+        """Put those settings back after the hooks, and name what cannot be."""
+        finders.allow(trainer)
+        for optimizer, groups in zip(trainer.optimizers, self._groups, strict=False):
+            for group, settings in zip(optimizer.param_groups, groups, strict=False):
+                group.update(settings)
+        present = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for scheduler, state in self._schedulers:
+            if any(scheduler is each for each in present):
+                scheduler.load_state_dict(state)
+        if changes := self.changes(trainer):
+            log.warning(
+                "resuming in the middle of this epoch is not exact: on_train_epoch_start, which is called once more, "
+                "changes %s. Resume at an epoch's end, or change it in on_train_epoch_end",
+                " and ".join(changes),
+            )
 
     def changes(self, trainer: pl.Trainer) -> list[str]:
         """Return what is otherwise than it was loaded, in words."""
@@ -47,6 +106,11 @@ class ResumedState:
             if any(not _equal(value, state.get(key)) for key, value in saved.items()):
                 found.append(f"the state of {type(optimizer).__name__} (optimizer {number})")
         return found
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of what a parameter group holds beside its parameters."""
+    return {name: deepcopy(value) for name, value in group.items() if name != "params"}
 
 
 def _samples(state: dict[Any, Any]) -> dict[tuple[Any, str], Any]:

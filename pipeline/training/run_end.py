@@ -58,7 +58,9 @@ def why_over(record: CommitRecord, resolved: dict[str, Any]) -> str:
     if limits["max_epochs"] is None and limits["max_steps"] in (None, -1) and trainer.get("max_time") is None:
         limits["max_epochs"] = _LIGHTNINGS_MAX_EPOCHS
     ended = record.ended or {"by": None, "asked": {}}
-    for name, done in (("max_steps", record.step), ("max_epochs", record.epoch)):
+    # StochasticWeightAveraging may add an epoch of its own after the last one.
+    added = record.ended is None and "StochasticWeightAveraging" in str(trainer.get("callbacks"))
+    for name, done in (("max_steps", record.step), ("max_epochs", record.epoch - added)):
         limit = limits[name]
         # The rest of an epoch may have been skipped, so that its end has no step of its own.
         if limit is not None and limit != -1 and max(done, ended["asked"].get(name, 0)) >= limit:

@@ -19,6 +19,9 @@ from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 KEY = "pipeline"
 """The key under which a checkpoint holds it."""
 
+_LATER = ("stop", "found", "modes", "masks")
+"""Fields that the first release did not have, and that most checkpoints do without."""
+
 _HEAD = 1 << 16
 """Bytes read from a storage at once, where only a small part of a checkpoint is wanted."""
 
@@ -39,6 +42,8 @@ class RunState:
         bucket_order: The order in which DDP sums gradients, see `pipeline.training.bucket_order`.
         stop: Who has asked training to stop, see `pipeline.training.run_end`; None: nobody has. With `min_epochs` or
             `min_steps` training goes on for a while after that.
+        modes: What callbacks have frozen or put into eval mode, see `pipeline.training.model_modes`.
+        masks: By pruned weight, the weights before pruning and the mask.
         found: What finders of a learning rate or batch size have set, by attribute, see `pipeline.training.finders`.
     """
 
@@ -53,6 +58,8 @@ class RunState:
     bucket_order: list[int] | None = None
     stop: dict[str, Any] | None = None
     found: dict[str, Any] = field(default_factory=dict)
+    modes: dict[str, Any] = field(default_factory=dict)
+    masks: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what stands under `KEY`; some names are older than the attributes."""
@@ -66,7 +73,7 @@ class RunState:
             "state": {"ranks": self.ranks, "metrics": self.metrics},
             "owes_validation": self.validation_pending,
             "gradient_order": self.bucket_order,
-            **{name: value for name, value in (("stop", self.stop), ("found", self.found)) if value},
+            **{name: value for name in _LATER if (value := getattr(self, name))},
         }
 
     @staticmethod
@@ -98,7 +105,7 @@ class RunState:
                 validation_pending=bool(found.get("owes_validation")),
                 bucket_order=None if order is None else [int(index) for index in order],
                 stop=None if stop is None else dict(stop),
-                found=dict(found.get("found") or {}),
+                **{name: dict(found.get(name) or {}) for name in ("found", "modes", "masks")},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(

@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping
 
 from pipeline.training.run_end import is_still_asked, limit_reached, stop_request
 from pipeline.training.save_policy import Boundary
@@ -44,18 +43,3 @@ def restore(trainer: pl.Trainer, stop: dict[str, Any] | None, asked: dict[str, A
     trainer.should_stop = True
     if isinstance(trainer, Trainer):
         trainer.stopped_by = stop["by"]
-
-
-def keep_patience(trainer: pl.Trainer, states: dict[str, Any]) -> None:
-    """Have EarlyStopping take the patience that was asked for: its state would put the earlier one back.
-
-    Args:
-        trainer: Whose callbacks are about to be loaded.
-        states: Theirs, as in the checkpoint.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        found = states.get(callback.state_key) if isinstance(callback, EarlyStopping) else None
-        if found is not None and found["patience"] != callback.patience:
-            name, asked, saved = type(callback).__name__, callback.patience, found["patience"]
-            log.info("%s has patience %d as asked for, the checkpoint %d", name, asked, saved)
-            found["patience"] = asked

@@ -1,6 +1,7 @@
 """What a Lightning trainer holds, captured between two batches and put back there: the other half of the session."""
 
 import logging
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -8,9 +9,11 @@ import lightning.pytorch as pl
 from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import Preempted, UserError
-from pipeline.training import compat, finders, rng_state, stopping
+from pipeline.training import callback_state, compat, finders, rng_state, stopping
 from pipeline.training.bucket_order import BucketOrder
 from pipeline.training.loader_position import LoaderPosition
+from pipeline.training.model_modes import ModelModes
+from pipeline.training.progress import is_mid_epoch, settle
 from pipeline.training.resumed_state import ResumedState
 from pipeline.training.rng_state import RankState
 from pipeline.training.run_state import KEY, RunState
@@ -51,7 +54,8 @@ class TrainerState:
         self.loaders = LoaderPosition(trainer)
         self._loaded: RunState | None = None
         self._resumed: ResumedState | None = None
-        self._fit_started = False
+        self._modes: ModelModes | None = None
+        """From the start of the fit on: until then Lightning loads what the checkpoint holds."""
         self._resume_batch: int | None = None
         self._validation_pending = False
         self._callbacks: Any = None
@@ -123,6 +127,8 @@ class TrainerState:
 
     def of_rank(self, mid_epoch: bool = True, unused: int = 0) -> dict[str, Any]:
         """Return the state of this rank as it is now, see `LoaderPosition.capture`."""
+        if self._modes is not None:
+            self._modes.stand()  # a validation may follow
         return {**rng_state.capture(self.trainer), "loaders": self.loaders.capture(mid_epoch, unused)}
 
     def leave_epoch(self) -> None:
@@ -166,6 +172,9 @@ class TrainerState:
             found=finders.found(trainer),
         )
         checkpoint = compat.dump_checkpoint(trainer)
+        if self._modes is not None:
+            masks = self._modes.capture_masks(checkpoint["state_dict"])
+            state = replace(state, modes=self._modes.capture(standing is not None), masks=masks)
         checkpoint["epoch"] = at.epoch
         settle(checkpoint["loops"], at.epoch, at.batches)
         checkpoint[KEY] = state.to_dict()
@@ -187,12 +196,12 @@ class TrainerState:
         Raises:
             UserError: Its state is damaged or of another version, or does not fit the data.
         """
-        if not self._fit_started:  # else it is a callback that puts back what it has saved itself
+        if self._modes is None:  # else it is a callback that puts back what it has saved itself
             self._resumed = ResumedState(checkpoint)
-        stopping.keep_patience(self.trainer, checkpoint.get("callbacks") or {})
+        callback_state.prepare(self.trainer, checkpoint.get("callbacks") or {})
         state, data = RunState.of_checkpoint(checkpoint), data_of(self.trainer)
         if state is None:
-            if data is not None and _is_mid_epoch(checkpoint):
+            if data is not None and is_mid_epoch(checkpoint):
                 log.warning("checkpoint has no sample position: restarting its epoch from the beginning")
                 self._resume_batch = 0
             return
@@ -219,24 +228,27 @@ class TrainerState:
 
     def start_fit(self) -> None:
         """Stand right after the model was loaded: from here on hooks of the user's own may act."""
-        self._fit_started = True
+        self._modes = ModelModes(self.trainer)
+        if self._loaded is not None:
+            self._modes.restore_masks(self._loaded.masks)
         if self._resumed is not None:
-            self._resumed.sample_weights(self.trainer.lightning_module)
-            finders.skip(self.trainer, {} if self._loaded is None else self._loaded.found)
+            self._resumed.start_fit(self.trainer, {} if self._loaded is None else self._loaded.found)
 
-    def require_resumed(self) -> None:
-        """Compare what is there before the first epoch with what was loaded, once.
+    def start_epoch(self) -> None:
+        """Compare what is there before the first epoch with what was loaded, once, and freeze what was frozen.
 
         Raises:
             UserError: Something has changed it.
         """
-        resumed, self._resumed = self._resumed, None
-        if resumed is not None and (changes := resumed.changes(self.trainer)):
-            raise UserError(
-                f"after the checkpoint was loaded, something has changed {' and '.join(changes)}: training would not "
-                "continue where it stopped. A callback or model that loads or resets something when a fit starts must "
-                "leave it alone on a resume, where trainer.ckpt_path is set"
-            )
+        if self._resumed is not None:
+            self._resumed.start_epoch(self.trainer, self._in_epoch)
+            self._restore_modes()
+            if not self._in_epoch:
+                self._resumed = None
+
+    def _restore_modes(self) -> None:
+        if self._modes is not None and self._loaded is not None:
+            self._modes.restore(self._loaded.modes)
 
     def begin(self) -> None:
         """Put back what callbacks and schedules look at, and find the batch to resume at."""
@@ -270,11 +282,15 @@ class TrainerState:
         return self._in_epoch
 
     def resume_epoch(self) -> None:
-        """Forget what the start of an epoch that is resumed in its middle has logged and counted once more."""
+        """Undo what the hooks of an epoch's start, called again where it resumes in its middle, do a second time."""
         if self._in_epoch:
             self._in_epoch = False
             compat.load_callbacks(self.trainer, self._callbacks)
             compat.logged_results(self.trainer).clear()
+            self._restore_modes()
+            if self._resumed is not None:
+                self._resumed.resume_epoch(self.trainer)
+                self._resumed = None
 
     @property
     def is_restoring(self) -> bool:
@@ -317,36 +333,6 @@ class TrainerState:
         """
         if self.ledger is not None:
             self.ledger.close(self.trainer, reason, completed)
-
-
-def settle(loops: dict[str, Any], epoch: int, batches: int) -> None:
-    """Write Lightning's counters into a checkpoint as they stand between two batches, or between two epochs.
-
-    Args:
-        loops: `checkpoint["loops"]`.
-        epoch: Epochs that are over.
-        batches: Batches of the epoch after those that are over.
-    """
-    # An epoch that resumes in its middle counts as not started, so that its on_train_epoch_start is called again: what
-    # that sets up in callbacks and models (how many batches to accumulate, a list of outputs) no checkpoint holds.
-    begun = epoch + (batches > 0)
-    for counters in loops["fit_loop"]["epoch_progress"].values():
-        counters.update(ready=begun, started=epoch, processed=epoch, completed=epoch)
-    if batches:
-        progress = loops["fit_loop"]["epoch_loop.batch_progress"]
-        progress["is_last_batch"] = False
-        more = {name: value - batches for name, value in progress["current"].items() if name != "started"}
-        # Where a save follows a step that was thrown away, it has not started either.
-        more["started"] = max(more["completed"], 0)
-        for counter, value in more.items():
-            progress["total"][counter] -= value
-            progress["current"][counter] -= value
-
-
-def _is_mid_epoch(checkpoint: dict[str, Any]) -> bool:
-    """Return whether a checkpoint of another program was saved in the middle of an epoch."""
-    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
-    return bool(progress.get("current", {}).get("ready")) and not progress.get("is_last_batch", False)
 
 
 def data_of(trainer: pl.Trainer) -> DataModule | None:

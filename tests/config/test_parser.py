@@ -25,7 +25,7 @@ def test_parsing_builds_nothing_and_the_data_can_be_built_alone(monkeypatch: pyt
     def built(*_: object, **__: object) -> None:
         raise AssertionError("the model was built")
 
-    monkeypatch.setattr("tests.support.models.Regression.__init__", built)
+    monkeypatch.setattr("lightning.pytorch.LightningModule.__init__", built)  # whose parameters nobody remembers
     command = parsed("--ckpt_path=x.ckpt", "--run_dir=runs/x")
     assert (command.subcommand, command.given_checkpoint, command.asked.ckpt_path) == ("fit", "x.ckpt", None)
     data = command.build_data()

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
@@ -161,6 +162,25 @@ class LosesTheRun(pl.Callback):
             finish_saves(trainer)
             self.run.rename(away)
             os.kill(os.getpid(), 9)
+
+
+class MilestoneFinder(LearningRateFinder):
+    """As Lightning's documentation has it: searches at the start of some epochs.
+
+    Args:
+        milestones: Which epochs.
+    """
+
+    def __init__(self, milestones: list[int], num_training_steps: int = 100) -> None:
+        super().__init__(num_training_steps=num_training_steps)
+        self.milestones = milestones
+
+    def on_fit_start(self, *arguments: Any) -> None:
+        return
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch in self.milestones:
+            self.lr_find(trainer, pl_module)
 
 
 class Counts(pl.Callback):

@@ -468,3 +468,24 @@ class UnsavedGenerator(Regression):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return super().training_step((batch[0], batch[1] + torch.rand(1, generator=self.generator)), batch_idx)
+
+
+class Backboned(Thorough):
+    """A backbone that finetuning callbacks freeze, and a head that is trained from the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+        self.layers = nn.Sequential(nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(self.backbone(x))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam([each for each in self.parameters() if each.requires_grad], lr=0.05)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+
+
+def batch_rows(batch: Any) -> int:
+    """Samples in a batch."""
+    return len(batch[0])

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.training.resumed_state import ResumedState
+from pipeline.training.trainer import Trainer
 from tests.support.commands import Ended
 from tests.support.models import WithoutHyperparameters
 from tests.support.runs import fit, listing
@@ -61,9 +61,11 @@ def test_a_name_of_the_runs_own_is_refused_to_others(app: App, tmp_path: Path) -
 
 def test_a_sample_tells_changed_weights_from_the_same_ones() -> None:
     model = WithoutHyperparameters(width=5000)
+    trainer = Trainer(logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(model)
     resumed = ResumedState({})
-    resumed.sample_weights(model)
+    resumed.start_fit(trainer, {})
     assert sum(each.numel() for each in resumed.weights.values()) < 5000
-    same = ResumedState({})
-    same.sample_weights(model)
-    assert all(torch.equal(same.weights[name], value) for name, value in resumed.weights.items())
+    assert resumed.changes(trainer) == []
+    model.layer.bias.data += 1
+    assert resumed.changes(trainer) == ["1 of 2 weights (layer.bias)"]
