@@ -30,42 +30,8 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
         )
         parser.add_argument("--away_limit", type=float, default=AWAY_LIMIT, help=AWAY_LIMIT_HELP)
     if subcommand == "fit":
-        parser.add_argument(
-            "--grace",
-            type=float,
-            default=default_grace(),
-            help="Seconds between SIGTERM and the end, within which the last step is saved. Default: "
-            f"{GRACE}, which torch's agent sets, else 30.",
-        )
-        parser.add_argument(
-            "--collective_timeout",
-            type=float,
-            default=120.0,
-            help="Seconds that a rank waits for the others in one collective operation before it fails, so that all "
-            "are restarted: more than the longest that one rank works while the others wait.",
-        )
-        parser.add_argument(
-            "--allow_mismatch",
-            type=str | None,
-            default=None,
-            help="Mismatches with the resumed run that are intended and must not stop it, separated by commas: "
-            f"{', '.join(STOPS_RESUME)}.",
-        )
-        parser.add_argument(
-            "--weights",
-            type=str | None,
-            default=None,
-            help="Start a new run from these weights, with step, epoch and optimizer at their beginning: the URL of a "
-            "Lightning checkpoint, a state_dict, a safetensors file (or the .index.json of several), or a run "
-            "directory, whose best or else latest checkpoint it is. A run that has a checkpoint resumes from that.",
-        )
-        parser.add_argument(
-            "--weights_allow",
-            type=str | None,
-            default=None,
-            help="Names of tensors that may be missing in --weights, left over or of another shape, as patterns "
-            "separated by commas: 'head.*,*.bias'.",
-        )
+        _add_training_flags(parser)
+        _add_weights_flags(parser)
     if subcommand == "test":
         parser.add_argument(
             "--unproven",
@@ -85,3 +51,45 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
             help="Which checkpoint of the run: best, latest or a step. Default: the best if a metric was monitored, "
             "else the latest.",
         )
+
+
+def _add_training_flags(parser: LightningArgumentParser) -> None:
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=default_grace(),
+        help="Seconds between SIGTERM and the end, within which the last step is saved. Default: "
+        f"{GRACE}, which torch's agent sets, else 30.",
+    )
+    parser.add_argument(
+        "--collective_timeout",
+        type=float,
+        default=120.0,
+        help="Seconds that a rank waits for the others in one collective operation before it fails, so that all "
+        "are restarted: more than the longest that one rank works while the others wait.",
+    )
+    parser.add_argument(
+        "--allow_mismatch",
+        type=str | None,
+        default=None,
+        help="Mismatches with the resumed run that are intended and must not stop it, separated by commas: "
+        f"{', '.join(STOPS_RESUME)}.",
+    )
+
+
+def _add_weights_flags(parser: LightningArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        type=str | None,
+        default=None,
+        help="Start a new run from these weights, with step, epoch and optimizer at their beginning: the URL of a "
+        "Lightning checkpoint, a state_dict, a safetensors file (or the .index.json of several), or a run "
+        "directory, whose best or else latest checkpoint it is. A run that has a checkpoint resumes from that.",
+    )
+    parser.add_argument(
+        "--weights_allow",
+        type=str | None,
+        default=None,
+        help="Names of tensors that may be missing in --weights, left over or of another shape, as patterns "
+        "separated by commas: 'head.*,*.bias'.",
+    )
