@@ -124,13 +124,6 @@ def test_an_evaluation_of_which_the_samples_cannot_be_told_is_refused_or_says_so
     assert receipt["samples_scored"] is receipt["missing"] is None
 
 
-def test_predictions_of_which_the_samples_cannot_be_told_are_refused(app: App, run: str) -> None:
-    predict = ("predict", "--run_dir", run, "--data.predict=tests.support.models.Indexed", "--data.predict.n=9")
-    ended = app(*predict, collate("packed"))
-    assert ended.status == 2
-    assert "which samples a batch of predictions holds cannot be told: packed made a batch with 1 row" in ended.err
-
-
 def test_a_hook_that_drops_samples_on_their_way_proves_nothing(app: App, tmp_path: Path) -> None:
     assert app(*FIT, "--model=tests.support.collates.DropsOnTheWay", "--run_dir", tmp_path).status == 0
     ended = app("test", "--run_dir", tmp_path)

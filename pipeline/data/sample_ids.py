@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from pipeline.data.batch_rows import described, given, holds, rows_of_parts
 from pipeline.data.permutation import Permutation
-from pipeline.data.seeded import SeededCollate, SeededDataset, rows
+from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, rows
 from pipeline.errors import ProofFailed
 
 _FINGERPRINTED = 64
@@ -184,6 +184,11 @@ class StripSampleIds:
         if name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)
+
+
+def makes_own_batches(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader's class goes through its batches in a way of its own, which may expect the user's."""
+    return type(loader).__iter__ not in (DataLoader.__iter__, SeededLoader.__iter__)
 
 
 def identified(loader: DataLoader[Any], digests: bool = True) -> DataLoader[Any]:

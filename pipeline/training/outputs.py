@@ -1,6 +1,7 @@
 """What steps return, in forms that load without executing pickled code: columns, or objects by batch."""
 
 import io
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
@@ -74,7 +75,9 @@ def concatenated(batches: Iterable[Columns]) -> Columns | None:
     return made
 
 
-def encode(batches: list[tuple[npt.NDArray[np.int64] | None, Any]], what: str) -> tuple[str, bytes]:
+def encode(
+    batches: list[tuple[npt.NDArray[np.int64] | None, Any]], what: str, by_batch: bool = False
+) -> tuple[str, bytes]:
     """Return the kind of file (`parquet` or `pt`) and its bytes for the outputs of some batches.
 
     What is a value for each sample becomes columns: Parquet where pyarrow is installed, else a `.pt` file of
@@ -85,14 +88,19 @@ def encode(batches: list[tuple[npt.NDArray[np.int64] | None, Any]], what: str) -
     Args:
         batches: Indices of the samples (None: not known) and the portable output of each batch.
         what: What the outputs are, for an error.
+        by_batch: Which entry is of which sample cannot be told: the indices are those that went into a batch.
 
     Raises:
         UserError: An output holds an object that no file can hold.
     """
     tables = [None if given is None else columns(output, len(given)) for given, output in batches]
-    merged = None if None in tables else concatenated(table for table in tables if table is not None)
+    merged = None if by_batch or None in tables else concatenated(table for table in tables if table is not None)
     if merged is not None:
         index = np.concatenate([given for given, _ in batches if given is not None])
+        if np.any(np.diff(index) < 0):
+            order = np.argsort(index, kind="stable")
+            index = index[order]
+            merged = {name: _ordered(column, order) for name, column in merged.items()}
         if find_spec("pyarrow") is not None and "index" not in merged and _is_tabular(merged):
             return "parquet", _parquet({"index": torch.from_numpy(index), **merged})
         content: dict[str, Any] = {"index": torch.from_numpy(index), "predictions": merged}
@@ -114,10 +122,14 @@ def saved(content: dict[str, Any], what: str) -> bytes:
     try:
         torch.save(plain(content), file)
     except UserError as error:
-        raise UserError(
-            *(f"{what}: {problem.replace('no checkpoint', 'no file')}" for problem in error.problems)
-        ) from None
+        raise UserError(*(f"{what}: {in_a_file(problem)}" for problem in error.problems)) from None
     return file.getvalue()
+
+
+def in_a_file(problem: str) -> str:
+    """Return what `plain` says of a checkpoint as it is for a file of outputs."""
+    problem = problem.replace("no checkpoint", "no file")
+    return re.sub(r" from (on_save_checkpoint|state_dict of .*)$", " instead", problem)
 
 
 def size(value: Any) -> int:
@@ -129,6 +141,10 @@ def size(value: Any) -> int:
     if isinstance(value, (list, tuple)):
         return sum(map(size, value))
     return len(value) if isinstance(value, (str, bytes)) else 64
+
+
+def _ordered(column: Any, order: npt.NDArray[np.intp]) -> Any:
+    return [column[at] for at in order] if isinstance(column, list) else column[torch.from_numpy(order)]
 
 
 def _is_tabular(merged: Columns) -> bool:

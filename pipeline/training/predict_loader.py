@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from pipeline.data.sample_ids import IdentifiedBatch, fingerprint
+from pipeline.data.sample_ids import IdentifiedBatch, fingerprint, makes_own_batches
 from pipeline.data.seeded import SeededDataset
 from pipeline.training import compat
 
@@ -80,6 +80,8 @@ class PredictLoader:
         identifies: Whether the index of each sample is known.
         pending: Outputs that no part holds yet, with the indices of their samples.
         start: The position of the first of them.
+        withheld: How many samples their collate function left out.
+        unknown: Why it cannot be told which prediction is of which sample.
     """
 
     loader: Any
@@ -92,6 +94,8 @@ class PredictLoader:
     pending: list[tuple[npt.NDArray[np.int64] | None, Any]] = field(default_factory=list)
     start: int = 0
     stop: int = 0
+    withheld: int = 0
+    unknown: str | None = None
     bytes: int = 0
     since: float = 0.0
 
@@ -101,12 +105,9 @@ class PredictLoader:
         dataset: Any = getattr(loader, "dataset", None)
         dataset = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
         name = type(loader).__name__
-        if (
-            not isinstance(loader, DataLoader)
-            or isinstance(dataset, IterableDataset)
-            or not hasattr(dataset, "__len__")
-        ):
-            what = f"the loader {name}" if dataset is None else f"the dataset {type(dataset).__name__}"
+        streams = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
+        if not isinstance(loader, DataLoader) or streams or makes_own_batches(loader):
+            what = f"the dataset {type(dataset).__name__}" if streams and dataset is not None else f"the loader {name}"
             return PredictLoader(loader, folder, dataset, None, f"{what} does not tell which samples it gives", False)
         plain = (SequentialSampler, RandomSampler, DistributedSampler)
         if type(loader.batch_sampler) not in (BatchSampler, type(None)) or type(loader.sampler) not in plain:

@@ -14,12 +14,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import CombinedLoader
 
 from pipeline.data.datamodule import DataModule
-from pipeline.data.sample_ids import StripSampleIds, identified
+from pipeline.data.ledger import changes_batches
+from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, identified
 from pipeline.errors import Preempted, ProofFailed, UserError
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
@@ -30,7 +30,7 @@ from pipeline.training.predict_loader import PredictLoader, Range, share, uncove
 
 log = logging.getLogger(__name__)
 
-_PART = re.compile(r"part-(\d{10,})-(\d{10,})\.(pt|parquet)")
+_PART = re.compile(r"part-(\d{10,})-(\d{10,})(?:-without-(\d+))?\.(pt|parquet)")
 _OURS = re.compile(rf"receipt\.json|plan\.json|(loader-\d+/)?{_PART.pattern}")
 _PART_SAMPLES = 1 << 17
 _PART_BYTES = 64 << 20
@@ -65,6 +65,7 @@ class Predictions(pl.Callback):
         }
         self._sources: list[PredictLoader] = []
         self._writes = self._empty = True
+        self._transfers = False
         self._began = time.monotonic()
 
     def watch(self, trainer: pl.Trainer, source: Any) -> None:
@@ -85,6 +86,7 @@ class Predictions(pl.Callback):
                 log.info("predictions are written by %s, and not to %s/%s", ", ".join(writers), self.run, PREDICTIONS)
                 if self.topology.world_size == 1 or not isinstance(source, DataModule):
                     return loaders
+            self._transfers = changes_batches(trainer)
             source.allow_zero_length_dataloader_with_multiple_devices = True
             return self._spread(_flat(loaders))
 
@@ -111,7 +113,7 @@ class Predictions(pl.Callback):
                 assert source.samples is not None
                 loader = source.ranged(share(uncovered(source.samples, [(a, b) for a, b in ranges]), rank, world_size))
             if source.identifies:
-                loader = StripSampleIds(identified(loader, digests=False), source.in_flight)
+                loader = StripSampleIds(identified(loader, digests=False), source.in_flight, self._transfers)
             spread.append(loader)
         return spread
 
@@ -164,14 +166,11 @@ class Predictions(pl.Callback):
         if not self._sources:
             return
         source = self._sources[dataloader_idx]
-        identity = source.in_flight.popleft() if source.identifies else None
+        identity = source.in_flight.popleft().transferred(batch) if source.identifies else None
         if not self._writes:
             return
-        if identity is not None and identity.unknown is not None:
-            raise ProofFailed(f"which samples a batch of predictions holds cannot be told: {identity.unknown}")
-        indices = None if identity is None else identity.indices
         self._empty = self._empty and outputs is None
-        self._keep(source, indices, portable(outputs))
+        self._keep(source, identity, portable(outputs))
         if self.preemption.asked:
             self._flush_all()
             raise Preempted(f"preempted while predicting; what was predicted is in {self.run}/{PREDICTIONS}")
@@ -182,23 +181,29 @@ class Predictions(pl.Callback):
         """Write what is left."""
         self._flush_all()
 
-    def _keep(self, source: PredictLoader, indices: npt.NDArray[np.int64] | None, output: Any) -> None:
-        count = 1 if indices is None else len(indices)
-        first = source.stop
-        if source.reason is None and indices is not None and count:
-            first = int(indices[0])
-            if not np.array_equal(indices, np.arange(first, first + count)):
+    def _keep(self, source: PredictLoader, identity: IdentifiedBatch | None, output: Any) -> None:
+        indices = None if identity is None else identity.indices
+        first, stop = source.stop, source.stop + (1 if indices is None else len(indices))
+        if source.reason is None and identity is not None:
+            given = np.sort(np.concatenate([identity.indices, identity.withheld]))
+            first, stop = int(given[0]), int(given[-1]) + 1
+            if not np.array_equal(given, np.arange(first, stop)):
                 raise ProofFailed(
-                    f"a batch of predictions holds the samples {indices[:5].tolist()}..., which are not consecutive: "
-                    "something between the dataset and predict_step drops, doubles or swaps samples"
+                    f"a batch of predictions holds the samples {given[:5].tolist()}..., which are not one after the "
+                    "other, once each: something between the dataset and predict_step drops, doubles or swaps samples"
                 )
         if source.pending and first != source.stop:
             self._flush(source)
         if not source.pending:
             source.start, source.bytes, source.since = first, 0, time.monotonic()
         source.pending.append((indices, output))
-        source.stop = first + count
+        source.stop = stop
         source.bytes += size(output)
+        if identity is not None:
+            source.withheld += len(identity.withheld)
+            if identity.unknown is not None and source.unknown is None:
+                log.warning("which sample each prediction is of cannot be told: %s", identity.unknown)
+            source.unknown = source.unknown or identity.unknown
         if (
             source.stop - source.start >= _PART_SAMPLES
             or source.bytes >= _PART_BYTES
@@ -212,9 +217,10 @@ class Predictions(pl.Callback):
 
     def _flush(self, source: PredictLoader) -> None:
         if source.pending and self._writes:
-            kind, data = encode(source.pending, "what predict_step returns")
-            self.run.write(f"{source.folder}/part-{source.start:010d}-{source.stop:010d}.{kind}", data)
-        source.pending = []
+            kind, data = encode(source.pending, "what predict_step returns", by_batch=source.unknown is not None)
+            without = f"-without-{source.withheld}" if source.withheld else ""
+            self.run.write(f"{source.folder}/part-{source.start:010d}-{source.stop:010d}{without}.{kind}", data)
+        source.pending, source.withheld = [], 0
 
     def conclude(self, trainer: pl.Trainer) -> None:
         """Check that the parts of all processes cover each sample once, and write the receipt.
@@ -252,6 +258,8 @@ class Predictions(pl.Callback):
             )
         if self._empty:
             log.warning("predict_step returned None for all samples: %s/%s holds nothing else", self.run, PREDICTIONS)
+        if withheld := total("withheld"):
+            log.info("%d samples were left out by the collate function", withheld)
         known, expected = counts["samples_predicted"], counts["samples_expected"]
         log.info(
             "finished: predictions of %s samples are in %s/%s",
@@ -268,16 +276,19 @@ class Predictions(pl.Callback):
             covered[start:stop] += 1
         missing = np.flatnonzero(covered == 0)
         known = source.reason is None
+        matches = (_PART.fullmatch(name.rpartition("/")[2]) for name in parts.values())
+        withheld = sum(int(match[3] or 0) for match in matches if match)
         count = int(np.count_nonzero(covered)) if known else sum(stop - start for start, stop in parts)
         return {
             **source.described(),
             "folder": source.folder,
             "parts": len(parts),
-            "samples_predicted": count if source.identifies else None,
+            "samples_predicted": count - withheld if source.identifies else None,
+            "withheld": withheld if source.identifies else None,
             "duplicates": int(np.count_nonzero(covered > 1)) if known else None,
             "missing": len(missing) if known else None,
             "missing_indices": missing[:_LISTED].tolist() if known else None,
-            "unproven": None if known else source.reason,
+            "unproven": source.reason or source.unknown,
         }
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 
 from pipeline.data.ledger import changes_batches
-from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, identified
+from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, identified, makes_own_batches
 from pipeline.data.seeded import SeededDataset
 from pipeline.errors import ProofFailed, UserError
 from pipeline.run.run_dir import OUTPUTS, RECEIPT, RunDir, now
@@ -120,9 +120,13 @@ class Evaluation(pl.Callback):
             refusals = _refusals(trainer, loader)
             if refusals and not self._unproven:
                 raise UserError(*(f"{each}. {UNPROVEN}" for each in refusals))
+            indexed = _is_indexed(loader)
+            if indexed and self._unproven and makes_own_batches(loader):  # what is not asked to prove must not hinder
+                indexed = False
+                refusals.append(f"the loader {type(loader).__name__} makes its batches in a way of its own")
             self._reasons += refusals
             self._dataset = ", ".join(dict.fromkeys(map(_name_of, _each(loader))))
-            if not _is_indexed(loader):
+            if not indexed:
                 self._scores = Scores(self.run)
                 return loaders
             samples = len(_dataset_of(loader))

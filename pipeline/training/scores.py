@@ -17,7 +17,7 @@ import torch
 from pipeline.checkpoint.serializable import plain
 from pipeline.errors import UserError
 from pipeline.run.run_dir import OUTPUTS, SCORES, RunDir
-from pipeline.training.outputs import concatenated, is_column, portable, saved, size
+from pipeline.training.outputs import concatenated, in_a_file, is_column, portable, saved, size
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Scores:
             plain({name: value})
         except UserError as error:
             self._left_out.add(name)
-            log.warning("left out of %s/%s: %s", self.run, OUTPUTS, error.problems[0].replace("checkpoint", "file"))
+            log.warning("left out of %s/%s: %s", self.run, OUTPUTS, in_a_file(error.problems[0]))
             return False
         return True
 

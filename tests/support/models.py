@@ -221,6 +221,12 @@ class _Drops(DataLoader[Any]):
         return (batch for number, batch in enumerate(super().__iter__()) if number != 1)
 
 
+class _Augments(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        for x, y in super().__iter__():
+            yield x + 0.1, y
+
+
 class _Doubles(DataLoader[Any]):
     def __iter__(self) -> Any:
         for number, batch in enumerate(super().__iter__()):
@@ -305,6 +311,7 @@ class Own(pl.LightningDataModule):
             "one by one": lambda: DataLoader(rows, batch_size=None),
             "one replica": lambda: DataLoader(rows, sampler=DistributedSampler(rows, 1, 0), **more),
             "loader drops": lambda: _Drops(rows, **more),
+            "loader augments": lambda: _Augments(rows, **more),
             "loader doubles": lambda: _Doubles(rows, **more),
             "loader swaps": lambda: _Swaps(rows, **more),
             "dataset drops": lambda: DataLoader(_DropsRows(), **more),

@@ -66,6 +66,17 @@ class _Loader:
         return iter([torch.zeros(2, 4), torch.ones(3, 4)])
 
 
+class _Halves(DataLoader[Any]):
+    """Makes two batches of each."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            yield from batch.chunk(2)
+
+    def __len__(self) -> int:
+        return 2 * super().__len__()
+
+
 class BringsPredictLoaders(pl.LightningDataModule):
     """A user's own data module, whose predict loaders are those that `kind` names."""
 
@@ -88,6 +99,7 @@ class BringsPredictLoaders(pl.LightningDataModule):
             "a subset": lambda: DataLoader(numbers, 2, sampler=SubsetRandomSampler([4, 2, 8])),
             "a stream": lambda: DataLoader(_Stream(), batch_size=4),
             "own": _Loader,
+            "halves": lambda: _Halves(Numbers(8), batch_size=4),
         }[self.kind]()
 
 
