@@ -167,7 +167,7 @@ def test_who_loses_a_peer_that_ended_with_75_has_not_crashed(started: Running) -
 
 
 def test_a_lost_peer_is_a_line_without_a_traceback(started: Running) -> None:
-    started.start("loses")
+    started.start("loses", options=("--max-restarts=0",))
     ended = started.ended()
     assert ended.status == 1
     assert ended.err == f"rank 0 on {os.uname().nodename} exited with status 1 (RuntimeError: closed by peer)\n"
@@ -331,7 +331,9 @@ def test_another_rendezvous_is_refused_with_status_2(tmp_path: Path) -> None:
 def test_the_agent_writes_how_it_ended_where_its_own_launcher_looks(tmp_path: Path) -> None:
     (tmp_path / "table.py").write_text(TABLE)
     file = tmp_path / "error.json"
-    command(*AGENT, tmp_path / "table.py", tmp_path, "7", env={"TORCHELASTIC_ERROR_FILE": str(file)})
+    command(
+        *AGENT, "--max-restarts=0", tmp_path / "table.py", tmp_path, "7", env={"TORCHELASTIC_ERROR_FILE": str(file)}
+    )
     message = json.loads(file.read_text())["message"]
     assert message["errorCode"] == 7
     assert message["message"] == f"rank 0 on {os.uname().nodename} exited with status 7"
