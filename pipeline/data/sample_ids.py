@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 from pipeline.data.batch_rows import described, given, holds, rows_of_parts
 from pipeline.data.content_digest import digest, fed
 from pipeline.data.permutation import Permutation
-from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, rows
+from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, fetch_sample, rows
 from pipeline.errors import ProofFailed
 
 _FINGERPRINTED = 64
@@ -96,7 +96,7 @@ class _IdentifiedDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._identify(index, self.dataset[index])
+        return self._identify(index, fetch_sample(self.dataset, index))
 
     def __getitems__(self, indices: list[int]) -> list[Sample] | IdentifiedBatch:
         if not callable(getattr(self.dataset, "__getitems__", None)):
