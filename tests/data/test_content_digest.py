@@ -93,7 +93,7 @@ def objects() -> dict[str, Any]:
         "object array": np.array([set(WORDS), "a", None], dtype=object),
         "records": np.array([(1, "a")], dtype=[("number", "i4"), ("any", "O")]),
         "masked": np.ma.masked_array([1, 2], mask=[True, False]),
-        "coo": sparse,
+        "sparse": sparse,
         "csr": torch.eye(3).to_sparse_csr(),
         "csc": torch.eye(3).to_sparse_csc(),
         "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
