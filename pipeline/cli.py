@@ -16,7 +16,7 @@ from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.checkpoint.foreign import fetch
 from pipeline.checkpoint.load import fetch_verified
 from pipeline.checkpoint.weight_files import require_checkpoint
-from pipeline.config import compatibility, mistakes, resume_point, saved_config
+from pipeline.config import compatibility, messages, mistakes, resume_point, saved_config
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
 from pipeline.config.validate import find_problems, require_batchnorm_device
@@ -209,6 +209,8 @@ def _attach_session(start: _Start) -> None:
     command, run, point, topology, writer, preemption = start
     asked, trainer, data = command.asked, command.trainer, command.datamodule
     facts: dict[str, Any] = {}
+    if isinstance(data, DataModule):
+        _prepare(data, trainer, topology)
     known = topology.world_size, asked.seed_everything, asked.trainer.accumulate_grad_batches
     topology.together("facts", lambda: facts.update(compatibility.facts(*known, data)))
     resume_point.require_same_data(facts, topology)
@@ -241,6 +243,23 @@ def _attach_session(start: _Start) -> None:
     if topology.rank == 0 and (saver := session.saver) is not None:
         preemption.durable, preemption.saving = lambda: saver.durable, lambda: saver.saving
     callbacks.insert(0, SessionHooks(session))
+
+
+def _prepare(data: DataModule, trainer: Any, topology: Topology) -> None:
+    """Let data download and split what they must before their samples are compared, one process a node first."""
+    data.trainer = trainer
+    prepares = topology.local_rank == 0 if data.prepare_data_per_node else topology.rank == 0
+
+    def prepare() -> None:
+        with messages.constructor_problems():
+            data.prepare_early(prepares)
+
+    def set_up() -> None:
+        with messages.constructor_problems():
+            data.set_up_early()
+
+    topology.together("data prepared", prepare)
+    topology.together("data set up", set_up)
 
 
 def _fit(start: _Start) -> None:

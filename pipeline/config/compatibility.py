@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
+from pipeline.run.storage_errors import raise_for_user
 from pipeline.training.run_state import RunState
 
 log = logging.getLogger(__name__)
@@ -58,14 +59,21 @@ def facts(world_size: int, seed: Any, accumulate: int, data: Any) -> dict[str, A
         data: The data module. Of one that is not ours nothing is known.
 
     Raises:
-        UserError: The data do not fit that world size.
+        UserError: The data do not fit that world size, or cannot be read.
+        StorageAway: The storage of the data does not answer.
     """
     known: dict[str, Any] = {"world_size": world_size, "seed": seed, "accumulate_grad_batches": accumulate}
     if isinstance(data, DataModule):
-        known["batch_size"] = data.planned(0, 0, 0, world_size, accumulate).batch_size
-        known["global_batch_size"] = known["batch_size"] * world_size * accumulate
-        known["data_seed"] = data.seed
-        known |= {f"{split}_data": value for split, value in data.fingerprints().items()}
+        try:
+            known["batch_size"] = data.planned(0, 0, 0, world_size, accumulate).batch_size
+            known["global_batch_size"] = known["batch_size"] * world_size * accumulate
+            known["data_seed"] = data.seed
+            known |= {f"{split}_data": value for split, value in data.fingerprints().items()}
+        except OSError as error:
+            advice = (
+                "Name files that are there; what must be downloaded first belongs into the dataset's prepare_data()"
+            )
+            raise_for_user(error, "the training or validation data cannot be read", advice)
     known["packages"] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

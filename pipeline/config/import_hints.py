@@ -1,8 +1,10 @@
 """Why a class path cannot be imported, and how a user's own package is found."""
 
+import inspect
 import os
 import re
 import sys
+import types
 
 _OURS = ("pipeline", "components", "k8s")
 
@@ -30,6 +32,27 @@ def import_hint(class_path: str, text: str) -> str:
     if lacking:
         return f"{lacking[1]!r} is {_file(lacking[1])}, which defines no {lacking[2]}"
     return ""
+
+
+def function_hint(path: str) -> str:
+    """Return what to do about a function that is named in the place of a class; empty where there is no such function.
+
+    Args:
+        path: As the user gave it, such as `mine.data.rows`.
+    """
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    if not isinstance(found, types.FunctionType):
+        return ""
+    if "return" not in found.__annotations__:
+        return (
+            f"{path} is a function, which must say what it returns, such as `def {name}(...) -> "
+            "torch.utils.data.Dataset:` for a dataset"
+        )
+    returned = inspect.formatannotation(found.__annotations__["return"])
+    return (
+        f"{path} is a function that returns {returned}: name one of your own that returns a single object, and says so"
+    )
 
 
 def _file(module: str) -> str:

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pipeline.config import mistakes
-from pipeline.config.import_hints import import_hint
+from pipeline.config.import_hints import function_hint, import_hint
 from pipeline.errors import StorageAway, UserError, chain, did_you_mean
 from pipeline.run.storage_errors import describe_outage, is_away
 from pipeline.training import compat
@@ -75,6 +75,9 @@ def _type_problem(lines: list[str]) -> str:
         reasons = [reason for reason in reasons if not re.fullmatch(_OTHER_FORM, reason)] + [hint]
     if unknown := re.search(r"(\w+) is no class that is known", ",".join(reasons)):
         reasons.append(did_you_mean(unknown[1], {*callbacks.__all__, *loggers.__all__}).removeprefix("; "))
+    named = re.search(r"Import path ([\w.]+) does not correspond", text)
+    if hint := function_hint(named[1] if named else values[0] if values else ""):
+        reasons = [hint]
     reasons = [reason for reason in dict.fromkeys(reasons) if reason]
     return f"{'.'.join(keys)}{value}{where}: {', '.join(reasons) or 'not accepted'}"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from pipeline.data.sample_ids import fingerprint, identified
 from pipeline.data.sampler import Batches, PositionedSampler, Tail
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 else:
     # jsonargparse takes a parametrised generic for a type without arguments of its own.
     AnyDataset = Dataset
+    Subset.__init__.__annotations__["dataset"] = Dataset
 
 _DEFAULT_BATCH_SIZE = 32
 
@@ -31,6 +32,9 @@ class DataModule(pl.LightningDataModule):
     seed and the epoch, from any position of it; validation goes in order and scores each sample once, for it never
     pads. Testing and prediction read in ascending index order. How a dataset may fetch whole batches and draw random
     numbers is told in `pipeline.data.seeded.SeededDataset`.
+
+    A dataset's constructor runs on all processes at once. What it must download or unpack first belongs into a method
+    `prepare_data()` of the dataset, which is called on one process of each node before anything is asked of it.
 
     Args:
         train: The training set.
@@ -92,6 +96,28 @@ class DataModule(pl.LightningDataModule):
         """Whether training batches carry the indices of their samples, for a ledger that takes them off."""
         self._stands_at = (0, 0)
         self._batches: Batches | None = None
+
+    def prepare_data(self) -> None:
+        """Have each dataset prepare what it reads."""
+        for dataset in {id(each): each for each in self.datasets.values()}.values():
+            prepare = getattr(dataset, "prepare_data", None)
+            if callable(prepare):
+                prepare()
+
+    def prepare_early(self, prepares: bool) -> None:
+        """Do `prepare_data` before Lightning does it, since lengths and contents must be known earlier.
+
+        Args:
+            prepares: Whether this process is one of those that prepare data.
+        """
+        if prepares:
+            self.prepare_data()
+        self.prepare_data = lambda: None  # type: ignore[method-assign]
+
+    def set_up_early(self) -> None:
+        """Do `setup` of a fit before Lightning does it; another one could split the data otherwise."""
+        self.setup("fit")
+        self.setup = lambda stage: None  # type: ignore[method-assign] # noqa: ARG005
 
     def check(self, world_size: int, accumulate: int = 1) -> int:
         """Check these data against a world size before training.

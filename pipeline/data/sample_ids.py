@@ -5,20 +5,19 @@ The identity travels with the sample through collate function, loader workers an
 
 import copy
 import hashlib
-import pickle
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch.utils.data import DataLoader, default_collate
 
 from pipeline.data.batch_rows import described, given, holds, rows_of_parts
+from pipeline.data.content_digest import digest, fed
 from pipeline.data.permutation import Permutation
-from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, rows
+from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, fetch_sample, rows
 from pipeline.errors import ProofFailed
 
 _FINGERPRINTED = 64
@@ -97,7 +96,7 @@ class _IdentifiedDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._identify(index, self.dataset[index])
+        return self._identify(index, fetch_sample(self.dataset, index))
 
     def __getitems__(self, indices: list[int]) -> list[Sample] | IdentifiedBatch:
         if not callable(getattr(self.dataset, "__getitems__", None)):
@@ -116,7 +115,7 @@ class _IdentifiedDataset:
         return list(map(self._identify, indices, items))
 
     def _identify(self, index: int, item: Any) -> Sample:
-        return Sample(int(index), *_digest(item), item)
+        return Sample(int(index), *digest(item), item)
 
 
 class _IdentifiedCollate:
@@ -208,7 +207,7 @@ def fingerprint(dataset: Any) -> tuple[str, str]:
     Returns:
         (kind, fingerprint). `own`: the dataset's attribute or method `fingerprint`. `samples`: a digest of its class
         path, its length and 64 samples chosen by a fixed key; `pickled samples` where a sample holds an object without
-        a canonical form, whose digest another version of Python may not give again; `length` without any sample, where
+        a canonical form, see `pipeline.data.content_digest`; `length` without any sample, where
         they are others each time, for the dataset draws from a generator of its own.
     """
     own = getattr(dataset, "fingerprint", None)
@@ -217,61 +216,17 @@ def fingerprint(dataset: Any) -> tuple[str, str]:
     size = len(dataset)
     name = f"{type(dataset).__module__}.{type(dataset).__qualname__} {size};"
     chosen = Permutation(size, 0, 0)(np.arange(min(size, _FINGERPRINTED))).tolist() if size else []
-    digest, canonical = _digest_of(dataset, name, chosen)
-    if _digest_of(dataset, name, chosen)[0] != digest:
+    found, canonical = _digest_of(dataset, name, chosen)
+    if _digest_of(dataset, name, chosen)[0] != found:
         return "length", f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
-    return "samples" if canonical else "pickled samples", f"sha256:{digest}"
+    return "samples" if canonical else "pickled samples", f"sha256:{found}"
 
 
 def _digest_of(dataset: Any, name: str, indices: list[int]) -> tuple[str, bool]:
     hasher = hashlib.sha256(name.encode())
     fetched = SeededDataset(dataset, 0).__getitems__(indices) if indices else []
-    canonical = [_hash(hasher, row) for row in (fetched if isinstance(fetched, list) else rows(fetched))]
-    return hasher.hexdigest(), all(canonical)
-
-
-def _digest(item: Any) -> tuple[bytes, bool]:
-    hasher = hashlib.sha256()
-    canonical = _hash(hasher, item)
-    return hasher.digest(), canonical
-
-
-def _hash(hasher: Any, value: Any) -> bool:
-    """Feed a sample's content into a hash, each value with its type and extent.
-
-    Returns:
-        False where a part is of a type without a canonical form and was pickled: another Python may hash it otherwise.
-    """
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        hasher.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
-        hasher.update(value.contiguous().reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
-        return True
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind != "O":
-        array = np.ascontiguousarray(value)
-        hasher.update(f"array {array.dtype.str} {array.shape}".encode())
-        hasher.update(array.tobytes())
-        return True
-    if value is None or isinstance(value, (bool, int, float, complex)):
-        hasher.update(f"{type(value).__name__} {value!r};".encode())
-        return True
-    if isinstance(value, (str, bytes)):
-        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-        hasher.update(f"{type(value).__name__} {len(data)};".encode())
-        hasher.update(data)
-        return True
-    if is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):
-        hasher.update(f"mapping {len(value)};".encode())
-        parts = [part for key in sorted(value, key=repr) for part in (key, value[key])]
-    elif isinstance(value, (list, tuple)):
-        hasher.update(f"sequence {len(value)};".encode())
-        parts = list(value)
-    else:
-        data = pickle.dumps(value, protocol=5)
-        hasher.update(f"pickle {len(data)};".encode())
-        hasher.update(data)
-        return False
-    canonical = [_hash(hasher, part) for part in parts]  # all of them, also after one that is not
-    return all(canonical)
+    all_canonical = True
+    for row in fetched if isinstance(fetched, list) else rows(fetched):
+        hasher, canonical = fed(hasher, row)
+        all_canonical &= canonical
+    return hasher.hexdigest(), all_canonical

@@ -47,7 +47,8 @@ class SeededDataset(Dataset[Any]):
         fetch = getattr(dataset, "__getitems__", None)
         self.takes_seeds = callable(fetch) and "seeds" in inspect.signature(fetch).parameters
         self.whole = self.takes_seeds or (callable(fetch) and self.deterministic)
-        self._fetched: list[int] = []
+        self.fetched: list[int] = []
+        """The indices of the batch that was fetched last in this process."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -64,15 +65,16 @@ class SeededDataset(Dataset[Any]):
         Raises:
             ValueError: The dataset returned another number of samples than it was asked for.
         """
-        self._fetched = indices
+        self.fetched = indices
         if not self.whole:
             return self._one_by_one(indices)
         given = indices if isinstance(indices, Indices) else list(indices)
-        fetched: Any = (
-            self.dataset.__getitems__(given, sample_seeds(self.seed, _epoch(indices), indices))
-            if self.takes_seeds
-            else self.dataset.__getitems__(given)
-        )
+        seeds = [sample_seeds(self.seed, _epoch(indices), indices)] if self.takes_seeds else []
+        try:
+            fetched: Any = self.dataset.__getitems__(given, *seeds)
+        except Exception as error:
+            error.add_note(f"raised by {type(self.dataset).__name__}.__getitems__({_listed(indices)})")
+            raise
         count = rows_of(fetched)
         if count != len(indices):
             raise ValueError(
@@ -84,16 +86,16 @@ class SeededDataset(Dataset[Any]):
     def batch_seed(self) -> int:
         """A seed for the batch that was fetched last in this process: a function of seed, epoch and first index."""
         # Mixed once more: the collate function must not draw the numbers of the first sample again.
-        return int(mix(sample_seeds(self.seed, _epoch(self._fetched), self._fetched[:1]))[0])
+        return int(mix(sample_seeds(self.seed, _epoch(self.fetched), self.fetched[:1]))[0])
 
     def _one_by_one(self, indices: list[int]) -> list[Any]:
         if self.deterministic:
-            return [self.dataset[index] for index in indices]
+            return [fetch_sample(self.dataset, index) for index in indices]
         samples = []
         with preserve_rng():
             for index, seed in zip(indices, sample_seeds(self.seed, _epoch(indices), indices).tolist(), strict=True):
                 _seed(seed)
-                samples.append(self.dataset[index])
+                samples.append(fetch_sample(self.dataset, index))
         return samples
 
 
@@ -113,17 +115,22 @@ class SeededCollate:
 
     def __init__(self, collate: Callable[[list[Any]], Any] | None, seeded: SeededDataset | None = None) -> None:
         self.collate = collate or default_collate
-        self.seeded = seeded if collate else None
+        self.seeded = seeded
 
     def __call__(self, fetched: Any) -> Any:
         """The batch that was fetched."""
         if not isinstance(fetched, list):
             return fetched
-        if self.seeded is None:
-            return self.collate(fetched)
-        with preserve_rng():
-            _seed(self.seeded.batch_seed())
-            return self.collate(fetched)
+        try:
+            if self.seeded is None or self.collate is default_collate:
+                return self.collate(fetched)
+            with preserve_rng():
+                _seed(self.seeded.batch_seed())
+                return self.collate(fetched)
+        except Exception as error:
+            if self.seeded is not None:
+                error.add_note(f"raised while the samples {_listed(self.seeded.fetched)} were collated")
+            raise
 
 
 class SeededLoader(DataLoader[Any]):
@@ -140,6 +147,19 @@ class SeededLoader(DataLoader[Any]):
         assert self.batch_sampler is not None
         for indices in self.batch_sampler:
             yield self.collate_fn(dataset.__getitems__(indices))
+
+
+def fetch_sample(dataset: Any, index: int) -> Any:
+    """Return a sample; what it raises says which one it is."""
+    try:
+        return dataset[index]
+    except Exception as error:
+        error.add_note(f"raised by {type(dataset).__name__}[{index}]")
+        raise
+
+
+def _listed(indices: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, indices[:64]))}{', ...' if len(indices) > 64 else ''}]"
 
 
 def refuse_unsized(name: str, dataset: Any) -> str | None:
