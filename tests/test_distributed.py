@@ -106,12 +106,14 @@ def test_a_monitor_that_is_logged_on_rank_0_only_is_rank_0s(tmp_path: Path) -> N
     assert [record["value"] for record in records] == [1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_a_monitor_that_no_rank_logs_is_one_message_on_two_ranks(tmp_path: Path) -> None:
     ended = torchrun(2, *LOGS_ON_RANK_0, "--run_dir", tmp_path, "--checkpoints.monitor=yours", timeout=60)
     assert ended.text.count("checkpoints.monitor='yours' is not logged by the model") == 1
     assert "Step 7 is saved" in ended.text or "Step 4 is saved" in ended.text
 
 
+@pytest.mark.slow
 def test_early_stopping_on_a_metric_of_rank_0_alone_ends_and_says_why(tmp_path: Path) -> None:
     agent = (sys.executable, "-m", "pipeline.agent", "--nproc-per-node=2", "--rdzv-backend=c10d")
     stopping = ("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=mine")

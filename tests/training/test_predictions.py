@@ -222,9 +222,13 @@ def test_what_does_not_tell_its_samples_is_written_in_its_order_and_says_so(app:
     assert content["index"] == [None] * len(sizes)
     assert "does not tell which samples it gives" in receipt(base)["loaders"][0]["unproven"]
     assert receipt(base)["samples_predicted"] is None
-    ended = torchrun(2, "-m", "pipeline", "predict", "--run_dir", base, *data) if kind == "own" else ended
-    if kind == "own":
-        assert "cannot be spread over 2 processes. Start one" in ended.text
+
+
+@pytest.mark.slow
+def test_what_does_not_tell_its_samples_is_refused_on_two_processes(base: str) -> None:
+    data = ("--data=tests.support.predicting.BringsPredictLoaders", "--data.kind=own")
+    ended = torchrun(2, "-m", "pipeline", "predict", "--run_dir", base, *data)
+    assert "cannot be spread over 2 processes. Start one" in ended.text
 
 
 def test_without_pyarrow_columns_are_torchs_files(app: App, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
