@@ -1,12 +1,13 @@
 """What the user reads: progress bars on a terminal, elsewhere one plain line an epoch and one for each event."""
 
 import logging
+import os
 import re
 import socket
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -54,17 +55,23 @@ _SAID_OTHERWISE = re.compile(
 class _Handler(logging.StreamHandler[Any]):
     """Writes whole lines to stderr as it is now, above a progress bar that is being drawn."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; each bar of tqdm is cleared first and drawn again afterwards."""
         self.stream = sys.stderr  # which a bar of rich replaces while it is drawn
-        tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
-        with nullcontext() if tqdm is None else tqdm.external_write_mode(sys.stderr):
+        # Not in a forked loader worker, which draws no bar and may have inherited tqdm's lock while it was held.
+        tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None) if os.getpid() == self._process else None
+        above = nullcontext() if tqdm is None else tqdm.external_write_mode(sys.stderr)
+        with suppress(OSError), above:  # the terminal of a bar may be gone
             super().emit(record)
 
 
 def set_up(rank: int) -> None:
     """Say each thing once: rank 0 speaks for all, and libraries speak only where this project does not handle it."""
-    handler = _Handler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda record: not _is_noise(record))
     for logger in (log, *map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))):
