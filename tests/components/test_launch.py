@@ -118,7 +118,9 @@ def test_a_preempted_stage_ends_the_driver_with_75_and_the_same_command_resumes(
         while not list(run.glob("checkpoints/*.json")):
             assert time.monotonic() < deadline, "training never began"
             time.sleep(0.1)
-        (worker,) = [pid for pid, line in processes(str(run)) if " -m pipeline fit " in line and "agent" not in line]
+        (worker,) = [
+            pid for pid, line in processes(str(run)) if " -m pipeline fit " in line and "pipeline.agent" not in line
+        ]
         os.kill(worker, signal.SIGTERM)
         out, _ = process.communicate(timeout=40)
     finally:
