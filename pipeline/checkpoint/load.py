@@ -114,8 +114,13 @@ def load(run: RunDir, record: CommitRecord, map_location: Any = None, weights_on
     return checkpoint
 
 
-def check(run: RunDir, record: CommitRecord) -> None:
+def check(run: RunDir, record: CommitRecord, progress: Callable[[], None] = lambda: None) -> None:
     """Compare the bytes of a checkpoint with its record, without keeping them.
+
+    Args:
+        run: The run directory.
+        record: Of the checkpoint.
+        progress: Called after each part that has come from a remote storage.
 
     Raises:
         Corrupt: They do not match.
@@ -125,7 +130,7 @@ def check(run: RunDir, record: CommitRecord) -> None:
         _hash_file(Path(run.path, record.name), record)
         return
     _version(run, record)
-    _stream(run, record)
+    _stream(run, record, lambda *_: progress())
 
 
 @contextmanager

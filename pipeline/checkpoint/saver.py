@@ -1,32 +1,36 @@
 """Write checkpoints in the background: one at a time, durable before the commit, retried while the storage fails."""
 
-import hashlib
 import logging
 import math
 import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import torch
 
-from pipeline.checkpoint.commit import CommitRecord, write_record
+from pipeline.checkpoint.cleanup import abort, open_uploads
+from pipeline.checkpoint.commit import CommitRecord, read_record, write_record
 from pipeline.checkpoint.load import check
 from pipeline.checkpoint.snapshot import Snapshots
-from pipeline.checkpoint.transfer import PART, open_writer, part_size
+from pipeline.checkpoint.transfer import HashingWriter, open_writer, part_size
 from pipeline.errors import LeaseLost
 from pipeline.run.run_dir import RunDir
-from pipeline.run.storage_errors import storage_error
+from pipeline.run.storage_errors import is_away, storage_error
 
 log = logging.getLogger(__name__)
 
-_PIECE = PART // 16
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _STALLED = 10.0
 """Seconds without upload progress after which training does not wait for its storage."""
+_SLOW_END = 60.0
+"""Seconds more that completing an upload, fsync or the record may take: nothing tells how far they are."""
+
+T = TypeVar("T")
 
 
 class SaveFailed(Exception):
@@ -162,36 +166,71 @@ class Saver:
         still = time.monotonic() - self._moved if self.saving else 0.0
         return still if still >= _STALLED else 0.0
 
-    def _commit(self, snapshot: dict[str, Any], record: CommitRecord, stopped: float) -> None:
-        began, pause = time.monotonic(), _FIRST_PAUSE
-        self._moved = began
-        self._snapshots.wait()
-        written: CommitRecord | None = None
+    def amend(self, step: int, change: Callable[[CommitRecord], CommitRecord]) -> None:
+        """Write the record of a committed step again, in the background, as a save is written; none may be in progress.
+
+        Args:
+            step: The step.
+            change: Returns what its record must be.
+        """
+
+        def write(_: bool) -> None:
+            record = read_record(self.run, step)
+            if record is not None and (known := change(record)) != record:
+                self.before_commit()
+                write_record(self.run, known, overwrite=True)
+
+        self._thread = threading.Thread(target=self._retried, args=(step, write), name=f"amend-{step}", daemon=True)
+        self._thread.start()
+
+    def _retried(self, step: int, write: Callable[[bool], T]) -> T | None:
+        """Call what writes, with whether it is a retry, until it succeeds; return None where that is given up."""
+        pause, retry = _FIRST_PAUSE, False
+        self._moves()
         while True:
             try:
-                written = written or self._write(snapshot, record)
-                if self.after_first_commit is not None:
-                    self.after_first_commit(written)
-                    self.after_first_commit = None
-                break
+                result = write(retry)
             except LeaseLost as error:
                 self._fatal = error
-                return
+                return None
             except Exception as error:  # noqa: BLE001 - every storage has errors of its own
-                now = time.monotonic()
+                now, retry = time.monotonic(), True
                 self._failing_since = self._failing_since or now
                 if now - self._failing_since + pause > self.budget:
                     self._fatal = SaveFailed(
-                        f"checkpoint at step {record.step} could not be saved in {self.run} for {self.failing:.0f} s "
+                        f"checkpoint at step {step} could not be saved in {self.run} for {self.failing:.0f} s "
                         f"(checkpoints.storage_budget={self.budget:g} s): {storage_error(error)}"
                     )
                     self._fatal.__cause__ = error
-                    return
-                log.warning("checkpoint at step %d failed, retrying: %s", record.step, storage_error(error))
+                    with suppress(Exception):
+                        self._abort_uploads(RunDir.checkpoint(step))
+                    return None
+                log.warning("checkpoint at step %d failed, retrying: %s", step, storage_error(error))
                 # With jitter: all runs of a cluster see the same outage end.
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
                 pause = min(2 * pause, _LONGEST_PAUSE)
-        self._failing_since = None
+            else:
+                self._failing_since = None
+                return result
+
+    def _commit(self, snapshot: dict[str, Any], record: CommitRecord, stopped: float) -> None:
+        began = time.monotonic()
+        self._snapshots.wait()
+        done: list[CommitRecord] = []
+
+        def write(retry: bool) -> CommitRecord:
+            if not done:
+                if retry:
+                    self._abort_uploads(record.name)
+                done.append(self._write(snapshot, record))
+            if self.after_first_commit is not None:
+                self.after_first_commit(done[0])
+                self.after_first_commit = None
+            return done[0]
+
+        written = self._retried(record.step, write)
+        if written is None:
+            return
         self.committed = record.step
         value = f", {record.monitor.name} {record.monitor.value:.6g}" if record.monitor else ""
         self._figures["behind"] = seconds = time.monotonic() - began
@@ -207,13 +246,29 @@ class Saver:
         except Exception as error:  # noqa: BLE001 - the checkpoint is committed, whatever happens after
             log.warning("after the commit of step %d: %s", record.step, storage_error(error))
 
-    def _moves(self) -> None:
-        self._moved = time.monotonic()
+    def _abort_uploads(self, name: str) -> None:
+        """Abort what failed tries have left open; where the storage does not let it, the next start says so."""
+        if not self.run.is_s3:
+            return
+        try:
+            for each, upload in list(open_uploads(self.run, name)):
+                if each == name:
+                    abort(self.run, name, upload)
+        except Exception as error:
+            if is_away(error):
+                raise
+            log.debug("uploads of %s were not aborted: %s", name, storage_error(error))
+
+    def _moves(self, more: float = 0.0) -> None:
+        """Note a sign of progress, and that the next one may take so much longer."""
+        self._moved = time.monotonic() + more
 
     def _write(self, snapshot: dict[str, Any], record: CommitRecord) -> CommitRecord:
         """Try once: bytes, then their verification, then the record."""
         run, name = self.run, record.name
         self.before_commit()  # also before: a stale writer must not touch the file of a newer one
+        run.clear(name)
+        run.clear(RunDir.record(record.step))
         tagged = run.is_s3 and self._knows_tags
         part = part_size(self._snapshots.bytes)
         file = HashingWriter(open_writer(run, name, part), tagged, self._moves, part)
@@ -222,15 +277,18 @@ class Saver:
         except RuntimeError as error:
             # torch reports a failed write as a position that it did not expect.
             raise file.error or error from error
+        self._moves(_SLOW_END)
         file.close()
         run.sync(name)
+        self._moves(_SLOW_END)
         stored, tag = run.size_and_tag(name)
         if stored != file.bytes:
             raise OSError(f"{run.url_of(name)}: wrote {file.bytes} bytes, the storage reports {stored}")
         written = replace(record, bytes=file.bytes, sha256=f"sha256:{file.digest.hexdigest()}")
         if tagged and tag is not None and tag != file.tag:
             # Damaged in transit; or the storage computes its ETags otherwise (encrypted, in other parts).
-            check(run, written)
+            check(run, written, self._moves)
+            self._moves(_SLOW_END)
             log.info("%s: ETags there are not MD5; from now on only lengths are compared", run)
             self._knows_tags = False
         self.before_commit()
@@ -239,68 +297,3 @@ class Saver:
             self.before_commit()
             write_record(run, written, overwrite=True)
         return written
-
-
-class HashingWriter:
-    """A write-only file that hashes and counts what is written; torch.save needs no more of a file.
-
-    Args:
-        file: Takes the bytes.
-        tagged: Whether to compute the ETag that an object store should report.
-        written: Called after each piece.
-        part: Bytes of a part, in which the store gets the file.
-    """
-
-    def __init__(
-        self, file: Any, tagged: bool = False, written: Callable[[], None] | None = None, part: int = PART
-    ) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.bytes = 0
-        self.error: BaseException | None = None
-        self._tagged = tagged
-        self._written = written
-        self._part = part
-        self._parts: list[Any] = []
-
-    def write(self, data: Any) -> int:
-        """Write bytes, in pieces small enough that the interpreter lock is never held for long."""
-        view = memoryview(data)
-        start = 0
-        while start < len(view):
-            # A piece ends where a part ends.
-            piece = view[start : start + _PIECE - self.bytes % _PIECE]
-            self.digest.update(piece)
-            if self._tagged:
-                if self.bytes % self._part == 0:
-                    self._parts.append(hashlib.md5(usedforsecurity=False))
-                self._parts[-1].update(piece)
-            try:
-                # A copy: torch reuses the memory at once, and obstore sends it later.
-                self._file.write(bytes(piece))
-            except BaseException as error:
-                self.error = self.error or error
-                raise
-            if self._written is not None:
-                self._written()
-            self.bytes += len(piece)
-            start += len(piece)
-        return len(view)
-
-    @property
-    def tag(self) -> str:
-        """The ETag in most S3-compatible stores: the MD5 of the file, or that of its parts' MD5s with their number.
-
-        Source: the ETags of multipart uploads as Amazon S3 and Ceph make them.
-        """
-        if self.bytes < self._part:
-            return str(self._parts[0].hexdigest()) if self._parts else ""
-        digests = b"".join(part.digest() for part in self._parts)
-        return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"
-
-    def flush(self) -> None:
-        """Do nothing: closing finishes the file."""
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._file.close()

@@ -7,6 +7,7 @@ An obstore client hangs in a process that was forked from one that had used it. 
 file, in the process that saves or loads, never in a loader worker, and is not kept.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ PART = 16 << 20
 _MOST_PARTS = 9_000
 """Of a file; its size is an estimate."""
 
+_PIECE = PART // 16
 _CORES_PER_PART = 4
 _MOST_AT_ONCE = 8
 
@@ -82,3 +84,68 @@ def _object_store(run: RunDir) -> Any:
         return None
     # Made anew for each file: one that a forked child inherits hangs there.
     return None if run.s3 is None else run.s3.object_store()
+
+
+class HashingWriter:
+    """A write-only file that hashes and counts what is written; torch.save needs no more of a file.
+
+    Args:
+        file: Takes the bytes.
+        tagged: Whether to compute the ETag that an object store should report.
+        written: Called after each piece.
+        part: Bytes of a part, in which the store gets the file.
+    """
+
+    def __init__(
+        self, file: Any, tagged: bool = False, written: Callable[[], None] | None = None, part: int = PART
+    ) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+        self.error: BaseException | None = None
+        self._tagged = tagged
+        self._written = written
+        self._part = part
+        self._parts: list[Any] = []
+
+    def write(self, data: Any) -> int:
+        """Write bytes, in pieces small enough that the interpreter lock is never held for long."""
+        view = memoryview(data)
+        start = 0
+        while start < len(view):
+            # A piece ends where a part ends.
+            piece = view[start : start + _PIECE - self.bytes % _PIECE]
+            self.digest.update(piece)
+            if self._tagged:
+                if self.bytes % self._part == 0:
+                    self._parts.append(hashlib.md5(usedforsecurity=False))
+                self._parts[-1].update(piece)
+            try:
+                # A copy: torch reuses the memory at once, and obstore sends it later.
+                self._file.write(bytes(piece))
+            except BaseException as error:
+                self.error = self.error or error
+                raise
+            if self._written is not None:
+                self._written()
+            self.bytes += len(piece)
+            start += len(piece)
+        return len(view)
+
+    @property
+    def tag(self) -> str:
+        """The ETag in most S3-compatible stores: the MD5 of the file, or that of its parts' MD5s with their number.
+
+        Source: the ETags of multipart uploads as Amazon S3 and Ceph make them.
+        """
+        if self.bytes < self._part:
+            return str(self._parts[0].hexdigest()) if self._parts else ""
+        digests = b"".join(part.digest() for part in self._parts)
+        return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"
+
+    def flush(self) -> None:
+        """Do nothing: closing finishes the file."""
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()

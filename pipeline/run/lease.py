@@ -1,7 +1,8 @@
 """One writer per run: `lease.json` names it and how far it has come (`pipeline.run.attempts` keeps the earlier ones).
 
 A launch holds the lease. Another attempt of the same launch takes it over at once; any other launch takes it over if
-the holder's process is known to be dead or has not renewed it in time, and is refused otherwise. A writer that has lost
+the holder's process is known to be dead or has not renewed it in time, waits for that where the holder may be gone, and
+is refused where it is alive. A writer that has lost
 its lease finds out before its next commit, however long it was stopped: `held` asks the storage, not a clock, and only
 ever replaces what this process wrote.
 
@@ -20,11 +21,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LeaseLost, UserError
+from pipeline.run import retry
 from pipeline.run.lease_storage import EXPIRES, LeaseFile, LeaseObject, StoredLease
 from pipeline.run.retry import patiently
 from pipeline.run.run_dir import LEASE, SCHEMA, RunDir, now
@@ -33,6 +36,16 @@ from pipeline.run.storage_errors import raise_for_user, storage_error
 log = logging.getLogger(__name__)
 
 _TRIES = 50
+_BETWEEN_LOOKS = 1.0
+"""Seconds between two looks at a lease whose holder may be gone."""
+
+
+class _Holder(Enum):
+    """What is known of the process that holds a lease; only one of this host, boot and process namespace is seen."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNKNOWN = "unknown"
 
 
 class Lease:
@@ -136,11 +149,8 @@ class Lease:
             if seen is not None and seen.value.get("token") == self._token:
                 return
             if seen is not None and not self._free(seen):
-                raise UserError(
-                    f"run_dir={self._run.label!r} has a writer already, {seen}: stop it, wait until it has not been "
-                    f"renewed for {seen.seconds:.0f} s, or give another --run_dir"
-                )
-            self.attempt = 1 + max([*self._run.attempts(), int(seen.value.get("attempt", 0)) if seen else 0], default=0)
+                seen = self._outlast(seen)
+            self.attempt = 1 + max([*self._run.attempts(), 0 if seen is None else seen.attempt], default=0)
             self._renewed = time.monotonic()
             if patiently(self._label, partial(self._storage.put, self._text(), seen)):
                 self.before = None if seen is None else seen.value
@@ -150,8 +160,41 @@ class Lease:
             time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - only to separate those that start at once
         raise UserError(f"run_dir={self._run.label!r}: too many launches start at once, and none of them holds {LEASE}")
 
+    def _outlast(self, seen: StoredLease) -> StoredLease | None:
+        """Wait until a lease expires whose holder may be gone; return what is in its place then.
+
+        Raises:
+            UserError: Its holder is alive: a process of this host, or it renews the lease meanwhile.
+        """
+        began, first = time.monotonic(), seen
+        refusal = (
+            f"run_dir={self._run.label!r} has a writer already, {first}: stop it, wait until it has not been renewed "
+            f"for {first.seconds:.0f} s, or give another --run_dir"
+        )
+        if _state(seen.value) is _Holder.ALIVE:
+            raise UserError(refusal)
+        log.warning(
+            "%s: waiting up to %.0f s for the lease of %s, which may be gone",
+            self._label,
+            max(0.0, seen.seconds - seen.age),
+            seen,
+        )
+        # Where its age is not known it is old when it has not changed for as long as it lasts.
+        while not self._free(seen) and time.monotonic() - began < seen.seconds:
+            retry.pause(_BETWEEN_LOOKS)
+            now = patiently(self._label, self._storage.look)
+            if now is None:
+                return None
+            if now.version != first.version:
+                if now.value.get("token") == first.value.get("token") or not self._free(now):
+                    raise UserError(refusal)
+                return now
+            seen = now
+        return seen
+
     def _free(self, seen: StoredLease) -> bool:
-        return seen.value.get("launch") == self._launch or seen.age >= seen.seconds or _dead(seen.value)
+        ours = seen.value.get("launch") == self._launch
+        return ours or seen.age >= seen.seconds or _state(seen.value) is _Holder.DEAD
 
     def _text(self) -> bytes:
         value = {
@@ -223,9 +266,11 @@ def _process(pid: int) -> dict[str, Any] | None:
     return None if state in "ZX" else {"boot": boot, "space": space, "started": fields[18]}
 
 
-def _dead(value: dict[str, Any]) -> bool:
-    """Return whether the holder is known to have ended: it was a process that would be visible from here."""
-    here, there = _process(os.getpid()), value.get("process")
-    if here is None or not isinstance(there, dict) or value.get("host") != socket.gethostname():
-        return False
-    return all(there.get(key) == here[key] for key in ("boot", "space")) and _process(int(value["pid"])) != there
+def _state(value: dict[str, Any]) -> _Holder:
+    """Return what is known from here of the process that holds a lease."""
+    here, there, pid = _process(os.getpid()), value.get("process"), value.get("pid")
+    if here is None or not isinstance(there, dict) or not isinstance(pid, int):
+        return _Holder.UNKNOWN
+    if value.get("host") != socket.gethostname() or any(there.get(key) != here[key] for key in ("boot", "space")):
+        return _Holder.UNKNOWN
+    return _Holder.ALIVE if _process(pid) == there else _Holder.DEAD

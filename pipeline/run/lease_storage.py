@@ -15,7 +15,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 EXPIRES = 60.0
 """Seconds, where a lease does not say."""
 
+_LONGEST = 86_400.0
 _NO_ETAG = '"00000000000000000000000000000000"'
 
 
@@ -50,7 +51,14 @@ class StoredLease:
     @property
     def seconds(self) -> float:
         """How long it lasts without being renewed."""
-        return float(self.value.get("seconds", EXPIRES))
+        seconds = self.value.get("seconds")
+        return float(seconds) if isinstance(seconds, (int, float)) and 0 <= seconds < _LONGEST else EXPIRES
+
+    @property
+    def attempt(self) -> int:
+        """The number of its attempt, 0 where it does not say."""
+        number = self.value.get("attempt")
+        return number if isinstance(number, int) else 0
 
     def __str__(self) -> str:
         get = self.value.get
@@ -167,7 +175,8 @@ class LeaseObject:
             return None
         value = _parse(data)
         if etag is None:
-            age = (datetime.now(UTC) - datetime.fromisoformat(value.get("renewed", now()))).total_seconds()
+            with suppress(TypeError, ValueError):  # its age is not known then, but that it is not renewed
+                age = (datetime.now(UTC) - datetime.fromisoformat(value.get("renewed", now()))).total_seconds()
         return StoredLease(value, max(0.0, age), etag or data)
 
     def put(self, data: bytes, old: StoredLease | None) -> bool:

@@ -37,7 +37,7 @@ def patiently(what: str, call: Callable[[], T], undo: Callable[[], None] = lambd
     bound = patience.current()
     if bound is None:
         return call()
-    began, pause, said = time.monotonic(), _FIRST_PAUSE, 0.0
+    began, wait, said = time.monotonic(), _FIRST_PAUSE, 0.0
     while True:
         try:
             result = call()
@@ -65,8 +65,8 @@ def patiently(what: str, call: Callable[[], T], undo: Callable[[], None] = lambd
             return result
         undo()
         # With jitter: all jobs of a cluster see the same outage end.
-        _sleep(min(left, pause * random.uniform(0.5, 1.0)), bound)  # noqa: S311 - no secret
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        _sleep(min(left, wait * random.uniform(0.5, 1.0)), bound.check)  # noqa: S311 - no secret
+        wait = min(2 * wait, _LONGEST_PAUSE)
 
 
 def patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
@@ -79,9 +79,15 @@ def patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[An
     return retried
 
 
-def _sleep(seconds: float, bound: patience.Patience) -> None:
+def pause(seconds: float) -> None:
+    """Sleep, unless this process is asked to stop, as this thread's patience knows."""
+    bound = patience.current()
+    _sleep(seconds, (lambda: None) if bound is None else bound.check)
+
+
+def _sleep(seconds: float, check: Callable[[], None]) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        bound.check()
+        check()
         time.sleep(min(left, _BETWEEN_CHECKS))
-    bound.check()
+    check()

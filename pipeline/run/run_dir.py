@@ -161,6 +161,14 @@ class RunDir:
             storage.make_folder(Path(self.path, name).parent)
         return cast("BinaryIO", self.fs.open(f"{self.path}/{name}", "wb", block_size=block))
 
+    def clear(self, name: str) -> None:
+        """On a local disk: move a folder aside that has the name of a file to be written; no folder is the run's."""
+        path = Path(self.path, name)
+        if self.is_local and path.is_dir():
+            aside = path.with_name(f"{path.name}.aside-{uuid.uuid4().hex[:8]}")
+            path.rename(aside)
+            log.warning("%s is a folder: moved to %s", self.url_of(name), aside.name)
+
     def sync(self, name: str) -> None:
         """On a local disk: force a file and its folder's entries to the disk. Object stores are durable."""
         if self.is_local:

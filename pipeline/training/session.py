@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoint.commit import CommitRecord, Monitor, read_record, write_record
+from pipeline.checkpoint.commit import CommitRecord, Monitor
 from pipeline.checkpoint.saver import SaveFailed, Saver
 from pipeline.checkpoint.serializable import plain
 from pipeline.errors import LeaseLost, Preempted, UserError
@@ -109,7 +109,8 @@ class TrainingSession:
             raise Preempted(f"preempted at step {at.step}, before the first new step: nothing to save")
         self._save(at, minutes=vote.minutes, stop=stop)
         if stop:
-            raise Preempted(f"preempted at step {at.step}")
+            unsaved = ", which is not saved: this fit saves no checkpoints" if self.saver is None else ""
+            raise Preempted(f"preempted at step {at.step}{unsaved}")
         self.state.restore()
 
     def on_batch_end(self) -> None:
@@ -260,20 +261,22 @@ class TrainingSession:
     def _amend(self, saver: Saver, at: Boundary, reasons: list[str]) -> None:
         """Write into the record of a step what is known only now: the value of its validation, or the end."""
         ends, self._value_pending, pending = "end" in reasons, False, self._value_pending
-        if pending or ends:
-            self._wait(saver)  # the step may still be under way
-        record = read_record(saver.run, at.step) if self.state.is_global_zero and (pending or ends) else None
-        if record is None:
+        if not (pending or ends):
             return
-        known = replace(
-            record,
-            monitor=self._monitored() if pending else record.monitor,
-            reason=[*record.reason, *(["end"] if ends and "end" not in record.reason else [])],
-            ended=self.state.ended(at) if ends else record.ended,
-        )
-        if known != record:
-            saver.before_commit()
-            write_record(saver.run, known, overwrite=True)
+        self._wait(saver)  # the step may still be under way
+        if self.state.is_global_zero:
+            monitor, ended = self._monitored(), self.state.ended(at)
+
+            def change(record: CommitRecord) -> CommitRecord:
+                return replace(
+                    record,
+                    monitor=monitor if pending else record.monitor,
+                    reason=[*record.reason, *(["end"] if ends and "end" not in record.reason else [])],
+                    ended=ended if ends else record.ended,
+                )
+
+            saver.amend(at.step, change)
+        self._wait(saver)
 
     def _finish(self) -> None:
         """Wait, all ranks together, until the save under way is durable."""

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import pytest
 import torch
 
 from pipeline.checkpoint import saver as saving
-from pipeline.checkpoint.cleanup import remove_leftovers
+from pipeline.checkpoint.cleanup import open_uploads, remove_leftovers
 from pipeline.checkpoint.commit import committed, newest, read_record
-from pipeline.checkpoint.saver import HashingWriter, Saver
-from pipeline.checkpoint.transfer import PART, open_writer, part_size
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.transfer import PART, HashingWriter, open_writer, part_size
 from pipeline.errors import LeaseLost
 from pipeline.run.run_dir import RunDir
 from tests.support.checkpoints import a_record, tensors
@@ -204,3 +206,70 @@ def test_the_tag_of_a_file_in_larger_parts_is_the_stores_own(s3: str) -> None:
     file.close()
     assert run.size_and_tag("x.ckpt") == (5 * PART, file.tag)
     assert file.tag.endswith("-3")
+
+
+@pytest.mark.parametrize("name", [RunDir.checkpoint(1), RunDir.record(1)])
+def test_a_folder_at_the_name_of_a_step_is_moved_aside_and_later_steps_are_saved(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "theirs").mkdir(parents=True)
+    saver = Saver(RunDir(str(tmp_path)), 0)
+    for step in (1, 2):
+        saver.save(tensors(), a_record(step))
+        saver.finish()
+    assert [each.step for each in committed(saver.run)] == [2, 1]
+    assert [path.name for path in tmp_path.glob(f"{name}.aside-*/*")] == ["theirs"]
+
+
+def test_an_amendment_is_retried_like_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "_FIRST_PAUSE", 0.01)
+    saver = Saver(RunDir(str(tmp_path)), 30)
+    saver.save(tensors(), a_record(1))
+    saver.finish()
+    failures = [OSError("503"), TimeoutError()]
+    real = saving.write_record
+
+    def write_record(*given: Any, **named: Any) -> bool:
+        if failures:
+            raise failures.pop()
+        return real(*given, **named)
+
+    monkeypatch.setattr(saving, "write_record", write_record)
+    saver.amend(1, lambda record: replace(record, reason=[*record.reason, "end"]))
+    saver.finish()
+    record = read_record(saver.run, 1)
+    assert record is not None
+    assert (record.reason, failures, saver.failing) == (["epoch", "end"], [], 0.0)
+
+
+def test_what_takes_long_after_the_last_byte_is_no_stalled_upload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "_STALLED", 0.2)
+    run = RunDir(str(tmp_path))
+    monkeypatch.setattr(run, "sync", lambda name: time.sleep(1.0))
+    saver = Saver(run, 30)
+    saver.save(tensors(), a_record(1))
+    time.sleep(0.7)
+    assert (saver.saving, saver.failing) == (True, 0.0)
+    assert saver.save(tensors(), a_record(2))
+    saver.finish()
+    assert [each.step for each in committed(run)] == [2, 1]
+
+
+def test_a_failed_upload_leaves_nothing_that_is_paid_for(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "_FIRST_PAUSE", 0.01)
+    run = RunDir(f"{s3}/{uuid.uuid4().hex[:12]}/run")
+    bucket, key = run.object_of(RunDir.checkpoint(1))
+    real, opened = saving.open_writer, []
+
+    def open_writer(*given: Any) -> Any:
+        opened.append(run.fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key))
+        if len(opened) < 3:
+            raise ConnectionResetError("in the middle of an upload")
+        return real(*given)
+
+    monkeypatch.setattr(saving, "open_writer", open_writer)
+    saver = Saver(run, 30)
+    saver.save(tensors(), a_record(1))
+    saver.finish()
+    assert [each.step for each in committed(run)] == [1]
+    assert len(list(open_uploads(run, ""))) == 1  # the one that this test has opened beside the good one

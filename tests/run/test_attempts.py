@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from pipeline.checkpoint.commit import newest, write_record
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog, reported_commits
-from pipeline.run.lease import launch_id
+from pipeline.run.lease import Lease, launch_id
 from pipeline.run.run_dir import LEASE, RunDir
 from tests.support.commands import Ended, torchrun
 from tests.support.runs import attempt, fit, leave
@@ -130,24 +130,31 @@ def test_what_is_killed_leaves_an_attempt_without_an_end(tmp_path: Path) -> None
     writer.__exit__(None, None, None)
 
 
-def test_a_second_launch_is_refused_before_it_has_written_anything(app: App, storage: str) -> None:
-    leave(storage)
-    ended = fit(app, storage, 1)
+@pytest.fixture
+def other(storage: str) -> Iterator[str]:
+    """A run that another launch writes, of which this process is the one that is alive."""
+    lease = Lease.take(RunDir(storage), "other")
+    yield storage
+    lease.release()
+
+
+def test_a_second_launch_is_refused_before_it_has_written_anything(app: App, other: str) -> None:
+    ended = fit(app, other, 1)
     assert ended.status == 2
-    said = r"has a writer already, launch 'gone' \(attempt 6, process 1 on elsewhere, renewed \d+ s ago\)"
+    said = r"has a writer already, launch 'other' \(attempt 1, process \d+ on .*, renewed \d+ s ago\)"
     assert re.search(said, ended.err), ended.err
     assert "Traceback" not in ended.text
-    run = RunDir(storage)
+    run = RunDir(other)
     assert [name.rsplit("/", 1)[-1] for name in run.fs.find(run.path)] == [LEASE]
     # A try writes nothing, so it needs no lease.
-    assert fit(app, storage, 1, "--trainer.fast_dev_run=true").status == 0
+    assert fit(app, other, 1, "--trainer.fast_dev_run=true").status == 0
 
 
 @pytest.mark.timeout(120)
-def test_all_ranks_are_refused_together(tmp_path: Path) -> None:
-    leave(str(tmp_path))
+@pytest.mark.parametrize("storage", ["folder"], indirect=True)
+def test_all_ranks_are_refused_together(other: str) -> None:
     config = ("--config", "pipeline/configs/digits.yaml", "--trainer.max_epochs=1")
-    ended = torchrun(2, "-m", "pipeline", "fit", *config, "--run_dir", tmp_path)
+    ended = torchrun(2, "-m", "pipeline", "fit", *config, "--run_dir", other)
     assert ended.status != 0
-    assert ended.err.count("has a writer already, launch 'gone'") == 1
+    assert ended.err.count("has a writer already, launch 'other'") == 1
     assert ended.err.count("exitcode  : 2") >= 1

@@ -218,15 +218,19 @@ def _state(pid: int) -> str:
 
 
 @pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"space": "pid:[1]"}, {"boot": "another"}])
-def test_a_process_that_cannot_be_seen_from_here_is_not_called_dead(
-    tmp_path: Path, taken: Callable[..., Lease], change: dict[str, str]
+def test_the_lease_of_a_node_that_may_have_vanished_is_waited_for_until_it_expires(
+    tmp_path: Path, taken: Callable[..., Lease], change: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     url, here = str(tmp_path), module._process(os.getpid())
     assert here is not None
     dead = {"host": os.uname().nodename, "pid": 2**22 + 1, "process": here}
-    leave(url, **{**dead, "host": change.get("host", dead["host"]), "process": {**here, **change}})
-    with pytest.raises(UserError, match="has a writer already, launch 'gone'"):
-        taken(url)
+    foreign = {**dead, "host": change.get("host", dead["host"]), "process": {**here, **change}}
+    leave(url, **foreign, seconds=1.5)
+    began = time.monotonic()
+    assert taken(url).attempt == 7
+    assert time.monotonic() - began > 1.0
+    assert "waiting up to " in caplog.text
+    assert "for the lease of launch 'gone' (attempt 6, " in caplog.text
     leave(url, **dead)
     assert taken(url).attempt == 7
 
@@ -240,16 +244,43 @@ def test_a_number_that_another_process_has_by_now_is_not_its_holder(
     assert taken(str(tmp_path)).attempt == 7
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"schema": 1, "att'])
-def test_a_torn_lease_may_be_one_that_is_just_being_created_until_it_is_old(
-    tmp_path: Path, taken: Callable[..., Lease], torn: bytes
+def test_a_foreign_lease_that_is_renewed_while_another_launch_waits_is_refused(storage: str, taken: Any) -> None:
+    leave(storage, seconds=4, renewals=1)
+    renewal = threading.Timer(1.2, leave, [storage], {"seconds": 4, "renewals": 2})
+    renewal.start()
+    with pytest.raises(UserError, match="has a writer already, launch 'gone'"):
+        taken(storage)
+    renewal.join()
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        b"",
+        b'{"schema": 1, "att',
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"attempt": "x", "seconds": "y", "pid": "z", "renewed": 3, "host": [], "process": {}, "launch": {}}',
+        b'{"attempt": null, "seconds": -1, "pid": null, "renewed": "yesterday"}',
+        b'{"seconds": 1e300, "attempt": true}',
+    ],
+)
+def test_a_damaged_lease_ages_and_is_taken_over(
+    storage: str, taken: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch, found: bytes
 ) -> None:
-    path = tmp_path / LEASE
-    path.write_bytes(torn)
-    with pytest.raises(UserError, match="has a writer already, launch 'unknown'"):
-        taken(str(tmp_path))
-    os.utime(path, (time.time() - 61,) * 2)
-    assert taken(str(tmp_path)).attempt == 1
+    monkeypatch.setattr("pipeline.run.lease_storage.EXPIRES", 1.0)
+    RunDir(storage).write(LEASE, found)
+    assert taken(storage).attempt in (1, 2)
+
+
+@pytest.mark.parametrize("found", [b"", b'{"renewed": "yesterday"}'])
+def test_a_damaged_lease_ages_on_a_storage_that_tells_no_times(
+    other_storage: str, taken: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch, found: bytes
+) -> None:
+    monkeypatch.setattr("pipeline.run.lease_storage.EXPIRES", 1.0)
+    RunDir(other_storage).write(LEASE, found)
+    assert taken(other_storage).attempt == 1
 
 
 def test_a_renewal_that_says_less_is_whole_and_its_launch_takes_over_at_once(shared: str) -> None:
