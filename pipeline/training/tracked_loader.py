@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.data import sized_len
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -60,6 +61,7 @@ class TrackedLoader:
         self._start: dict[str, Any] | None = None
         self._kept: deque[tuple[int, dict[str, Any]]] = deque()
         self._found: tuple[dict[str, Any], bool] | None = None
+        self._unfinished: Iterator[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -98,6 +100,7 @@ class TrackedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Begin a pass once its first batch is asked for: by then the sampler knows its epoch."""
+        self._finish_pass()
         found, self._found = self._found, None
         self._kept.clear()
         self._exhausted = False
@@ -108,6 +111,7 @@ class TrackedLoader:
             batches = iter(self.loader)
         else:
             batches = self._resumed(*found)
+            self._unfinished = batches if self.is_stateful else None
         self._passes += 1
         while True:
             if unused := self.unused():
@@ -132,7 +136,7 @@ class TrackedLoader:
         kept = next((moment for at, moment in self._kept if mid and at == batches), None)
         return {
             "batches": batches,
-            "exhausted": self._exhausted and batches == self.fetched,
+            "exhausted": batches == self.fetched and (self._exhausted or self._has_all),
             "resets": self._resets if mid else self._passes > 0 and self._persistent,
             "start": self._start,
             "now": self._moment(state=True, random=False) if kept is None else kept,
@@ -159,6 +163,19 @@ class TrackedLoader:
     def is_distributed(self) -> bool:
         """Whether the ranks take turns in one order, whatever their number."""
         return isinstance(getattr(self.loader, "sampler", None), DistributedSampler)
+
+    @property
+    def _has_all(self) -> bool:
+        """Whether all batches of the pass were fetched, after which Lightning does not ask for the end."""
+        length = sized_len(self.loader)
+        return length is not None and self.fetched >= length
+
+    def _finish_pass(self) -> None:
+        """Ask a pass that began from a state for its end: until then some loaders begin each pass from that state."""
+        batches, self._unfinished = self._unfinished, None
+        if batches is not None and self._has_all:
+            with self._drawing(None):
+                next(batches, None)
 
     @property
     def _persistent(self) -> bool:
@@ -212,10 +229,15 @@ class TrackedLoader:
         self._start = self._moment()
         if leaves:
             return chain(iter(self.loader))
+        before = rng_state.random_state(self.trainer)
         if isinstance(self.loader, DataLoader) and not self._resets:
             _draw_worker_seed(self.loader)
         first = next(batches, _END)  # some begin the next pass by themselves
-        return chain(iter(self.loader)) if first is _END else chain([first], batches)
+        if first is not _END:
+            return chain([first], batches)
+        rng_state.set_random_state(self.trainer, before)
+        rng_state.set_generators(self._owners, now["generators"])
+        return chain(iter(self.loader))
 
     def _after(self, batches: int) -> Iterator[Any]:
         """Return what is left of a pass after so many batches, in the order that was drawn when it began."""

@@ -78,7 +78,7 @@ class OwnState:
     def __init__(self, rows: Any, sized: bool = True) -> None:
         self.rows = rows
         self.epoch, self.batch, self._resumes = -1, 0, False
-        if sized:
+        if sized and type(self) is OwnState:
             self.__class__ = SizedOwnState
 
     def __iter__(self) -> Iterator[Any]:
@@ -103,6 +103,26 @@ class SizedOwnState(OwnState):
 
     def __len__(self) -> int:
         return (len(self.rows) + 15) // 16
+
+
+class RestoresUntilItsEnd(SizedOwnState):
+    """Begins each pass from the state that it was given until one has come to its end, as litdata's loader does.
+
+    A state at the end of a pass is the start of the next one.
+    """
+
+    restored: dict[str, Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.restored is not None:
+            over = self.restored["batch"] == len(self)
+            self.epoch, self.batch = (self.restored["epoch"] + over, 0 if over else self.restored["batch"])
+            self._resumes = True
+        yield from super().__iter__()
+        self.restored = None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.restored = state
 
 
 def loader(kind: str, num_workers: int = 0, n: int = 101, noise: bool = True, batch_size: int = 16) -> Any:
@@ -141,6 +161,7 @@ def loader(kind: str, num_workers: int = 0, n: int = 101, noise: bool = True, ba
         "no DataLoader": lambda: Batches(rows),
         "no length": lambda: Batches(rows, sized=False),
         "own state": lambda: OwnState(rows),
+        "own state until its end": lambda: RestoresUntilItsEnd(rows),
         "own state, no length": lambda: OwnState(rows, sized=False),
         "two": lambda: {"a": loader("shuffled", num_workers), "b": loader("seeded", num_workers, 33)},
         "two by the shorter": lambda: CombinedLoader(

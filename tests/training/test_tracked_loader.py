@@ -24,7 +24,15 @@ from tests.support.resumes import equal
 STEPS = (3, 7, 13)
 KINDS = [
     *("in order", "shuffled", "seeded", "replacement", "weighted", "own sampler", "own batches"),
-    *("stream", "shuffled stream", "no DataLoader", "no length", "own state", "own state, no length"),
+    *(
+        "stream",
+        "shuffled stream",
+        "no DataLoader",
+        "no length",
+        "own state",
+        "own state, no length",
+        "own state until its end",
+    ),
     *("two", "two by the shorter", "two by the longer", "torchdata shuffled", "torchdata seeded", "torchdata stream"),
     *("distributed", "torchdata distributed"),
 ]
