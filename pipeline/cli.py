@@ -226,7 +226,7 @@ def _attach_session(start: _Start) -> None:
         compat.at_restore(trainer, lambda: weights.load_into(command.model))
     epoch_loop.install(trainer)
     ledger, resolved = Ledger(data) if isinstance(data, DataModule) else None, command.resolved()
-    state = TrainerState(trainer, facts, ledger, restart_epoch, resolved)
+    state = TrainerState(trainer, facts, ledger, restart_epoch, resolved, asked.override_optimizer)
     vote = StopVote(preemption)
     session = TrainingSession(state, vote, writer.goodput)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

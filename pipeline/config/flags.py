@@ -11,7 +11,10 @@ from pipeline.process.preemption import GRACE, default_grace
 FROM_RUN = ("validate", "test", "predict")
 """Subcommands that take model and data from the run's own fit.yaml."""
 
-NOT_SAVED = ("config", "run_dir", "allow_mismatch", "world_size", "grace", "collective_timeout", "away_limit")
+NOT_SAVED = (
+    *("config", "run_dir", "allow_mismatch", "override_optimizer", "world_size"),
+    *("grace", "collective_timeout", "away_limit"),
+)
 """Flags of one start or one place, which a saved configuration leaves out."""
 
 ONLY_FIT = ("weights", "weights_allow")
@@ -74,6 +77,13 @@ def _add_training_flags(parser: LightningArgumentParser) -> None:
         default=None,
         help="Mismatches with the resumed run that are intended and must not stop it, separated by commas: "
         f"{', '.join(STOPS_RESUME)}.",
+    )
+    parser.add_argument(
+        "--override_optimizer",
+        type=bool,
+        default=False,
+        help="On a resume, take learning rates, weight decay and other settings of optimizers and learning rate "
+        "schedules as they are asked for now; the moments stay. Default: the checkpoint's.",
     )
 
 

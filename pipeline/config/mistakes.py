@@ -29,6 +29,10 @@ _LIBRARIES = (
     *("__main__", "pipeline", "jsonargparse", "torch", "torchmetrics", "numpy", "fsspec", "tensorboard", "rich"),
     *("lightning_utilities", *_LIGHTNING),
 )
+_OTHER_GROUPS = (
+    "configure_optimizers returns other parameters or groups than the checkpoint holds the state of: give what the run "
+    "was trained with, or train on from its weights in another run: --weights <this run> --run_dir <a new one>"
+)
 _KNOWN = {
     "does not require grad and does not have a grad_fn": "the loss that training_step returns depends on no parameter "
     "that is trained: return it without detach() or item(), and leave some parameters unfrozen",
@@ -36,7 +40,10 @@ _KNOWN = {
     "parameters that were not used in producing": "some parameters have no part in the loss of training_step; if that "
     "is meant, add --trainer.strategy=ddp_find_unused_parameters_true",
     "Tried to step": "the learning rate schedule ends before training does: make it as long, "
-    "self.trainer.estimated_stepping_batches, or train for fewer steps",
+    "self.trainer.estimated_stepping_batches, or train for fewer steps; where a resumed run was given more steps, "
+    "--override_optimizer true takes the longer schedule",
+    "different number of parameter groups": _OTHER_GROUPS,
+    "parameter group that doesn't match the size": _OTHER_GROUPS,
 }
 """What torch says in its own terms, part of it in C++, and what it means here."""
 

@@ -19,7 +19,7 @@ from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 KEY = "pipeline"
 """The key under which a checkpoint holds it."""
 
-_LATER = ("stop", "found", "modes", "masks")
+_LATER = ("stop", "found", "modes", "masks", "built")
 """Fields that the first release did not have, and that most checkpoints do without."""
 
 _HEAD = 1 << 16
@@ -43,6 +43,7 @@ class RunState:
         stop: Who has asked training to stop, see `pipeline.training.run_end`; None: nobody has. With `min_epochs` or
             `min_steps` training goes on for a while after that.
         modes: What callbacks have frozen or put into eval mode, see `pipeline.training.model_modes`.
+        built: The settings of optimizers and schedules, see `pipeline.training.optimizer_settings`.
         masks: By pruned weight, the weights before pruning and the mask.
         found: What finders of a learning rate or batch size have set, by attribute, see `pipeline.training.finders`.
     """
@@ -60,6 +61,7 @@ class RunState:
     found: dict[str, Any] = field(default_factory=dict)
     modes: dict[str, Any] = field(default_factory=dict)
     masks: dict[str, Any] = field(default_factory=dict)
+    built: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what stands under `KEY`; some names are older than the attributes."""
@@ -105,7 +107,7 @@ class RunState:
                 validation_pending=bool(found.get("owes_validation")),
                 bucket_order=None if order is None else [int(index) for index in order],
                 stop=None if stop is None else dict(stop),
-                **{name: dict(found.get(name) or {}) for name in ("found", "modes", "masks")},
+                **{name: dict(found.get(name) or {}) for name in ("found", "modes", "masks", "built")},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(

@@ -13,6 +13,7 @@ from pipeline.training import callback_state, compat, finders, rng_state, stoppi
 from pipeline.training.bucket_order import BucketOrder
 from pipeline.training.loader_position import LoaderPosition
 from pipeline.training.model_modes import ModelModes
+from pipeline.training.optimizer_settings import OptimizerSettings
 from pipeline.training.progress import is_mid_epoch, settle
 from pipeline.training.resumed_state import ResumedState
 from pipeline.training.rng_state import RankState
@@ -35,6 +36,7 @@ class TrainerState:
         ledger: Counts the samples; None for foreign data.
         restart_epoch: Whether the epoch of the checkpoint starts over, since its order has changed.
         asked: The resolved configuration, in which what may stop training is found.
+        override_optimizer: Whether settings of optimizers and schedules that are asked for win over the checkpoint's.
     """
 
     def __init__(
@@ -44,18 +46,20 @@ class TrainerState:
         ledger: Ledger | None = None,
         restart_epoch: bool = False,
         asked: dict[str, Any] | None = None,
+        override_optimizer: bool = False,
     ) -> None:
         self.trainer = trainer
         self.facts = facts or {}
         self.ledger = ledger
         self.restart_epoch = restart_epoch
         self.asked = asked or {}
+        self.override_optimizer = override_optimizer
         self.bucket_order = BucketOrder()
         self.loaders = LoaderPosition(trainer)
         self._loaded: RunState | None = None
         self._resumed: ResumedState | None = None
-        self._modes: ModelModes | None = None
-        """From the start of the fit on: until then Lightning loads what the checkpoint holds."""
+        self._settings: OptimizerSettings | None = None
+        self._modes: ModelModes | None = None  # from the start of the fit on
         self._resume_batch: int | None = None
         self._validation_pending = False
         self._callbacks: Any = None
@@ -170,6 +174,7 @@ class TrainerState:
             bucket_order=self.bucket_order.indices,
             stop=stopping.requested(trainer, self.asked),
             found=finders.found(trainer),
+            built={} if self._settings is None else self._settings.kept,
         )
         checkpoint = compat.dump_checkpoint(trainer)
         if self._modes is not None:
@@ -229,7 +234,9 @@ class TrainerState:
     def start_fit(self) -> None:
         """Stand right after the model was loaded: from here on hooks of the user's own may act."""
         self._modes = ModelModes(self.trainer)
+        self._settings = OptimizerSettings(self.trainer, self.override_optimizer)
         if self._loaded is not None:
+            self._settings.compare(self._loaded.built, bool(self._loaded.found))
             self._modes.restore_masks(self._loaded.masks)
         if self._resumed is not None:
             self._resumed.start_fit(self.trainer, {} if self._loaded is None else self._loaded.found)
@@ -262,6 +269,8 @@ class TrainerState:
         if self._restoring is not None:
             self._restoring.before_training(self.trainer)
         self.bucket_order.begin(self.trainer, None if self._loaded is None else self._loaded.bucket_order)
+        if self._settings is not None:
+            self._settings.apply()
         stopping.restore(self.trainer, None if self._loaded is None else self._loaded.stop, self.asked)
         if self._resume_batch and data is not None and data.batches is not None:
             # In another world, or under another limit, the same position is another number of batches, or all of them.

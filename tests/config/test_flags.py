@@ -15,7 +15,7 @@ FIT = ("fit", "--config", DIGITS)
 @pytest.mark.parametrize(
     ("subcommand", "flags", "others"),
     [
-        ("fit", ("--run_dir", "--grace", "--collective_timeout", "--allow_mismatch"), ("--checkpoint ",)),
+        ("fit", ("--run_dir", "--grace", "--allow_mismatch", "--override_optimizer"), ("--checkpoint ",)),
         ("test", ("--run_dir", "--checkpoint"), ("--grace", "--allow_mismatch")),
         ("summary", (), ("--run_dir", "--grace", "--checkpoint ")),
     ],

@@ -496,3 +496,45 @@ class Backboned(Thorough):
 def batch_rows(batch: Any) -> int:
     """Samples in a batch."""
     return len(batch[0])
+
+
+class Optimized(Regression):
+    """Its optimizer and learning rate schedule are chosen by flags.
+
+    Args:
+        optimizer: A class of `torch.optim`.
+        groups: Into how many groups its parameters go.
+        schedule: A class of `torch.optim.lr_scheduler`; OneCycleLR is as long as training.
+        weight_decay: Of the optimizer.
+        step_size: Of StepLR, in optimizer steps.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 0.05,
+        optimizer: str = "Adam",
+        groups: int = 1,
+        schedule: str | None = None,
+        weight_decay: float = 0.0,
+        step_size: int = 5,
+    ) -> None:
+        super().__init__(learning_rate)
+        self.save_hyperparameters()
+
+    def configure_optimizers(self) -> Any:
+        asked: Any = self.hparams
+        parameters = list(self.parameters())
+        groups = [{"params": parameters[start :: asked.groups]} for start in range(asked.groups)]
+        kind = getattr(torch.optim, asked.optimizer)
+        optimizer = kind(groups, lr=asked.learning_rate, weight_decay=asked.weight_decay)
+        if asked.schedule is None:
+            return optimizer
+        schedules = torch.optim.lr_scheduler
+        schedule: Any = {
+            "StepLR": lambda: schedules.StepLR(optimizer, asked.step_size, gamma=0.5),
+            "ExponentialLR": lambda: schedules.ExponentialLR(optimizer, 0.9),
+            "OneCycleLR": lambda: schedules.OneCycleLR(
+                optimizer, asked.learning_rate, total_steps=int(self.trainer.estimated_stepping_batches)
+            ),
+        }[asked.schedule]()
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from signal import SIGKILL, SIGTERM
 
 from pipeline.checkpoint.commit import CommitRecord, examined
+from pipeline.commands.drill.fault_result import FaultResult
 from pipeline.commands.drill.local_job import JobFailure, LocalJob, is_running, send
 from pipeline.commands.drill.plan import Fault, FaultKind
 from pipeline.commands.drill.proxy import Proxy
@@ -27,36 +28,6 @@ _SECOND_SIGNAL = 0.3  # after the one before
 _POLL = 0.03
 _POLL_STORAGE = 0.4
 """Seconds between two looks at the job, and at what its storage holds."""
-
-
-@dataclass
-class FaultResult:
-    """What became of one fault.
-
-    Attributes:
-        fault: As planned.
-        injected: Whether it was: training may have ended before.
-        step: Rank 0's last step before it; None: it had done none since its start.
-        ended: The statuses of the agents that ended, in their order.
-        resumed: The step that came next; None: another fault came first.
-        repeated: Number of steps that were done again.
-        seconds: Until a step that had never been done; None: another fault came first.
-        problems: What is not as it must be.
-    """
-
-    fault: Fault
-    injected: bool = False
-    step: int | None = None
-    ended: list[int] = field(default_factory=list)
-    resumed: int | None = None
-    repeated: int = 0
-    seconds: float | None = None
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def held(self) -> bool:
-        """Whether it was injected, and nothing was lost."""
-        return self.injected and not self.problems
 
 
 @dataclass
@@ -91,6 +62,7 @@ class FaultInjector:
         self._moment = time.monotonic()
         self._durable_at_restart: int | None = None
         self._restarts = True
+        self._steps = 0
 
     def run_undisturbed(self) -> None:
         """Run the job to its end, without restarting anything.
@@ -113,6 +85,7 @@ class FaultInjector:
         Raises:
             JobFailure: It did not come to its end.
         """
+        self._steps = steps
         self._job.launch()
         for index, result in enumerate(results):
             left = max(1, steps - self._log.highest)
@@ -187,6 +160,8 @@ class FaultInjector:
             self._outage(result, before.durable)
         elif fault.kind is FaultKind.RESIZE:
             self._resize()
+        elif fault.kind is FaultKind.EXTEND:
+            self._extend(result)
         elif fault.kind is FaultKind.KILL_ALL:
             job.kill()
         elif fault.kind is FaultKind.TERM_TWICE:
@@ -233,6 +208,23 @@ class FaultInjector:
         self._relaunch(self._job.nodes + 1)
         entries = len(self._log.first)
         self._until(lambda: len(self._log.first) > entries)
+
+    def _extend(self, result: FaultResult) -> None:
+        """Let training end with an epoch, start it for more, and kill it before its first save."""
+        job, folder = self._job, self._log.folder
+        epoch = next((record.epoch for record in self._commits(1)), 0)
+        job.more = (f"--trainer.max_epochs={epoch + 1}",)
+        set_pace(folder, 0.0)
+        self._relaunch(job.nodes)
+        self._until(lambda: False)
+        job.more = ()
+        set_pace(folder, SLOWEST_STEP)
+        entries = len(self._log.first)
+        job.launch()
+        if self._until(lambda: len(self._log.first) > entries):
+            job.kill()
+        elif self._log.highest < self._steps:
+            result.problems.append(f"taken for finished at step {self._log.highest}, though it was extended")
 
     def _ask_again_and_again(self, fault: Fault) -> None:
         for pid in self._job.workers(fault.node)[fault.process : fault.process + 1]:

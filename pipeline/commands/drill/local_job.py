@@ -42,6 +42,7 @@ class LocalJob:
         nodes: With how many it is launched the next time.
         endings: The node and the status of each agent that has ended, in that order.
         starts: How often an agent was restarted, or the whole job.
+        more: Further arguments of the fits that are launched from now on.
         replaced: Nodes whose end is known to leave the others waiting: they are restarted at once.
     """
 
@@ -52,6 +53,7 @@ class LocalJob:
         self.nodes = nodes
         self.endings: list[tuple[int, int]] = []
         self.starts = 0
+        self.more: tuple[str, ...] = ()
         self.replaced: set[int] = set()
         self._fit, self._processes, self._logs = fit, processes, logs
         inherited = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
@@ -146,7 +148,7 @@ class LocalJob:
                     *(sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid())),
                     *(sys.executable, "-m", "pipeline.agent", *self._rendezvous, f"--local-addr=127.0.0.{node + 1}"),
                     *(f"--nproc-per-node={self._processes}", "--max-restarts=3", f"--shutdown-timeout={GRACE}"),
-                    *("-m", "pipeline", "fit", *self._fit),
+                    *("-m", "pipeline", "fit", *self._fit, *self.more),
                 ],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -95,8 +95,16 @@ def require_steps(options: Namespace, steps: int) -> None:
         )
 
 
-def possible_kinds(options: Namespace, base: RunDir, config: dict[str, Any]) -> tuple[list[FaultKind], dict[str, str]]:
+def possible_kinds(
+    options: Namespace, base: RunDir, config: dict[str, Any], epochs: int
+) -> tuple[list[FaultKind], dict[str, str]]:
     """Return the kinds of faults that are possible, and why the others are not.
+
+    Args:
+        options: Of the drill.
+        base: The run directory under faults.
+        config: The resolved configuration of its training.
+        epochs: That the whole training has.
 
     Raises:
         UserError: A resize is asked for, but its steps would not be comparable.
@@ -109,6 +117,8 @@ def possible_kinds(options: Namespace, base: RunDir, config: dict[str, Any]) -> 
         without[FaultKind.OUTAGE] = f"AWS_ENDPOINT_URL={server!r} is not http://, so no proxy can be put before it"
     if (config.get("checkpoints") or {}).get("keep_last") == 1:
         without[FaultKind.TRUNCATE] = "checkpoints.keep_last=1 leaves nothing to fall back to"
+    if epochs < 2:
+        without[FaultKind.EXTEND] = "training has one epoch only"
     if not options.resize:
         without[FaultKind.RESIZE] = "not asked for (--resize true)"
     elif ((config.get("data") or {}).get("init_args") or {}).get("global_batch_size") is None:

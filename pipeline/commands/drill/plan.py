@@ -18,6 +18,7 @@ class FaultKind(StrEnum):
     """What is done to the job; `term` sends SIGTERM, `kill` SIGKILL, to a rank, an agent, or all agents.
 
     `term_twice` sends SIGTERM to a rank again and again while it ends, `term_start` to a rank that is starting.
+    `extend` lets training end with an epoch, starts it for more of them, and kills it before it has saved anything.
     """
 
     TERM_RANK = "term_rank"
@@ -30,6 +31,7 @@ class FaultKind(StrEnum):
     OUTAGE = "outage"
     TERM_TWICE = "term_twice"
     TERM_START = "term_start"
+    EXTEND = "extend"
     RESIZE = "resize"
 
     @property

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.commands.drill.compare import Comparison
-from pipeline.commands.drill.injector import FaultResult
+from pipeline.commands.drill.fault_result import FaultResult
 from pipeline.commands.table import table
 
 DRILL = "drill.json"

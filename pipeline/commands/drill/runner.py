@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from pipeline.checkpoint.commit import committed
 from pipeline.commands.drill import options as checks
 from pipeline.commands.drill.compare import TrainedRun, compare
-from pipeline.commands.drill.injector import FaultInjector, FaultResult
+from pipeline.commands.drill.fault_result import FaultResult
+from pipeline.commands.drill.injector import FaultInjector
 from pipeline.commands.drill.local_job import JobFailure, LocalJob
 from pipeline.commands.drill.plan import FaultKind, plan
 from pipeline.commands.drill.proxy import Proxy
@@ -80,7 +82,8 @@ class _Drill:
         report.steps = reference.log.highest
         checks.require_steps(self._options, report.steps)
         config: dict[str, Any] = yaml.safe_load(reference.run.read(RunDir.config("fit")) or b"{}")
-        self._train_under_faults(drilled, config)
+        epochs = next((record.epoch for record in committed(reference.run)), 0)
+        self._train_under_faults(drilled, config, epochs)
         report.repeated_steps = drilled.log.repeated
         if not report.findings:
             injected = [each for each in report.faults if each.injected]
@@ -107,9 +110,9 @@ class _Drill:
             job.kill()
             self._report.seconds[name] = time.monotonic() - began
 
-    def _train_under_faults(self, trained: TrainedRun, config: dict[str, Any]) -> None:
+    def _train_under_faults(self, trained: TrainedRun, config: dict[str, Any], epochs: int) -> None:
         options, report = self._options, self._report
-        kinds, report.left_out = checks.possible_kinds(options, trained.run, config)
+        kinds, report.left_out = checks.possible_kinds(options, trained.run, config, epochs)
         faults = plan(options.seed, options.faults, report.steps, kinds, options.nodes, options.processes)
         report.faults = [FaultResult(fault) for fault in faults]
         more, report.pace = checks.frequent_saves(config, options.faults, report.steps)

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.checkpoint.commit import committed
 from pipeline.commands.drill import injector
-from pipeline.commands.drill.injector import FaultInjector, FaultResult
+from pipeline.commands.drill.fault_result import FaultResult
+from pipeline.commands.drill.injector import FaultInjector
 from pipeline.commands.drill.local_job import JobFailure, LocalJob
 from pipeline.commands.drill.plan import Fault, FaultKind
 from pipeline.commands.drill.step_log import StepLog
@@ -38,12 +39,18 @@ WORKER = """
 
     def commit(step):
         run.write(RunDir.checkpoint(step), b"x" * 100)
-        write_record(run, CommitRecord(step, 0, 0, 100, "sha256:00", None, 1, "", ["steps"]), overwrite=True)
+        record = CommitRecord(step, step // 10, 0, 100, "sha256:00", None, 1, "", ["steps"])
+        write_record(run, record, overwrite=True)
 
     good = [step for step, found in examined(run) if isinstance(found, CommitRecord)]
     step = 0 if flaw == "forgets" or not good else good[0]
     with open(log / "rank-0.jsonl", "a", buffering=1) as file:
-        while step < 40:
+        last = min([40, *(10 * int(argument.rpartition("=")[2]) for argument in sys.argv[4:])])
+        if last < 40:
+            (log / "limited").touch()
+        elif flaw == "finished" and (log / "limited").exists():
+            sys.exit(0)
+        while step < last:
             if asked:
                 if flaw != "saves nothing":
                     commit(step)
@@ -54,6 +61,8 @@ WORKER = """
                 commit(step)
             if flaw == "dies" and step == 5:
                 sys.exit(3)
+            if step == last < 40:
+                commit(step)
             pace = log / "pace"
             time.sleep(0.01 + (float(pace.read_text()) if pace.exists() else 0))
 """
@@ -69,7 +78,7 @@ class StepsOnly(LocalJob):
 
     def _start(self, node: int) -> subprocess.Popen[bytes]:
         self._seen.discard(node)
-        return subprocess.Popen([sys.executable, "-c", *self.program], cwd=ROOT, stdin=subprocess.DEVNULL)
+        return subprocess.Popen([sys.executable, "-c", *self.program, *self.more], cwd=ROOT, stdin=subprocess.DEVNULL)
 
 
 @pytest.fixture
@@ -120,6 +129,7 @@ def test_each_fault_that_loses_nothing_has_held(inject: Callable[..., FaultInjec
         ("crashes", FaultKind.TERM_AGENT, "an agent ended with 1"),
         ("dies of it", FaultKind.TERM_TWICE, "an agent ended with 143"),
         ("dies of it", FaultKind.TERM_START, "an agent ended with 143"),
+        ("finished", FaultKind.EXTEND, "taken for finished at step 10, though it was extended"),
     ],
 )
 def test_what_is_lost_is_a_problem(
@@ -140,6 +150,16 @@ def test_who_is_asked_while_it_starts_and_who_is_asked_twice_end_with_75(
     assert [result.problems for result in given] == [[], []]
     assert [result.ended for result in given] == [[75], [-9, 75]]
     assert all(result.held for result in given)
+
+
+def test_a_training_that_is_extended_and_killed_trains_on(inject: Callable[..., FaultInjector]) -> None:
+    (result,) = given = results(FaultKind.EXTEND)
+    made = inject()
+    made.run_under(given, STEPS, lambda _: None)
+    assert result.held, result.problems
+    assert result.ended == [75, 0, -9]
+    assert made._log.highest == STEPS
+    assert 10 in [record.step for record in committed(made._run)], "the epoch at whose end it was extended"
 
 
 def test_an_undisturbed_job_comes_to_its_end(inject: Callable[..., FaultInjector]) -> None:

@@ -30,7 +30,7 @@ def test_some_faults_come_while_processes_start_and_only_those_that_can() -> Non
         at_start += [fault for fault in faults if fault.planned_step is None]
     assert {fault.kind for fault in at_start} == {kind for kind in KINDS if kind.is_signal}
     assert {str(kind) for kind in KINDS if not kind.is_signal} == {
-        *("truncate", "outage", "resize", "term_twice", "term_start")
+        *("truncate", "outage", "resize", "term_twice", "term_start", "extend")
     }
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from pipeline.commands.drill.compare import Comparison
-from pipeline.commands.drill.injector import FaultResult
+from pipeline.commands.drill.fault_result import FaultResult
 from pipeline.commands.drill.plan import Fault, FaultKind
 from pipeline.commands.drill.report import DrillReport, progress_line
 
