@@ -61,7 +61,7 @@ class Outcome:
 
 _OUTCOMES: tuple[tuple[type[BaseException], int, str], ...] = (
     (UserError, USER_MUST_CHANGE, "user must change: {}"),
-    # Another start would use the same samples: the dataset or its loader must be mended.
+    # Another start would use the same samples: the dataset or its loader must be fixed.
     (ProofFailed, USER_MUST_CHANGE, "proof failed: {}"),
     (LeaseLost, CRASH, "lease lost: {}"),
     (StorageAway, CRASH, "storage away: {}"),

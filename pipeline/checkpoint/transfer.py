@@ -82,7 +82,7 @@ def _object_store(run: RunDir) -> Any:
         import obstore.store  # noqa: F401, PLC0415 - part of the extra for S3
     except ImportError:
         return None
-    # Made anew for each file: one that a forked child inherits hangs there.
+    # Made again for each file: one that a forked child inherits hangs there.
     return None if run.s3 is None else run.s3.object_store()
 
 

@@ -1,6 +1,6 @@
 """How long this thread waits for what is away: a storage, a network, a peer.
 
-A start waits, since nothing is lost by it. Training does not: it goes on while its storage is away, and so do the
+A start waits, since nothing is lost by it. Training does not: it continues while its storage is away, and so do the
 threads behind it, for a thread begins without patience.
 """
 

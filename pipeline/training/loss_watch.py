@@ -1,4 +1,4 @@
-"""Says once that the loss is no finite number any more: training goes on, and nobody may be watching the curve."""
+"""Warns once that the loss is no longer finite: training continues, and nobody may be watching the curve."""
 
 import logging
 from collections.abc import Mapping

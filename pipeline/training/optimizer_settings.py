@@ -1,6 +1,6 @@
 """The settings with which optimizers and learning rate schedules are built, and what of them a resume takes.
 
-Their states hold settings too, and win: a learning rate or a schedule's length that is asked for anew would have no
+Their states hold settings too, and win: a learning rate or a schedule's length that is asked for now would have no
 effect. What was built when the run began is kept beside them, so that what has changed since can be told from what a
 schedule has done in the meantime.
 """
@@ -127,7 +127,7 @@ def _changes(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any,
 
 
 def _override_group(group: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Set what has changed. A schedule has scaled the learning rate in the meantime, and goes on from there."""
+    """Set what has changed. A schedule has scaled the learning rate in the meantime, and continues from there."""
     first = "initial_lr" if "initial_lr" in new else "lr"
     before, after = old.get(first), new[first]
     if before != after:

@@ -102,7 +102,7 @@ class Predictions(pl.Callback):
                 *(f"{each}: its samples cannot be spread over {world_size} processes. Start one" for each in reasons)
             )
         for reason in reasons:
-            log.info("predictions are in the order of the loader, and a restart begins anew: %s", reason)
+            log.info("predictions are in the order of the loader, and a restart predicts all of them again: %s", reason)
         done: list[list[Range]] = [[] for _ in self._sources]
         if self._writes:
             done = self.topology.agree("predictions", self._open)

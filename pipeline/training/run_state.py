@@ -41,7 +41,7 @@ class RunState:
         validation_pending: Whether the validation after the last batch was cut short, and comes first.
         bucket_order: The order in which DDP sums gradients, see `pipeline.training.bucket_order`.
         stop: Who has asked training to stop, see `pipeline.training.run_end`; None: nobody has. With `min_epochs` or
-            `min_steps` training goes on for a while after that.
+            `min_steps` training continues for a while after that.
         modes: What callbacks have frozen or put into eval mode, see `pipeline.training.model_modes`.
         built: The settings of optimizers and schedules, see `pipeline.training.optimizer_settings`.
         masks: By pruned weight, the weights before pruning and the mask.
