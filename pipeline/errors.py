@@ -87,6 +87,8 @@ def in_one_line(error: BaseException) -> str:
     """Return an exception's type and text in one line; some say little by their text alone."""
     said, _, _ = str(error).partition("Debug source:")  # obstore says everything twice
     text = " ".join([*said.split(), *(f"({note})" for note in getattr(error, "__notes__", ()))])
+    if isinstance(error, (UserError, StorageAway)) and text:
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

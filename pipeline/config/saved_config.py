@@ -79,13 +79,29 @@ def load(run: RunDir, subcommand: str) -> dict[str, Any] | None:
     data = run.read(RunDir.config(subcommand))
     if data is None:
         return None
+    name = f"{run}/{RunDir.config(subcommand)}"
+    advice = "Restore it, or start a new run with another --run_dir"
+    value: dict[str, Any]
     try:
         value = yaml.safe_load(data)
-    except yaml.YAMLError as error:
-        raise UserError(f"{run}/{RunDir.config(subcommand)} is damaged: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("trainer"), dict):
-        raise UserError(f"{run}/{RunDir.config(subcommand)} is not a configuration that this program wrote")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{name} is damaged: {' '.join(str(error).split())}. {advice}") from error
+    if not _is_configuration(value):
+        raise UserError(f"{name} is not a configuration that this program wrote. {advice}")
     return value
+
+
+def _is_configuration(value: Any) -> bool:
+    """Return whether a value has the parts of a configuration that are read without its parser."""
+    if not isinstance(value, dict) or not isinstance(value.get("trainer"), dict):
+        return False
+    classes = [value[key] for key in ("model", "data") if value.get(key) is not None]
+    return {"accelerator", "precision"} <= value["trainer"].keys() and all(
+        isinstance(each, dict)
+        and isinstance(each.get("class_path"), str)
+        and isinstance(each.get("init_args") or {}, dict)
+        for each in classes
+    )
 
 
 def dump(config: dict[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pipeline.errors import StorageAway, chain
 from pipeline.process import patience
-from pipeline.run.storage_errors import describe_outage, is_away
+from pipeline.run.storage_errors import describe_outage, is_away, raise_for_user
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,27 @@ def patiently(what: str, call: Callable[[], T], undo: Callable[[], None] = lambd
         wait = min(2 * wait, _LONGEST_PAUSE)
 
 
-def patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Have a method of something with a `label` called patiently; its effect must be the same when it is repeated."""
+def patient(method: Callable[Concatenate[Any, str, P], T]) -> Callable[Concatenate[Any, str, P], T]:
+    """Have a method of a run directory called patiently, with the name of its file or folder as the first argument.
+
+    Its effect must be the same when it is repeated. What the storage refuses meanwhile is the user's to change; without
+    patience each error passes through, for whoever saves to judge.
+    """
 
     @wraps(method)
-    def retried(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return patiently(f"run_dir={self.label!r}", lambda: method(self, *args, **kwargs))
+    def retried(self: Any, name: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        what = f"run_dir={self.label!r}"
+        try:
+            return patiently(what, lambda: method(self, name, *args, **kwargs))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if patience.current() is None or is_away(error):
+                raise
+            verb = "written" if method.__name__ in ("write", "create") else "read"
+            raise_for_user(
+                error, f"{what}: {name} cannot be {verb}", "Fix this user's permissions or credentials there"
+            )
 
     return retried
 

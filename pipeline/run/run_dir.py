@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, cast
 
 from pipeline.errors import StorageAway, UserError
 from pipeline.run import storage
-from pipeline.run.retry import patient
+from pipeline.run.retry import patient, patiently
 from pipeline.run.s3_client import S3Location, locate
 from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 
@@ -71,8 +71,8 @@ class RunDir:
             path = root + "/".join(each for each in path.split("/") if each not in ("", "."))
         self.path = path.rstrip("/")
         self.url = self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
-        # What a person reads and types again: local paths as they were given.
-        self.label = url.rstrip("/") if self.is_local else self.url
+        # What a person reads and types again: as it was given, but for S3, where one place has one name.
+        self.label = self.url if self.is_s3 else url.rstrip("/")
 
     def __str__(self) -> str:
         return self.label
@@ -107,13 +107,15 @@ class RunDir:
         return f"{ATTEMPTS}/{number:04d}.json"
 
     @patient
-    def names(self, folder: str) -> list[str]:
-        """Return the names in one of the run's folders, without the folder, in no order; none where it is missing."""
+    def _entries(self, folder: str) -> list[dict[str, Any]]:
         try:
-            found = self.fs.ls(f"{self.path}/{folder}", detail=False)
+            return cast("list[dict[str, Any]]", self.fs.ls(f"{self.path}/{folder}", detail=True))
         except FileNotFoundError:
             return []
-        return [str(name).rstrip("/").rpartition("/")[2] for name in found]
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in one of the run's folders, without the folder, in no order; none where it is missing."""
+        return [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in self._entries(folder)]
 
     def attempts(self) -> list[int]:
         """Return the numbers of the recorded attempts, in no order."""
@@ -126,15 +128,10 @@ class RunDir:
         match = _CHECKPOINT.fullmatch(name.rpartition("/")[2])
         return int(match[1]) if match and name == RunDir.checkpoint(int(match[1])) else None
 
-    @patient
     def steps(self) -> dict[str, dict[int, int]]:
         """Return the size in bytes by step, for `ckpt` and for `json` files, by one listing."""
         found: dict[str, dict[int, int]] = {"ckpt": {}, "json": {}}
-        try:
-            entries = self.fs.ls(f"{self.path}/{CHECKPOINTS}", detail=True)
-        except FileNotFoundError:
-            return found
-        for entry in entries:
+        for entry in self._entries(CHECKPOINTS):
             match = _CHECKPOINT.fullmatch(str(entry["name"]).rsplit("/", 1)[-1])
             if match and entry.get("type") == "file":
                 found[match[2]][int(match[1])] = int(entry["size"])
@@ -218,11 +215,11 @@ class RunDir:
     def read_jsons(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
         """Return several JSON files of this run by name, each as `read_json`, concurrently if the storage can."""
         wanted = list(names)
-        came = zip(wanted, self._read_several(wanted), strict=True)
+        came = zip(wanted, self._read_several(", ".join(wanted), wanted), strict=True)
         return {name: None if data is None else _parsed(data) for name, data in came}
 
     @patient
-    def _read_several(self, names: list[str]) -> list[bytes | None]:
+    def _read_several(self, _: str, names: list[str]) -> list[bytes | None]:
         # Not `cat`, which takes brackets and stars in the run directory's own name for a pattern.
         came = self.fs.cat_ranges([f"{self.path}/{name}" for name in names], None, None, on_error="return")
         for data in came:
@@ -247,7 +244,7 @@ class RunDir:
         """
         name = f"nonce-{uuid.uuid4().hex}"
         try:
-            self.write(name, name.encode())
+            patiently(f"run_dir={self.label!r}", lambda: storage.write(self.fs, f"{self.path}/{name}", name.encode()))
         except Exception as error:  # noqa: BLE001 - every storage has errors of its own
             raise_for_user(
                 error,
@@ -283,10 +280,9 @@ class RunDir:
         except Exception as error:  # noqa: BLE001 - every storage has errors of its own
             log.warning("%s was not removed: %s", self.url_of(name), storage_error(error))
 
-    @patient
     def remove(self, name: str) -> None:
         """Delete one file."""
-        self.fs.rm_file(f"{self.path}/{name}")
+        patiently(f"run_dir={self.label!r}", lambda: self.fs.rm_file(f"{self.path}/{name}"))
 
 
 def run_dir_problem(url: str) -> str | None:

@@ -80,6 +80,13 @@ _DAMAGED_CLASSES = (
 )
 
 
+_ADVICE = {
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "Free some space there, raise the quota, or give another place",
+    (errno.EROFS,): "It is mounted read-only: mount it for writing, or give another place",
+    (errno.ENAMETOOLONG,): "Give a shorter name",
+}
+
+
 def classify(error: BaseException) -> StorageFault:
     """Classify an error by its whole chain, since clients wrap what the network said in errors of their own."""
     causes = chain(error)
@@ -119,7 +126,13 @@ def raise_for_user(error: BaseException, what: str, advice: str) -> NoReturn:
         raise error
     if is_away(error):
         raise StorageAway(f"{what}: the storage does not answer: {storage_error(error)}") from error
-    raise UserError(f"{what}: {storage_error(error)}. {advice}") from error
+    raise UserError(f"{what}: {storage_error(error)}. {_specific_advice(error) or advice}") from error
+
+
+def _specific_advice(error: BaseException) -> str | None:
+    """Return what an error says by itself that the user must change."""
+    numbers = {each.errno for each in chain(error) if isinstance(each, OSError)}
+    return next((advice for known, advice in _ADVICE.items() if numbers & set(known)), None)
 
 
 def http_status(error: BaseException) -> int | None:

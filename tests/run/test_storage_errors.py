@@ -133,7 +133,22 @@ def test_an_error_is_classified_by_itself_and_below_another(error: Exception, ki
     with pytest.raises(StorageAway if kind is StorageFault.AWAY else UserError) as caught:
         raise_for_user(error, "run_dir='x' cannot be read", "Fix it")
     assert isinstance(error, StorageAway) or "run_dir='x' cannot be read: " in str(caught.value)
-    assert str(caught.value).endswith("Fix it") == (kind is not StorageFault.AWAY)
+    if kind is not StorageFault.AWAY:
+        assert str(caught.value).endswith(("Fix it", "give another place"))
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free some space there"),
+        (errno.EDQUOT, "raise the quota"),
+        (errno.EROFS, "mount it for writing"),
+        (errno.EACCES, "Fix the permissions"),
+    ],
+)
+def test_a_refusal_says_what_to_do_about_it(number: int, advice: str) -> None:
+    with pytest.raises(UserError, match=advice):
+        raise_for_user(OSError(number, "refused"), "run_dir='x' cannot be written", "Fix the permissions")
 
 
 def test_a_status_is_found_behind_what_clients_make_of_it() -> None:
