@@ -15,9 +15,10 @@ from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir
 from tests.support.checkpoints import commit
 
+TRAINER: dict[str, Any] = {"accelerator": "auto", "precision": None}
 ASKED: dict[str, Any] = {
     "model": {"class_path": "a.Model", "init_args": {"width": 1}},
-    "trainer": {},
+    "trainer": TRAINER,
     "ckpt_path": None,
 }
 
@@ -42,9 +43,9 @@ def test_a_fit_resumes_from_the_newest_step_and_a_new_one_from_what_is_given(run
 def test_a_fit_is_finished_where_what_is_asked_for_is_done(run: RunDir) -> None:
     """The newest step is 2, of epoch 1."""
     assert not for_training(run, ASKED, None).finished
-    assert for_training(run, {**ASKED, "trainer": {"max_epochs": 1}}, None).finished
-    assert not for_training(run, {**ASKED, "trainer": {"max_epochs": 2}}, None).finished
-    assert for_training(run, {**ASKED, "trainer": {"max_epochs": 2, "max_steps": 2}}, None).finished
+    assert for_training(run, {**ASKED, "trainer": {**TRAINER, "max_epochs": 1}}, None).finished
+    assert not for_training(run, {**ASKED, "trainer": {**TRAINER, "max_epochs": 2}}, None).finished
+    assert for_training(run, {**ASKED, "trainer": {**TRAINER, "max_epochs": 2, "max_steps": 2}}, None).finished
 
 
 def test_what_an_earlier_version_has_ended_is_finished_while_its_last_attempt_says_so(run: RunDir) -> None:
@@ -54,7 +55,7 @@ def test_what_an_earlier_version_has_ended_is_finished_while_its_last_attempt_sa
     done = {"attempt": 1, "first_step": 0, "last_step": 2, "reason": "done"}
     run.write_json(RunDir.attempt(1), done)
     assert for_training(run, ASKED, None).finished
-    assert not for_training(run, {**ASKED, "trainer": {"log_every_n_steps": 1}}, None).finished
+    assert not for_training(run, {**ASKED, "trainer": {**TRAINER, "log_every_n_steps": 1}}, None).finished
     run.write_json(RunDir.attempt(2), {**done, "attempt": 2, "first_step": 2, "reason": None})
     assert not for_training(run, ASKED, None).finished, "that one was extended, and killed before its first commit"
 
@@ -79,7 +80,7 @@ def test_a_configuration_that_was_written_with_a_commit_says_that_there_was_one(
     remove_records(run, 1, 2)
     with pytest.raises(UserError, match=r"fit.yaml is there, which is written with the first commit"):
         for_training(run, ASKED, None)
-    run.write(RunDir.config("fit"), saved_config.dump({**ASKED, "trainer": {"enable_checkpointing": False}}))
+    run.write(RunDir.config("fit"), saved_config.dump({**ASKED, "trainer": {**TRAINER, "enable_checkpointing": False}}))
     assert for_training(run, ASKED, None) == ResumePoint()
 
 
