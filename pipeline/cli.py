@@ -168,40 +168,35 @@ def _open_run(command: CommandLine, topology: Topology, writer: AttemptLog) -> R
 
 def _choose_resume_point(command: CommandLine, run: RunDir | None, topology: Topology) -> ResumePoint:
     """Return where all ranks start; in a fit, what killed saves left is swept once that is known."""
+    choose = _where_training_starts if command.subcommand == "fit" else _what_is_evaluated
+    return ResumePoint(**topology.agree("resume point", lambda: asdict(choose(command, run))))
 
-    def choose() -> ResumePoint:
-        fits, given, safe = (
-            command.subcommand == "fit",
-            command.given_checkpoint,
-            command.asked.weights_only is not False,
-        )
-        if given is not None and not fits:
-            require_checkpoint(given, fits, safe)
-        point = find()
-        if fits and point.url is not None and point.record is None:  # a run of its own checkpoints needs no other
-            require_checkpoint(point.url, fits, safe)
-        return resume_point.with_weights(point, command.asked) if fits else point
 
-    def find() -> ResumePoint:
-        resolved, asked = command.resolved(), command.asked
-        if command.subcommand == "fit":
-            if run is None:
-                return ResumePoint()
-            point = resume_point.for_training(run, resolved, command.given_checkpoint)
-            if point.finished and run.read(RunDir.config("fit")) is None:  # killed between its only commit and this
-                saved_config.save(run, "fit", resolved)
-            remove_leftovers(run, spare=point.url)
-            return point
-        point = ResumePoint(url=command.given_checkpoint)
-        if command.given_checkpoint is None and asked.run_dir is not None:
-            point = resume_point.for_evaluation(RunDir(asked.run_dir), resolved, asked.checkpoint)
-        elif command.subcommand == "test" and run is not None and not asked.unproven:
-            resume_point.require_trained_here(run, str(point.url), UNPROVEN)
-        if run is not None:
-            saved_config.save(run, str(command.subcommand), resolved)
-        return point
+def _where_training_starts(command: CommandLine, run: RunDir | None) -> ResumePoint:
+    point = ResumePoint()
+    if run is not None:
+        resolved = command.resolved()
+        point = resume_point.for_training(run, resolved, command.given_checkpoint)
+        if point.finished and run.read(RunDir.config("fit")) is None:  # killed between its only commit and this
+            saved_config.save(run, "fit", resolved)
+        remove_leftovers(run, spare=point.url)
+    if point.url is not None and point.record is None:  # a run of its own checkpoints needs no other
+        require_checkpoint(point.url, trains=True, weights_only=command.weights_only)
+    return resume_point.with_weights(point, command.asked)
 
-    return ResumePoint(**topology.agree("resume point", lambda: asdict(choose())))
+
+def _what_is_evaluated(command: CommandLine, run: RunDir | None) -> ResumePoint:
+    resolved, asked, given = command.resolved(), command.asked, command.given_checkpoint
+    point = ResumePoint(url=given)
+    if given is not None:
+        require_checkpoint(given, trains=False, weights_only=command.weights_only)
+    if given is None and asked.run_dir is not None:
+        point = resume_point.for_evaluation(RunDir(asked.run_dir), resolved, asked.checkpoint)
+    elif command.subcommand == "test" and run is not None and not asked.unproven:
+        resume_point.require_trained_here(run, str(point.url), UNPROVEN)
+    if run is not None:
+        saved_config.save(run, str(command.subcommand), resolved)
+    return point
 
 
 def _attach_session(start: _Start) -> None:
@@ -216,9 +211,7 @@ def _attach_session(start: _Start) -> None:
     resume_point.require_same_data(facts, topology)
     restart_epoch = topology.agree(
         "compatibility",
-        lambda: compatibility.check_resume(
-            point.run_state(asked.weights_only is not False), facts, asked.allow_mismatch
-        ),
+        lambda: compatibility.check_resume(point.run_state(command.weights_only), facts, asked.allow_mismatch),
     )
     if point.weights is not None:
         weights = InitialWeights(**point.weights)
@@ -289,15 +282,12 @@ def _fit(start: _Start) -> None:
 
 def _test(command: CommandLine, run: RunDir, point: ResumePoint) -> None:
     """Score the test set exactly once, and leave a receipt of it."""
-    url, record = str(point.url), point.record
-    foreign = resume_point.foreign_checkpoint(run, url) if record is None else None
-    evaluation = Evaluation(
-        *(run, url, resume_point.digest(url) if record is None else record.sha256),
-        unproven=command.asked.unproven,
-        reasons=() if foreign is None else (foreign,),
-    )
+    url = str(point.url)
+    foreign = resume_point.foreign_checkpoint(run, url) if point.record is None else None
+    reasons = () if foreign is None else (foreign,)
+    evaluation = Evaluation(run, url, point.sha256, unproven=command.asked.unproven, reasons=reasons)
     command.trainer.callbacks.append(evaluation)  # type: ignore[attr-defined]
-    evaluation.watch(command.trainer, command.datamodule if command.datamodule is not None else command.model)
+    evaluation.watch(command.trainer, command.source)
     log.info("evaluating %s on 1 device", url)
     _call_trainer(command, point)
     evaluation.conclude(command.trainer)
@@ -306,11 +296,10 @@ def _test(command: CommandLine, run: RunDir, point: ResumePoint) -> None:
 
 def _predict(command: CommandLine, run: RunDir, point: ResumePoint, topology: Topology, preemption: Preemption) -> None:
     """Predict each sample once, and keep what the model says of it."""
-    url, record = str(point.url), point.record
-    sha256 = topology.agree("digest", lambda: resume_point.digest(url) if record is None else record.sha256)
+    url, sha256 = str(point.url), topology.agree("digest", lambda: point.sha256)
     config = saved_config.dump(command.resolved())
     predictions = Predictions(run, url, sha256, config, topology, preemption)
-    predictions.watch(command.trainer, command.datamodule if command.datamodule is not None else command.model)
+    predictions.watch(command.trainer, command.source)
     log.info("predicting with %s", url)
     if command.asked.return_predictions:
         log.info("return_predictions=true: a command returns nothing, read them from %s/%s", run, PREDICTIONS)

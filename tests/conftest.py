@@ -94,3 +94,20 @@ def app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Ended(status, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What plain Lightning saved after two epochs, under another program."""
+    import lightning.pytorch as pl
+
+    from tests.support.models import Own, Regression
+
+    folder = tmp_path_factory.mktemp("theirs")
+    trainer = pl.Trainer(
+        max_epochs=2, default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.fit(Regression(), Own())
+    trainer.save_checkpoint(folder / "theirs.ckpt")
+    trainer.save_checkpoint(folder / "weights_only.ckpt", weights_only=True)
+    return folder

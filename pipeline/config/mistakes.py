@@ -1,4 +1,4 @@
-"""Which exceptions only the user can mend, though Lightning, torch or the user's own code raised them.
+"""Which exceptions only the user can fix, though Lightning, torch or the user's own code raised them.
 
 A restart would end in the same exception, so it is one sentence and status 2. What the user's own code raises, and what
 a library raises that no check of its own found, is a crash with its traceback.
@@ -50,7 +50,7 @@ _KNOWN = {
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn an exception that only the user can mend into a UserError.
+    """Turn an exception that only the user can fix into a UserError.
 
     Raises:
         UserError: With the sentence that the exception has, and where in the user's code it came from.
@@ -65,7 +65,7 @@ def reported() -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str | None:
-    """Return what is wrong and where, for an exception that only the user can mend; None for any other."""
+    """Return what is wrong and where, for an exception that only the user can fix; None for any other."""
     if isinstance(error, (UserError, StorageAway)):
         return None
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())

@@ -79,6 +79,16 @@ class CommandLine(LightningCLI):
         config: Namespace = self.config[self.subcommand]
         return config
 
+    @property
+    def weights_only(self) -> bool:
+        """Whether to refuse a file that would execute pickled code."""
+        return self.asked.weights_only is not False
+
+    @property
+    def source(self) -> Any:
+        """What brings the loaders: the data module, or the model where there is none."""
+        return self.model if self.datamodule is None else self.datamodule
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if self._named not in (None, subcommand):  # nobody asks for its flags, and each takes a tenth of a second
             return self.init_parser(**kwargs)

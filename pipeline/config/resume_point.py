@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from jsonargparse import Namespace
 
+from pipeline.cache.fetch import fetched
 from pipeline.checkpoint.commit import CommitRecord, newest
 from pipeline.checkpoint.load import newest_verified, select_verified
 from pipeline.checkpoint.weight_files import locate_weights
@@ -24,7 +24,6 @@ from pipeline.process import started_runs
 from pipeline.process.patience import patience
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import finished_at, reported_commits
-from pipeline.run.retry import patiently
 from pipeline.run.run_dir import CHECKPOINTS, RunDir
 from pipeline.run.storage_errors import raise_for_user
 from pipeline.training.run_end import why_over
@@ -61,6 +60,11 @@ class ResumePoint:
     def step(self) -> int | None:
         """Its optimizer step, None where only the user knows it."""
         return None if self.record is None else self.record.step
+
+    @property
+    def sha256(self) -> str:
+        """The digest of its bytes, `sha256:<hex>`, see `digest`."""
+        return digest(str(self.url)) if self.record is None else self.record.sha256
 
     def run_state(self, weights_only: bool = True) -> RunState | None:
         """Read what this project added to it, on rank 0 from the verified bytes; None if another program wrote it.
@@ -292,15 +296,8 @@ def digest(url: str) -> str:
         UserError: It cannot be read.
         StorageAway: Its storage does not answer.
     """
-
-    def read() -> str:
-        found = hashlib.sha256()
-        with fsspec.open(url, "rb") as file:
-            while part := file.read(1 << 22):
-                found.update(part)
-        return f"sha256:{found.hexdigest()}"
-
     try:
-        return patiently(f"ckpt_path={url!r}", read)
+        with fetched(url) as source, open(source.path, "rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except Exception as error:  # noqa: BLE001 - every storage has errors of its own
         raise_for_user(error, f"ckpt_path={url!r} cannot be read", "Name a checkpoint file that this user may read")

@@ -1,6 +1,5 @@
 """What the user must change, as far as the parsed configuration shows it by itself."""
 
-import math
 import re
 
 import lightning.pytorch as pl
@@ -11,6 +10,7 @@ from torch import nn
 
 from pipeline.config.compatibility import parse_allowed
 from pipeline.errors import UserError
+from pipeline.process.patience import away_limit_problem
 from pipeline.process.topology import Topology
 from pipeline.run.run_dir import run_dir_problem
 
@@ -35,8 +35,7 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
             "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
         )
     found += [*_training_problems(config, topology), *_value_problems(config)]
-    if not 0 <= config.away_limit < math.inf:
-        found.append(f"away_limit={config.away_limit:g} must be a number of seconds >= 0")
+    found += filter(None, [away_limit_problem(config.away_limit)])
     if ckpt_path in ("best", "last", "hpc", "registry"):
         hint = "Leave it out: fit resumes by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
         found.append(f"ckpt_path={ckpt_path!r} must be the URL of a checkpoint file. {hint}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from pipeline.data.batch_rows import described, given, holds, rows_of_parts
 from pipeline.data.content_digest import digest, fed
@@ -183,6 +183,18 @@ class StripSampleIds:
         if name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)
+
+
+def user_dataset(loader: Any) -> Any:
+    """Return the user's own dataset of a loader; None where there is none to be seen."""
+    dataset = getattr(loader, "dataset", None)
+    return dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+
+
+def is_indexed(loader: Any) -> bool:
+    """Return whether each sample that a loader gives has an index: a DataLoader's over a map-style dataset."""
+    dataset = user_dataset(loader)
+    return isinstance(loader, DataLoader) and not isinstance(dataset, IterableDataset) and hasattr(dataset, "__len__")
 
 
 def makes_own_batches(loader: DataLoader[Any]) -> bool:

@@ -71,17 +71,14 @@ def given_away_limit(arguments: Sequence[str]) -> float:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_away_limit(finder)
     try:
-        return require_away_limit(finder.parse_known_args(arguments)[0].away_limit)
+        seconds: float = finder.parse_known_args(arguments)[0].away_limit
     except argparse.ArgumentError as error:
         raise UserError(f"{error}: must be a number of seconds >= 0") from error
-
-
-def require_away_limit(seconds: float) -> float:
-    """Return a valid limit as it is.
-
-    Raises:
-        UserError: It is not one.
-    """
-    if not 0 <= seconds < math.inf:
-        raise UserError(f"away_limit={seconds:g} must be a number of seconds >= 0")
+    if problem := away_limit_problem(seconds):
+        raise UserError(problem)
     return seconds
+
+
+def away_limit_problem(seconds: float) -> str:
+    """Return what is wrong with a limit, "" for nothing."""
+    return "" if 0 <= seconds < math.inf else f"away_limit={seconds:g} must be a number of seconds >= 0"

@@ -8,6 +8,7 @@ from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle, _ModeIterator
+from torch.utils.data import DataLoader
 
 from pipeline.training.compat import Member, check
 
@@ -15,6 +16,7 @@ MEMBERS = (
     Member(_FitLoop, "_load_combined_loader_states", (), "is called once the training loaders are known"),
     Member(_FitLoop, "_combined_loader", None, "has the training loaders"),
     Member(_FitLoop, "_data_fetcher", None, "fetches their batches"),
+    Member(DataLoader, "_iterator", None, "is how Lightning shuts down loader workers"),
     Member(CombinedLoader, "_flattened", None, "is what is iterated"),
     Member(CombinedLoader, "_iterator", None, "counts the batches of an epoch"),
     Member(_ModeIterator, "_idx", None, "is the number of the next batch"),
@@ -38,6 +40,20 @@ def on_loaders_ready(trainer: pl.Trainer, ready: Callable[[CombinedLoader], None
 def iterate_instead(combined: CombinedLoader, loaders: list[Any]) -> None:
     """Have the trainer iterate other objects, while `trainer.train_dataloader` stays what the user gave."""
     combined._flattened = loaders
+
+
+class SharedWorkers:
+    """What wraps a loader in `loader`, and has its workers, so that Lightning shuts them down."""
+
+    loader: Any
+
+    @property
+    def _iterator(self) -> Any:
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self.loader._iterator = value
 
 
 def batches_ahead(trainer: pl.Trainer, most: bool = False) -> int:

@@ -4,6 +4,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from pipeline.data.sample_ids import IdentifiedBatch, fingerprint, makes_own_batches
-from pipeline.data.seeded import SeededDataset
+from pipeline.data.sample_ids import IdentifiedBatch, fingerprint, is_indexed, makes_own_batches, user_dataset
 from pipeline.training import compat
 
 Range = tuple[int, int]
@@ -102,11 +102,9 @@ class PredictLoader:
     @staticmethod
     def of(loader: Any, folder: str) -> "PredictLoader":
         """Look at a loader, without asking it for a batch."""
-        dataset: Any = getattr(loader, "dataset", None)
-        dataset = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
-        name = type(loader).__name__
-        streams = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
-        if not isinstance(loader, DataLoader) or streams or makes_own_batches(loader):
+        dataset, name = user_dataset(loader), type(loader).__name__
+        if not is_indexed(loader) or makes_own_batches(loader):
+            streams = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
             what = f"the dataset {type(dataset).__name__}" if streams and dataset is not None else f"the loader {name}"
             return PredictLoader(loader, folder, dataset, None, f"{what} does not tell which samples it gives", False)
         plain = (SequentialSampler, RandomSampler, DistributedSampler)
@@ -114,8 +112,9 @@ class PredictLoader:
             return PredictLoader(loader, folder, dataset, len(dataset), f"the loader {name} has a sampler of its own")
         return PredictLoader(loader, folder, dataset, len(dataset))
 
+    @cached_property
     def described(self) -> dict[str, Any]:
-        """Return what tells this data from others."""
+        """What tells this data from others; the fingerprint reads samples."""
         kind, found = (None, None) if self.samples is None else fingerprint(self.dataset)
         return {
             "dataset": f"{type(self.dataset).__module__}.{type(self.dataset).__qualname__}",

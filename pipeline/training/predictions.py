@@ -119,7 +119,7 @@ class Predictions(pl.Callback):
 
     def _open(self) -> list[list[Range]]:
         """Return what earlier attempts of this prediction have written of each loader; else remove what is there."""
-        plan = {**self._plan, "loaders": [source.described() for source in self._sources]}
+        plan = {**self._plan, "loaders": [source.described for source in self._sources]}
         found = self.run.read_json(f"{PREDICTIONS}/plan.json") or {}
         parts = [self._parts(source) for source in self._sources]
         in_order = all(source.reason is None for source in self._sources)
@@ -143,11 +143,10 @@ class Predictions(pl.Callback):
         for name in sorted(ours, key=lambda name: name != "receipt.json"):
             self.run.remove(f"{PREDICTIONS}/{name}")
 
-    def _parts(self, source: PredictLoader) -> dict[Range, str]:
-        """Return the names of the parts of a loader by their ranges, in order."""
+    def _parts(self, source: PredictLoader) -> dict[Range, int]:
+        """Return how many samples each part of a loader goes without, by their ranges, in order."""
         matches = (_PART.fullmatch(name) for name in self.run.names(source.folder))
-        found = {(int(match[1]), int(match[2])): f"{source.folder}/{match[0]}" for match in matches if match}
-        return dict(sorted(found.items()))
+        return dict(sorted(((int(match[1]), int(match[2])), int(match[3] or 0)) for match in matches if match))
 
     def on_predict_batch_end(
         self,
@@ -276,11 +275,10 @@ class Predictions(pl.Callback):
             covered[start:stop] += 1
         missing = np.flatnonzero(covered == 0)
         known = source.reason is None
-        matches = (_PART.fullmatch(name.rpartition("/")[2]) for name in parts.values())
-        withheld = sum(int(match[3] or 0) for match in matches if match)
+        withheld = sum(parts.values())
         count = int(np.count_nonzero(covered)) if known else sum(stop - start for start, stop in parts)
         return {
-            **source.described(),
+            **source.described,
             "folder": source.folder,
             "parts": len(parts),
             "samples_predicted": count - withheld if source.identifies else None,

@@ -19,12 +19,18 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from pipeline.data.ledger import changes_batches
-from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, identified, makes_own_batches
-from pipeline.data.seeded import SeededDataset
+from pipeline.data.sample_ids import (
+    IdentifiedBatch,
+    StripSampleIds,
+    identified,
+    is_indexed,
+    makes_own_batches,
+    user_dataset,
+)
 from pipeline.errors import ProofFailed, UserError
 from pipeline.run.run_dir import OUTPUTS, RECEIPT, RunDir, now
 from pipeline.training.scores import Scores
@@ -120,7 +126,7 @@ class Evaluation(pl.Callback):
             refusals = _refusals(trainer, loader)
             if refusals and not self._unproven:
                 raise UserError(*(f"{each}. {UNPROVEN}" for each in refusals))
-            indexed = _is_indexed(loader)
+            indexed = is_indexed(loader)
             if indexed and self._unproven and makes_own_batches(loader):  # what is not asked to prove must not hinder
                 indexed = False
                 refusals.append(f"the loader {type(loader).__name__} makes its batches in a way of its own")
@@ -129,7 +135,7 @@ class Evaluation(pl.Callback):
             if not indexed:
                 self._scores = Scores(self.run)
                 return loaders
-            samples = len(_dataset_of(loader))
+            samples = len(user_dataset(loader))
             self._counts, self._scores = _Counts(samples), Scores(self.run, samples)
             self._identifies = True
             return StripSampleIds(identified(loader), self._in_flight, changes_batches(trainer))
@@ -239,15 +245,8 @@ def _each(loader: Any) -> list[Any]:
 
 
 def _name_of(loader: Any) -> str:
-    kind = type(_dataset_of(loader))
+    kind = type(user_dataset(loader) if hasattr(loader, "dataset") else loader)
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _is_indexed(loader: Any) -> bool:
-    """Return whether each sample that a loader gives has an index."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return False
-    return hasattr(_dataset_of(loader), "__len__")
 
 
 def _size_of(batch: Any) -> int | None:
@@ -255,12 +254,6 @@ def _size_of(batch: Any) -> int | None:
         return extract_batch_size(batch)
     except (MisconfigurationException, RecursionError):
         return None
-
-
-def _dataset_of(loader: Any) -> Any:
-    """The user's own dataset; the loader, if it has none."""
-    dataset = getattr(loader, "dataset", loader)
-    return dataset.dataset if isinstance(dataset, SeededDataset) else dataset
 
 
 def _refusals(trainer: pl.Trainer, loader: Any) -> list[str]:
@@ -271,8 +264,8 @@ def _refusals(trainer: pl.Trainer, loader: Any) -> list[str]:
             f"test_dataloader() returns {found}: a receipt covers one torch DataLoader (a subclass is fine) over a "
             "map-style dataset, for only there each sample has an index that can be counted"
         ]
-    dataset = _dataset_of(loader)
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+    dataset = user_dataset(loader)
+    if not is_indexed(loader):
         return [
             f"the test set {type(dataset).__name__} has no length: whether each sample was scored cannot be proven. "
             "Use a map-style dataset, with __len__ and __getitem__"

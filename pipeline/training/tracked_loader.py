@@ -21,6 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 from pipeline.errors import UserError
 from pipeline.training import rng_state
 from pipeline.training.index_sampler import IndicesFrom, generator_owners, same_order
+from pipeline.training.loader_compat import SharedWorkers
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ UNKNOWN: dict[str, Any] = {
 """A place of which only the batches are known."""
 
 
-class TrackedLoader:
+class TrackedLoader(SharedWorkers):
     """A loader as the trainer's fetcher iterates it. Everything but the iteration is the loader's own.
 
     Args:
@@ -70,15 +71,6 @@ class TrackedLoader:
         if name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)
-
-    @property
-    def _iterator(self) -> Any:
-        """The DataLoader's workers, which Lightning shuts down by this attribute."""
-        return self.loader._iterator
-
-    @_iterator.setter
-    def _iterator(self, value: Any) -> None:
-        self.loader._iterator = value
 
     @property
     def is_stateful(self) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from pipeline.checkpoint.weight_files import locate_weights, read_weights, require_checkpoint
 from pipeline.errors import UserError
 from tests.support.commands import Ended, assert_one_message
-from tests.support.models import Own, Regression, Rows
+from tests.support.models import Regression, Rows
 from tests.support.runs import FIT
 
 App = Callable[..., Ended]
@@ -31,19 +30,6 @@ class Config:
 
     def __setstate__(self, state: Any) -> None:
         DIRTY.append("executed")
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What plain Lightning saved after two epochs, under another program."""
-    folder = tmp_path_factory.mktemp("theirs")
-    trainer = pl.Trainer(
-        max_epochs=2, default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False
-    )
-    trainer.fit(Regression(), Own())
-    trainer.save_checkpoint(folder / "theirs.ckpt")
-    trainer.save_checkpoint(folder / "weights_only.ckpt", weights_only=True)
-    return folder
 
 
 def zipped(path: Path) -> None:

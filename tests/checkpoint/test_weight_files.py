@@ -5,32 +5,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from pipeline.checkpoint.weight_files import locate_weights, read_weights
 from tests.support.commands import Ended, assert_one_message
-from tests.support.models import Own, Regression
+from tests.support.models import Regression
 from tests.support.resumes import state
 from tests.support.runs import FIT, ROWS
 from tests.support.web_host import Host
 
 App = Callable[..., Ended]
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What plain Lightning saved after two epochs, under another program."""
-    folder = tmp_path_factory.mktemp("theirs")
-    trainer = pl.Trainer(
-        max_epochs=2, default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False
-    )
-    trainer.fit(Regression(), Own())
-    trainer.save_checkpoint(folder / "theirs.ckpt")
-    trainer.save_checkpoint(folder / "weights_only.ckpt", weights_only=True)
-    return folder
 
 
 WEIGHTS: dict[str, Callable[[Path], object]] = {

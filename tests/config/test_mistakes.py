@@ -1,4 +1,4 @@
-"""What only the user can mend is one sentence, whichever library found it; a bug in the user's code is a crash."""
+"""What only the user can fix is one sentence, whichever library found it; a bug in the user's code is a crash."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -73,7 +73,7 @@ def deep() -> list[Any]:
 
 
 def objects() -> dict[str, Any]:
-    """Samples of every kind, made anew."""
+    """Samples of every kind, made again."""
     sparse = torch.eye(3).to_sparse()
     return {
         "set": set(WORDS),

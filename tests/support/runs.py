@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoint import saver
+from pipeline.run import storage
 from pipeline.run.run_dir import LEASE, RunDir
 from tests.support.commands import Ended
 
@@ -84,3 +85,16 @@ def slow_saves(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         return real(*arguments)
 
     monkeypatch.setattr(saver, "open_writer", open_writer)
+
+
+def written_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each small file that is written from here on, in a list that grows."""
+    sizes: list[int] = []
+    real = storage.write
+
+    def write(fs: Any, path: str, data: bytes) -> None:
+        sizes.append(len(data))
+        real(fs, path, data)
+
+    monkeypatch.setattr(storage, "write", write)
+    return sizes

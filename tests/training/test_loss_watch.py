@@ -1,4 +1,4 @@
-"""A loss that is no finite number is said once, with its step, and training goes on."""
+"""A loss that is not finite is logged once, with its step, and training continues."""
 
 import json
 from collections.abc import Callable

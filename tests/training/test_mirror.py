@@ -4,7 +4,6 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -13,6 +12,7 @@ from pipeline.run import storage as small_files
 from pipeline.run.run_dir import RunDir
 from pipeline.training import mirror
 from pipeline.training.mirror import Mirror, mirrored
+from tests.support.runs import written_sizes
 
 
 @pytest.fixture
@@ -22,16 +22,7 @@ def run(other_storage: str) -> RunDir:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of all that is sent."""
-    sizes: list[int] = []
-    real = small_files.write
-
-    def write(fs: Any, path: str, data: bytes) -> None:
-        sizes.append(len(data))
-        real(fs, path, data)
-
-    monkeypatch.setattr(small_files, "write", write)
-    return sizes
+    return written_sizes(monkeypatch)
 
 
 def a_mirror(run: RunDir) -> Mirror:

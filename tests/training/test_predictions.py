@@ -145,7 +145,7 @@ def test_a_prediction_that_was_killed_continues_where_it_was(
     assert receipt(base)["samples_predicted"] == 101
     ended = app("predict", "--run_dir", base, *DATA, "--data.predict.n=30")
     assert ended.status == 0, ended.err
-    assert column(base, "index") == list(range(30)), "other data begin anew"
+    assert column(base, "index") == list(range(30)), "other data start from scratch"
 
 
 def test_one_process_continues_what_two_have_left(app: App, base: str) -> None:

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.run import storage
 from pipeline.run.run_dir import LOGS, RunDir
 from pipeline.training import mirror
 from pipeline.training.tensorboard import RunLogger
 from tests.support.commands import Ended
-from tests.support.runs import fit
+from tests.support.runs import fit, written_sizes
 
 App = Callable[..., Ended]
 
@@ -57,14 +55,7 @@ def test_of_a_long_run_each_byte_is_sent_once_and_tensorboard_reads_all_of_it(
     run = RunDir(f"{s3}/{tmp_path.name}/run")
     logger = RunLogger(run)
     assert logger.mirror is not None
-    sent: list[int] = []
-    real = storage.write
-
-    def write(fs: Any, path: str, data: bytes) -> None:
-        sent.append(len(data))
-        real(fs, path, data)
-
-    monkeypatch.setattr(storage, "write", write)
+    sent = written_sizes(monkeypatch)
     for interval in range(12):
         for step in range(100):
             logger.log_metrics({"loss": float(interval)}, 100 * interval + step)
