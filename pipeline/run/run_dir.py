@@ -144,8 +144,8 @@ class RunDir:
         Raises:
             Exception: The storage does not answer.
         """
-        options = {name for name in self.fs.storage_options if name != "use_listings_cache"} if self.is_s3 else {"none"}
-        return None if options else locate(self.object_of("")[0])
+        configured = self.fs.storage_options != storage.options(self.url)
+        return locate(self.object_of("")[0]) if self.is_s3 and not configured else None
 
     def open_write(self, name: str, block: int | None = None) -> BinaryIO:
         """Open a new file for streaming bytes into it; on a local disk, `sync` makes it durable.

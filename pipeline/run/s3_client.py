@@ -66,6 +66,19 @@ class S3Location:
         return {**found, "expires_at": datetime.now(UTC) + timedelta(minutes=5)}
 
 
+def profile() -> dict[str, Any]:
+    """Return what the AWS configuration says of the profile in use; nothing where there is none."""
+    try:
+        import botocore.session  # noqa: PLC0415 - comes with s3fs
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    except ImportError:
+        return {}
+    try:
+        return dict(botocore.session.Session().get_scoped_config())
+    except BotoCoreError:  # a profile that is not there: whoever opens a connection says so
+        return {}
+
+
 def locate(bucket: str) -> S3Location | None:
     """Ask botocore how it reaches a bucket; return None without credentials.
 

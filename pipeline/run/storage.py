@@ -12,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from fsspec.config import conf as fsspec_config
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
+from pipeline.run import s3_client
 from pipeline.run.storage_errors import http_status
 
 UNFINISHED = ".part"
@@ -25,6 +27,21 @@ _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _TAKEN = (409, 412)
 _CHANGED = (404, 409, 412)
 _UNSUPPORTED = 501
+
+
+def options(url: str) -> dict[str, Any]:
+    """Return what every filesystem of a URL is opened with, beside what the user has configured."""
+    # Without a listing cache: another node's files must be seen the moment they are there.
+    found: dict[str, Any] = {"use_listings_cache": False}
+    protocols = ("s3", "s3a")
+    configured = any("config_kwargs" in fsspec_config.get(each, {}) for each in protocols)
+    if url.partition("://")[0] in protocols and not configured:
+        # Over HTTPS botocore ends a body with a checksum by default, which servers other than Amazon's refuse. The
+        # environment and the AWS configuration may still ask for it.
+        chosen = "request_checksum_calculation"
+        if "AWS_REQUEST_CHECKSUM_CALCULATION" not in os.environ and chosen not in s3_client.profile():
+            found["config_kwargs"] = {chosen: "when_required"}
+    return found
 
 
 def open_filesystem(url: str, name: str) -> tuple[Any, str]:
@@ -38,8 +55,7 @@ def open_filesystem(url: str, name: str) -> tuple[Any, str]:
         UserError: The protocol is unknown, or what it needs is not installed.
     """
     try:
-        # Without a listing cache: another node's files must be seen the moment they are there.
-        fs, path = url_to_fs(url, use_listings_cache=False)
+        fs, path = url_to_fs(url, **options(url))
     except (ImportError, ValueError) as error:
         raise UserError(
             f"{name}: {error}. It must be a local path or a URL of a protocol that fsspec knows here; s3:// needs the "

@@ -29,7 +29,7 @@ from pipeline.run.run_dir import RunDir
 from pipeline.run.s3_client import locate
 
 FOUND = "x-amz-bucket-region"
-KEPT = ("authorization", "range", "content-type", "content-md5", "if-match", "if-none-match", "x-amz-")
+HOP_BY_HOP = ("connection", "proxy-connection", "transfer-encoding", "content-length", "expect")
 
 
 class Front(http.server.BaseHTTPRequestHandler):
@@ -47,7 +47,7 @@ class Front(http.server.BaseHTTPRequestHandler):
         if self.region is not None and (signed is None or signed[1] != self.region):
             self._send(400, {FOUND: self.region}, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>")
             return
-        headers = {name: value for name, value in self.headers.items() if name.lower().startswith(KEPT)}
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
         connection = http.client.HTTPConnection(self.behind)
         connection.request(self.command, re.sub(r"^https?://[^/]+", "", self.path), body or None, headers)
         answer = connection.getresponse()
@@ -153,7 +153,9 @@ def test_the_endpoint_of_s3_alone_goes_before_that_of_all_services(
 
 
 def test_credentials_of_a_profile(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config").write_text("[profile lab]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    credentials = "".join(f"{name.lower()} = {os.environ[name]}\n" for name in names)
+    (tmp_path / "config").write_text(f"[profile lab]\n{credentials}")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_PROFILE", "lab")
@@ -173,6 +175,23 @@ def test_a_server_whose_certificate_a_private_authority_has_signed(
     carries(s3)
 
 
+@pytest.mark.parametrize("place", ["environment", "configuration"])
+def test_checksums_that_not_every_server_takes_are_sent_where_the_user_asks_for_them(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def choice() -> str:
+        return str(RunDir(f"{s3}/run").fs.s3.meta.config.request_checksum_calculation)
+
+    assert choice() == "when_required"
+    if place == "environment":
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    else:
+        (tmp_path / "config").write_text("[default]\nrequest_checksum_calculation = when_supported\n")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert choice() == "when_supported"
+    assert RunDir(f"{s3}/run").s3 is not None
+
+
 @pytest.mark.parametrize("region", ["eu-west-1", "ap-south-1"])
 def test_a_bucket_outside_the_configured_region(
     s3: str, front: Any, monkeypatch: pytest.MonkeyPatch, region: str
@@ -188,11 +207,11 @@ def test_a_bucket_outside_the_configured_region(
 def test_a_proxy_is_used_by_both(s3: str, front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server = front()
     monkeypatch.setenv("HTTP_PROXY", address(server))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.invalid")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store")
     carries(s3)
     seen = server.RequestHandlerClass.seen
-    assert any(re.fullmatch(r"PUT http://store.invalid/.*ckpt.*", request) for request in seen)
-    assert any(re.fullmatch(r"PUT http://store.invalid/.*json.*", request) for request in seen)
+    assert any(re.fullmatch(r"PUT http://store/.*ckpt.*", request) for request in seen)
+    assert any(re.fullmatch(r"PUT http://store/.*json.*", request) for request in seen)
 
 
 @pytest.mark.parametrize(
