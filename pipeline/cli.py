@@ -29,18 +29,19 @@ from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog
 from pipeline.run.run_dir import PREDICTIONS, RunDir, next_run_dir
-from pipeline.training import compat, console, epoch_loop
+from pipeline.training import compat, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
-from pipeline.training.mirror import mirrored
-from pipeline.training.predictions import Predictions
-from pipeline.training.receipt import UNPROVEN, Evaluation
+from pipeline.training.logs import console
+from pipeline.training.logs.mirror import mirrored
+from pipeline.training.logs.tensorboard import RunLogger
+from pipeline.training.results.predictions import Predictions
+from pipeline.training.results.receipt import UNPROVEN, Evaluation
 from pipeline.training.session import TrainingSession
+from pipeline.training.state.weights import InitialWeights
 from pipeline.training.stop_vote import StopVote
-from pipeline.training.tensorboard import RunLogger
 from pipeline.training.trainer_state import TrainerState
-from pipeline.training.weights import InitialWeights
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,17 @@ LAYERS = (
     ("__main__",),
 )
 """Of `pipeline/`, from the ground up: a folder imports what lies below it, and nothing beside or above it."""
+INSIDE = (
+    ("compat", "save_policy", "stop_vote"),
+    ("trainer",),
+    ("state", "results", "logs"),
+    ("loaders",),
+    ("trainer_state",),
+    ("session",),
+    ("epoch_loop",),
+    ("hooks", "checkpoints", "checkpoint_io"),
+)
+"""Of `pipeline/training/`, in the same way."""
 OUTSIDE = {"examples": ("cache", "data")}
 """Folders that stand where a user's own code does, and what of the house that imports."""
 
@@ -63,15 +74,18 @@ def imported(path: Path, known: set[str], annotations: bool = True) -> set[str]:
     return {name for name in ours if name in known}
 
 
-def test_imports_point_down_the_layers() -> None:
-    floor = {name: height for height, names in enumerate(LAYERS) for name in names}
+@pytest.mark.parametrize(("root", "layers"), [("", LAYERS), ("training.", INSIDE)], ids=["pipeline", "training"])
+def test_imports_point_down_the_layers(root: str, layers: tuple[tuple[str, ...], ...]) -> None:
+    floor = {name: height for height, names in enumerate(layers) for name in names}
     known = {name for name, _ in modules()}
     wrong = []
     for name, path in modules():
-        folder = name.split(".")[0]
+        if not name.startswith(root) or name in (f"{root}__init__", root.rstrip(".")):
+            continue
+        folder = name.removeprefix(root).split(".")[0]
         for other in sorted(imported(path, known)):
-            below = other.split(".")[0]
-            if folder == below or name == "__init__":
+            below = other.removeprefix(root).split(".")[0]
+            if not other.startswith(root) or folder == below:
                 continue
             down = below in OUTSIDE[folder] if folder in OUTSIDE else floor[below] < floor[folder]
             if not down:

@@ -95,7 +95,7 @@ def trained(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run on a storage whose requests may fail, and which is retried at once."""
     monkeypatch.setattr("pipeline.run.retry._FIRST_PAUSE", 0.001)
     monkeypatch.setattr("pipeline.checkpoint.saver._FIRST_PAUSE", 0.001)
-    for limit in ("pipeline.run.attempts._AT_THE_END", "pipeline.training.mirror._LIMIT"):
+    for limit in ("pipeline.run.attempts._AT_THE_END", "pipeline.training.logs.mirror._LIMIT"):
         monkeypatch.setattr(limit, 1.0)
     assert app(*FIT, "--run_dir", Flaky.reset(tmp_path / "trained")).status == 0
     return tmp_path / "trained"

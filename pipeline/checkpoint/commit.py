@@ -49,7 +49,7 @@ class CommitRecord:
         world_size: Processes that trained.
         created: RFC 3339, UTC.
         reason: Why it was due: `steps`, `minutes`, `validation`, `epoch`, `preemption`, `end`.
-        ended: What ended training there, see `pipeline.training.run_end`; None: it had not ended.
+        ended: What ended training there, see `pipeline.training.state.run_end`; None: it had not ended.
     """
 
     step: int

@@ -14,7 +14,7 @@ from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.process.topology import Topology
 from pipeline.run.run_dir import RunDir
-from pipeline.training import console
+from pipeline.training.logs import console
 
 _SHOWN = 8
 """Indices shown of each rank."""

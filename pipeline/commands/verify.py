@@ -143,7 +143,7 @@ def _judge(run: RunDir, record: CommitRecord) -> Verification:
 
 def _ledger(run: RunDir, record: CommitRecord) -> "list[EpochRecord]":
     from pipeline.data.epoch_record import EpochRecord  # noqa: PLC0415 - imports torch
-    from pipeline.training.run_state import read_run_state  # noqa: PLC0415 - imports torch
+    from pipeline.training.state.run_state import read_run_state  # noqa: PLC0415 - imports torch
 
     state = read_run_state(run.url_of(record.name))
     if state is None or state.ledger is None:

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.run.storage_errors import raise_for_user
-from pipeline.training.run_state import RunState
+from pipeline.training.state.run_state import RunState
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from pipeline.errors import UserError
 from pipeline.process.topology import Topology
 from pipeline.run.retry import patiently
 from pipeline.run.storage_errors import storage_error
-from pipeline.training import console
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.logs import console
 from pipeline.training.trainer import Trainer, adapt
 
 T = TypeVar("T")

@@ -26,9 +26,9 @@ from pipeline.process.topology import Topology
 from pipeline.run.attempts import finished_at, reported_commits
 from pipeline.run.run_dir import CHECKPOINTS, RunDir
 from pipeline.run.storage_errors import raise_for_user
-from pipeline.training.run_end import why_over
-from pipeline.training.run_state import RunState, read_run_state
-from pipeline.training.weights import InitialWeights
+from pipeline.training.state.run_end import why_over
+from pipeline.training.state.run_state import RunState, read_run_state
+from pipeline.training.state.weights import InitialWeights
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 
 from pipeline.training import compat
 from pipeline.training.epoch_loop import EpochLoop
-from pipeline.training.loss_watch import LossWatch
+from pipeline.training.logs.loss_watch import LossWatch
 from pipeline.training.session import TrainingSession
 
 

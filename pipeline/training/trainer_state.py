@@ -9,16 +9,17 @@ import lightning.pytorch as pl
 from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import Preempted, UserError
-from pipeline.training import callback_state, compat, finders, rng_state, stopping
-from pipeline.training.bucket_order import BucketOrder
-from pipeline.training.loader_position import LoaderPosition
-from pipeline.training.model_modes import ModelModes
-from pipeline.training.optimizer_settings import OptimizerSettings
-from pipeline.training.progress import is_mid_epoch, settle
-from pipeline.training.resumed_state import ResumedState
-from pipeline.training.rng_state import RankState
-from pipeline.training.run_state import KEY, RunState
+from pipeline.training import compat
+from pipeline.training.loaders.loader_position import LoaderPosition
 from pipeline.training.save_policy import Boundary
+from pipeline.training.state import callback_state, finders, rng_state, stopping
+from pipeline.training.state.bucket_order import BucketOrder
+from pipeline.training.state.model_modes import ModelModes
+from pipeline.training.state.optimizer_settings import OptimizerSettings
+from pipeline.training.state.progress import is_mid_epoch, settle
+from pipeline.training.state.resumed_state import ResumedState
+from pipeline.training.state.rng_state import RankState
+from pipeline.training.state.run_state import KEY, RunState
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class TrainerState:
         self._left = None if over else rng_state.gather(trainer, self.of_rank(unused=unused))
 
     def ended(self, at: Boundary) -> dict[str, Any] | None:
-        """Return what ends training at a boundary, see `pipeline.training.run_end`."""
+        """Return what ends training at a boundary, see `pipeline.training.state.run_end`."""
         return stopping.ended(self.trainer, self.asked, at)
 
     def capture(self, at: Boundary, standing: dict[str, Any] | None = None) -> tuple[dict[str, Any], RunState]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training.run_state import read_run_state
+from pipeline.training.state.run_state import read_run_state
 from tests.support.commands import Ended
 from tests.support.runs import TAMPERING
 

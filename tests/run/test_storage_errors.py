@@ -30,7 +30,7 @@ from pipeline.errors import StorageAway, UserError
 from pipeline.run.lease import Lease
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import StorageFault, classify, http_status, is_away, raise_for_user
-from pipeline.training.run_state import read_run_state
+from pipeline.training.state.run_state import read_run_state
 
 
 def client_error(code: str, status: int) -> Exception:

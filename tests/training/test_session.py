@@ -14,9 +14,9 @@ from pipeline.errors import LeaseLost, Preempted, UserError
 from pipeline.process.preemption import Preemption
 from pipeline.run.goodput import SAVING, Goodput
 from pipeline.run.run_dir import RunDir
-from pipeline.training.run_state import KEY, RunState, read_run_state
 from pipeline.training.save_policy import Boundary, SavePolicy
 from pipeline.training.session import TrainingSession
+from pipeline.training.state.run_state import KEY, RunState, read_run_state
 from pipeline.training.stop_vote import StopVote
 from tests.support.checkpoints import a_record
 

@@ -17,8 +17,8 @@ from pipeline.run.goodput import Goodput
 from pipeline.run.run_dir import RunDir
 from pipeline.training.epoch_loop import install
 from pipeline.training.hooks import SessionHooks
-from pipeline.training.run_state import RunState
 from pipeline.training.session import TrainingSession
+from pipeline.training.state.run_state import RunState
 from pipeline.training.stop_vote import StopVote
 from pipeline.training.trainer import Trainer
 from pipeline.training.trainer_state import TrainerState

@@ -15,7 +15,7 @@ from pipeline.commands.drill.step_log import StepLog
 from pipeline.commands.verify import verify
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir
-from pipeline.training.run_state import RunState
+from pipeline.training.state.run_state import RunState
 
 _CLOSE = 1e-2
 """After a resize: sums are then made in another order, and training amplifies that."""
