@@ -56,7 +56,7 @@ def saving(run: RunDir, megabytes: int) -> None:
     saver, lightning = Saver(run, 60), TorchCheckpointIO()
     buffers = [torch.empty_like(tensor) for tensor in held["state_dict"].values()]
     found: dict[str, list[float]] = {name: [] for name in ("copy", "stopped", "behind", "lightning")}
-    for number in range(ROUNDS + 1):  # the first one makes buffers and connections
+    for number in range(1, ROUNDS + 2):  # the first one makes buffers and connections
         tensors = list(held["state_dict"].values())
         copy = timed(lambda: [buffer.copy_(tensor) for buffer, tensor in zip(buffers, tensors, strict=True)])  # noqa: B023
         began = time.perf_counter()
@@ -64,7 +64,7 @@ def saving(run: RunDir, megabytes: int) -> None:
         saver.finish()
         behind = time.perf_counter() - began
         whole = timed(lambda: lightning.save_checkpoint(held, run.url_of("lightning.ckpt")))
-        if number:
+        if number > 1:
             for name, value in zip(found, (copy, stopped, behind, whole), strict=True):
                 found[name].append(value)
     print(f"a state of {megabytes} MB, seconds: median [quartiles]")
