@@ -230,7 +230,7 @@ def _patiently_built(build: Callable[[], T]) -> T:
     return patiently("what data, model or trainer read", build, undo)
 
 
-def _with_words(kind: type[T], *args: Any, **kwargs: Any) -> T:
+def _with_words(kind: type[T], /, *args: Any, **kwargs: Any) -> T:
     """Construct something; jsonargparse loses the error, and its cause, that says nothing."""
     try:
         return kind(*args, **kwargs)

@@ -61,23 +61,6 @@ def test_a_mistake_is_reported_on_the_submitter_with_status_2(
 
 
 @pytest.mark.timeout(120)
-def test_a_failed_training_is_never_evaluated(tmp_path: Path) -> None:
-    ended = command(
-        *(*LAUNCH, "--run_dir", tmp_path / "run", "--"),
-        *(
-            "--model=tests.support.models.FailsToTrain",
-            "--data=tests.support.models.Own",
-            "--checkpoints.monitor=null",
-        ),
-    )
-    assert ended.status == 1
-    assert "the model is broken" in ended.text
-    assert "train: failed" in ended.err
-    assert not (tmp_path / "run" / "evaluation").exists()
-    assert "evaluating" not in ended.text
-
-
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_an_interrupt_or_a_closed_terminal_cancels_the_stage_and_leaves_no_process(
     tmp_path: Path, number: signal.Signals

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 
 from pipeline.config.parser import CommandLine
@@ -31,6 +32,21 @@ def test_parsing_builds_nothing_and_the_data_can_be_built_alone(monkeypatch: pyt
     data = command.build_data()
     assert isinstance(data, DataModule)
     assert data.batch_size == 16
+
+
+class Named(pl.Callback):
+    """Takes arguments that are called as those of whatever builds it may be."""
+
+    def __init__(self, kind: str, args: int, klass: str = "", cls: str = "", config: str = "", path: str = "") -> None:
+        self.given = (kind, args, klass, cls, config, path)
+
+
+def test_any_name_will_do_for_an_argument_of_a_users_own_class(tmp_path: Path) -> None:
+    given = {"kind": "a", "args": 3, "klass": "b", "cls": "c", "config": "d", "path": "e"}
+    options = [f"--trainer.callbacks.{name}={value}" for name, value in given.items()]
+    command = parsed(f"--run_dir={tmp_path}", f"--trainer.callbacks+={__name__}.Named", *options)
+    command.build([], lambda: False)
+    assert [each.given for each in command.trainer.callbacks if isinstance(each, Named)] == [tuple(given.values())]
 
 
 def test_what_is_saved_leaves_out_the_place_and_the_topology() -> None:

@@ -14,6 +14,7 @@ from pipeline.checkpoint.commit import newest
 from pipeline.run.run_dir import RECEIPT, RunDir
 from tests.support.commands import ROOT, Ended, command
 from tests.support.containers import IMAGE
+from tests.support.launcher_cases import CASES, Launcher, tried
 from tests.support.resumes import same_end
 
 OWN = ("--workspace", str(ROOT / "tests/docker/own"))
@@ -134,12 +135,13 @@ def test_an_evaluation_stops_on_sigterm(launch: Callable[..., Any], tmp_path: Pa
     assert node.attrs["State"]["ExitCode"] != 137, "it was not killed for want of an answer"
 
 
-@pytest.mark.timeout(120)
-def test_a_user_error_is_reported_once_with_status_2(launch: Callable[..., Any], tmp_path: Path) -> None:
-    with launch(*mounted(tmp_path / "runs"), "--", "--model.learning_rate=fast") as launched:
-        assert launched.status() == 2, launched.output
-    assert launched.output.count("fast") == 1
-    assert "train: failed with status 2" in launched.output
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", ["user's mistake", "crash at each start", "an agent killed", "preempted"])
+def test_what_happens_on_docker(tmp_path: Path, name: str) -> None:
+    tmp_path.chmod(0o777)
+    mounts = ("--mounts", f"type=bind,src={tmp_path},dst=/runs")
+    arguments = ("-s", "local_docker", "--image", IMAGE, "--memory", "1500", *OWN, *mounts)
+    tried(CASES[name], Launcher(arguments, restarts=True, continues=False, runs="/runs"), tmp_path, timeout=150)
 
 
 @pytest.mark.timeout(120)
