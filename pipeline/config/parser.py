@@ -1,6 +1,7 @@
 """Lightning's command line, of which this project lets it parse and build; running comes after, in `pipeline.cli`."""
 
 import argparse
+import os
 import random
 from collections.abc import Callable
 from enum import Enum
@@ -15,6 +16,7 @@ from jsonargparse import Path as JsonargparsePath
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
 from pipeline.config import messages, saved_config
 from pipeline.config.flags import ONLY_FIT, add_flags
@@ -171,6 +173,10 @@ class CommandLine(LightningCLI):
                     f"trainer.plugins={type(plugin).__name__} would take the place of the run's own checkpoint files, "
                     "which are saved in the background already, on any storage: leave it out"
                 )
+        if not any(isinstance(plugin, ClusterEnvironment) for plugin in config["plugins"]):
+            # Said outright, for Lightning takes whatever runs within a job of Slurm, LSF or MPI for one of its tasks.
+            launched = "RANK" in os.environ
+            config["plugins"].append(TorchElasticEnvironment() if launched else LightningEnvironment())
         if self.subcommand != "fit":
             config["enable_checkpointing"] = bool(config["callbacks"]) and config["enable_checkpointing"]
             config["logger"] = config["logger"] or False

@@ -9,12 +9,13 @@ from tests.support.commands import ROOT
 from tests.support.launcher_cases import CASES, Launcher, tried
 
 LOCAL = Launcher(("-s", "local_cwd"), restarts=False, continues=False)
-FAST = ("crash at each start", "an agent killed")
-"""What no other test of `make test` shows."""
+SHOWN_ELSEWHERE = ("done", "user's mistake", "crash", "a rank killed", "preempted")
+"""By other tests of `make test`, so that these are slow ones."""
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SHOWN_ELSEWHERE else []) for name in CASES]
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_happens_on_local_cwd(tmp_path: Path, name: str) -> None:
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests/docker/own")))
     tried(CASES[name], LOCAL, tmp_path, env={"PYTHONPATH": path})

@@ -49,6 +49,24 @@ def test_any_name_will_do_for_an_argument_of_a_users_own_class(tmp_path: Path) -
     assert [each.given for each in command.trainer.callbacks if isinstance(each, Named)] == [tuple(given.values())]
 
 
+@pytest.mark.parametrize(
+    "inside",
+    [
+        {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "3", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        {"LSB_JOBID": "3", "LSB_DJOB_RANKFILE": "/none", "JSM_NAMESPACE_LOCAL_RANK": "0", "JSM_NAMESPACE_SIZE": "2"},
+    ],
+    ids=["slurm", "lsf"],
+)
+def test_one_process_within_a_job_of_more_tasks_is_one_process(
+    app: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: dict[str, str]
+) -> None:
+    for name, value in inside.items():
+        monkeypatch.setenv(name, value)
+    ended = app(*FLAGS, "--trainer.max_epochs=1", "--checkpoints.monitor=null", "--run_dir", tmp_path / "run")
+    assert ended.status == 0, ended.text
+    assert "1 node x 1 process" in ended.text
+
+
 def test_what_is_saved_leaves_out_the_place_and_the_topology() -> None:
     resolved = parsed("--ckpt_path=x.ckpt", "--run_dir=runs/x").resolved()
     assert resolved["ckpt_path"] == "x.ckpt"
