@@ -35,7 +35,8 @@ READY := .venv/.ready
 # A second environment, for TorchX and its nightlies install the same package.
 NIGHTLY := .venv/torchx-nightly
 # What rests on private members of torch, Lightning and jsonargparse.
-VERSIONED := tests/agent tests/process/test_preemption.py tests/config/test_messages.py tests/test_golden_run.py \
+VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_client.py tests/config/test_messages.py \
+  tests/test_golden_run.py \
   $(foreach part,compat epoch_loop resume session stop_vote,tests/training/test_$(part).py)
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
