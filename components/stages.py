@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from torchx.runner import Runner
 from torchx.specs import NONE, AppDef, AppHandle, AppState, AppStatus, is_terminal, make_app_handle
 
-from pipeline.errors import CRASH, DONE, PREEMPTED, UserError
+from components.compat import scheduler_of
+from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, UserError
 from pipeline.process.error_file import parse
 from pipeline.process.output import print_line
 from pipeline.run.run_dir import RunDir
@@ -76,9 +78,13 @@ def run_stage(app: AppDef, target: LaunchTarget, run_dir: str) -> tuple[int, str
         # It runs without this process, which may be unable to reach it; a named one is found again.
         how = f"it may still be running, but its status cannot be read: {storage_error(error)}"
         return (PREEMPTED, f"{how}; the same command finds it again") if target.name else (CRASH, how)
-    if ended.state == AppState.SUCCEEDED:
+    if ended is not None and ended.state == AppState.SUCCEEDED:
         return DONE, "done"
-    status = _status_from_scheduler(ended) or _status_from_attempt(app.name, run_dir, launched) or CRASH
+    recorded = _status_from_attempt(app.name, run_dir, launched)
+    if ended is None:
+        how = f"is gone: {target.scheduler} no longer knows it; if it was deleted, the same command resumes it"
+        return INTERRUPTED if recorded is None else recorded, how
+    status = _status_from_scheduler(ended) or recorded or CRASH
     if status == PREEMPTED:
         return status, "preempted; rerun the same command to resume from its newest checkpoint"
     why = "" if ended.msg in ("", NONE) else f" ({ended.msg})"
@@ -124,7 +130,8 @@ def _submitted(app: AppDef, target: LaunchTarget) -> AppHandle:
         return known
 
 
-def _wait(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus:
+def _wait(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus | None:
+    """Follow a stage to its end, showing its log; None if the scheduler no longer knows it."""
     runner = target.runner
     try:
         tails = [
@@ -134,36 +141,43 @@ def _wait(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus:
         ]
         for tail in tails:
             tail.start()
-        shown, answered = "", time.monotonic()
-        while True:
-            time.sleep(_LOCAL_POLL if target.scheduler.startswith("local") else _POLL)
-            try:
-                described = runner.status(handle)
-            except UserError:
-                raise
-            except Exception as error:
-                # An engine under load answers late; the stage is well for all that is known.
-                if time.monotonic() - answered > _UNANSWERED:
-                    raise
-                if shown != (shown := f"its status cannot be read now: {storage_error(error)}"):
-                    echo(f"{app.name}: {shown}", sys.stderr)
-                continue
-            answered = time.monotonic()
-            if described is None:
-                raise RuntimeError(f"{target.scheduler} no longer knows {handle}")
-            if is_terminal(described.state):
-                break
-            if described.msg not in ("", NONE, shown):
-                # Why it is pending or restarting.
-                shown = described.msg
-                echo(f"{app.name}: {shown}", sys.stderr)
+        ended = _await_end(handle, app, target)
         for tail in tails:
             tail.join(timeout=10)
     except BaseException as error:
         if target.scheduler.startswith("local") or (target.cancels and isinstance(error, KeyboardInterrupt)):
             runner.cancel(handle)
         raise
-    return described
+    return ended
+
+
+def _await_end(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus | None:
+    """Poll a stage until it has ended, showing why it waits."""
+    local, shown, answered = target.scheduler.startswith("local"), "", time.monotonic()
+    scheduler, name = (None, "") if local else scheduler_of(target.runner, handle)
+    # Kubernetes: what was preempted is started again at once, instead of after the cluster's delay.
+    renew: Callable[[str], str] = getattr(scheduler, "renew", lambda _: "")
+    while True:
+        time.sleep(_LOCAL_POLL if local else _POLL)
+        try:
+            described = target.runner.status(handle)
+            done = renew(name)
+        except UserError:
+            raise
+        except Exception as error:
+            # An engine under load answers late; the stage is well for all that is known.
+            if time.monotonic() - answered > _UNANSWERED:
+                raise
+            if shown != (shown := f"its status cannot be read now: {storage_error(error)}"):
+                echo(f"{app.name}: {shown}", sys.stderr)
+            continue
+        answered = time.monotonic()
+        if described is None or is_terminal(described.state):
+            return described
+        # Why it is pending or restarting.
+        for text in filter(None, (described.msg.replace(NONE, ""), done)):
+            if shown != (shown := text):
+                echo(f"{app.name}: {text}", sys.stderr)
 
 
 def _status_from_scheduler(ended: AppStatus) -> int | None:

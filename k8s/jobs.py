@@ -1,15 +1,37 @@
 """A role as an Indexed Job and its headless Service, which need nothing installed in a cluster.
 
-A pod that ends is replaced on its own, and the others wait for it in the rendezvous.
+A pod that ends is replaced on its own, and the others wait for it in the rendezvous; or whoever waits for the run makes
+the Job anew (`k8s.renewal`).
 """
+
+import re
 
 from torchx.specs import Role, macros
 
 from components.role import LaunchRequirements
 from k8s.fields import Object
 from k8s.options import RunOptions
-from k8s.pods import LABEL_QUEUE, LABEL_QUEUE_PRIORITY, Run, labels, pod_template, selector
+from k8s.pods import (
+    LABEL_APP_ID,
+    LABEL_GENERATION,
+    LABEL_QUEUE,
+    LABEL_QUEUE_PRIORITY,
+    LABEL_ROLE,
+    Run,
+    labels,
+    pod_template,
+)
 from pipeline.errors import PREEMPTED, USER_MUST_CHANGE
+
+MIN_NODES = "pipeline/min-nodes"
+"""The annotation of a Job that may run with fewer pods: how many at least."""
+DEADLINE = "pipeline/deadline"
+"""The annotation of a Job that was made anew: the deadline that the run had at first."""
+
+_OWN = re.compile(r"(pipeline|kueue\.x-k8s\.io)/")
+"""The annotations that mean something on a Job only."""
+_DEADLINE_MARGIN = 10
+"""Seconds beyond deadline and grace after which the Job ends what is left."""
 
 
 def job_name(app_id: str, role: Role) -> str:
@@ -18,30 +40,46 @@ def job_name(app_id: str, role: Role) -> str:
 
 
 def job_objects(run: Run, role: Role) -> list[Object]:
-    """Return the Job of a role and its Service."""
+    """Return the Job of a role and its Service; with `keep_nodes` its PodDisruptionBudget, too."""
     name, opts = job_name(run.app_id, role), run.opts
     leader = job_name(run.app_id, leader_of(run, role))
     spec = job_spec(run, role, f"{leader}-0.{leader}")
-    spec["template"]["spec"]["subdomain"] = name
+    pod = spec["template"]["spec"]
+    pod["subdomain"] = name
     if opts.ttl:
         spec["ttlSecondsAfterFinished"] = opts.ttl
+    if opts.deadline:
+        # A Job that reaches its deadline deletes its pods with their logs; a pod that reaches its own one stays.
+        pod["activeDeadlineSeconds"] = opts.deadline
+        spec["activeDeadlineSeconds"] = opts.deadline + pod["terminationGracePeriodSeconds"] + _DEADLINE_MARGIN
     job: Object = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata(run, name, role), "spec": spec}
     job["metadata"]["labels"].update(queue(opts))
-    if opts.queue and elastic(role):
-        # Kueue may admit fewer nodes, but at least this many.
-        job["metadata"]["annotations"] = {
-            **opts.annotations,
-            "kueue.x-k8s.io/job-min-parallelism": str(role.min_replicas),
-            "kueue.x-k8s.io/job-completions-equal-parallelism": "true",
-        }
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": metadata(run, name, role),
-        # Only gives the pods DNS names, also before they are ready.
-        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector(run, role)},
-    }
-    return [job, service]
+    for labelled in (job, spec["template"]):
+        labelled["metadata"]["labels"][LABEL_GENERATION] = "1"
+    if elastic(role):
+        annotations = {**opts.annotations, MIN_NODES: str(role.min_replicas)}
+        if opts.queue:
+            # Kueue may admit fewer nodes, but at least this many.
+            annotations["kueue.x-k8s.io/job-min-parallelism"] = str(role.min_replicas)
+            annotations["kueue.x-k8s.io/job-completions-equal-parallelism"] = "true"
+        job["metadata"]["annotations"] = annotations
+    return [job, *companions_of(job, keep_nodes=opts.keep_nodes)]
+
+
+def companions_of(job: Object, *, keep_nodes: bool) -> list[Object]:
+    """Return what belongs to a Job: its Service, and the PodDisruptionBudget that makes a drain wait for its end."""
+    given, labelled = job["metadata"], job["spec"]["template"]["metadata"]["labels"]
+    metadata = {name: given[name] for name in ("name", "namespace") if name in given}
+    metadata["labels"] = labelled
+    if annotations := {name: text for name, text in given.get("annotations", {}).items() if not _OWN.match(name)}:
+        metadata["annotations"] = annotations
+    pods = {name: labelled[name] for name in (LABEL_APP_ID, LABEL_ROLE, LABEL_GENERATION)}
+    # Only gives the pods DNS names, also before they are ready.
+    names = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": pods}
+    found: list[Object] = [{"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": names}]
+    if keep_nodes:
+        found.append(disruption_budget(metadata, job["spec"]["completions"], pods))
+    return found
 
 
 def job_spec(run: Run, role: Role, rank0: str) -> Object:
@@ -106,14 +144,14 @@ def elastic(role: Role) -> bool:
     return has_rendezvous and role.min_replicas is not None and role.min_replicas < role.num_replicas
 
 
-def disruption_budget(run: Run, role: Role) -> Object:
-    """Return the PodDisruptionBudget that makes a drain wait for the end of a role."""
+def disruption_budget(metadata: Object, nodes: int, selector: Object) -> Object:
+    """Return the PodDisruptionBudget of some pods, all of which are kept."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": metadata(run, job_name(run.app_id, role), role),
+        "metadata": metadata,
         # For pods of a Job Kubernetes accepts only `minAvailable` as a number.
-        "spec": {"minAvailable": role.num_replicas, "selector": {"matchLabels": selector(run, role)}},
+        "spec": {"minAvailable": nodes, "selector": {"matchLabels": selector}},
     }
 
 

@@ -13,7 +13,8 @@ from k8s.cluster_api import ClusterAway
 from k8s.fields import Object, name_of, phase_of
 from k8s.pods import LABEL_ROLE
 from k8s.run_ref import RunRef
-from k8s.status import INDEX, created, index_of, role_of, specs_of, state_of
+from k8s.snapshot import INDEX, created, index_of, role_of, specs_of
+from k8s.status import state_of
 from pipeline.errors import UserError
 
 IDLE_TIMEOUT = 300.0

@@ -16,7 +16,7 @@ from torchx.specs import AppDef
 from k8s import jobs, jobset
 from k8s.fields import Object, name_of
 from k8s.options import JOBSET, RunOptions
-from k8s.pods import Run
+from k8s.pods import Run, selector
 from k8s.validation import problems_of
 from pipeline.errors import UserError
 
@@ -45,8 +45,9 @@ def objects(app: AppDef, app_id: str, opts: RunOptions, user: str = "") -> list[
     for role in app.roles:
         if opts.kind != JOBSET:
             made += jobs.job_objects(run, role)
-        if opts.keep_nodes:
-            made.append(jobs.disruption_budget(run, role))
+        elif opts.keep_nodes:
+            budget = jobs.metadata(run, jobs.job_name(app_id, role), role)
+            made.append(jobs.disruption_budget(budget, role.num_replicas, selector(run, role)))
     return made
 
 

@@ -46,6 +46,9 @@ class RunOptions:
     priority_class: str = _option("", "PriorityClass of the pods")
     node_selector: dict[str, str] = _option({}, "labels that the nodes must have, as key:value")
     tolerations: list[str] = _option([], "taints that the pods tolerate, as key, key:effect or key:value:effect")
+    node_timeout: int = _option(
+        30, "seconds until pods are taken from a node that does not answer; 0: the cluster's default, most often 300"
+    )
     placement: str = _option("", "spread: pods far from each other; pack: close together; empty: no preference")
     placement_key: str = _option("kubernetes.io/hostname", "label of nodes by which placement counts as close")
     placement_strict: bool = _option(False, "whether pods stay pending rather than be placed otherwise")

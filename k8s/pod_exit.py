@@ -51,8 +51,9 @@ def _how(pod: Object, ended: Object, code: int, disruption: Object) -> str:
         why = f"{disruption.get('reason', '')}: {disruption.get('message', '')}"
         return f"was taken from its node with status {code} ({why})"
     if reason == "DeadlineExceeded":
-        # Only a cancel gives pods a deadline of their own.
-        return f"was cancelled and ended with status {code}"
+        # `k8s.cancel.end_pods` gives pods this one.
+        asked = "was asked to save and end" if pod["spec"].get("activeDeadlineSeconds") == 1 else "reached its deadline"
+        return f"{asked}, and ended with status {code}"
     if ended.get("reason") in ("ContainerCannotRun", "StartError", "ContainerStatusUnknown"):
         return f"could not be started ({ended.get('message', ended['reason'])})"
     if not ended:

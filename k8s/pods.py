@@ -4,7 +4,7 @@ It complies with Pod Security "restricted", and has a read-only root.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torchx.specs import AppDef, BindMount, Role, VolumeMount, macros
@@ -23,6 +23,8 @@ LABEL_ROLE = "torchx.pytorch.org/role-name"
 LABEL_USER = "pipeline/user"
 LABEL_DRIVER = "pipeline/driver"
 """The label of a stage with the run of the driver that submitted it."""
+LABEL_GENERATION = "pipeline/generation"
+"""The label of a Job and its pods with how often the run was made anew (`k8s.renewal`), from 1 on."""
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 MANAGER = "torchx.pytorch.org"
@@ -240,8 +242,8 @@ def _placing(run: Run, role: Role) -> Object:
         nodes.setdefault(_INSTANCE_TYPE, str(kind))
     if nodes:
         placing["nodeSelector"] = nodes
-    if opts.tolerations:
-        placing["tolerations"] = [toleration(text) for text in opts.tolerations]
+    if tolerations := [*map(toleration, opts.tolerations), *_node_tolerations(opts)]:
+        placing["tolerations"] = tolerations
     if opts.placement:
         term = {"topologyKey": opts.placement_key, "labelSelector": {"matchLabels": {LABEL_APP_ID: run.app_id}}}
         how = (
@@ -251,6 +253,15 @@ def _placing(run: Run, role: Role) -> Object:
         )
         placing["affinity"] = {"podAffinity" if opts.placement == PACK else "podAntiAffinity": how}
     return placing
+
+
+def _node_tolerations(opts: RunOptions) -> Iterator[Object]:
+    """Yield for how long the pods stay on a node that does not answer, unless the user has said so."""
+    given = {toleration(text)["key"] for text in opts.tolerations}
+    for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
+        if opts.node_timeout and key not in given:
+            tolerated = {"key": key, "operator": "Exists", "effect": "NoExecute"}
+            yield {**tolerated, "tolerationSeconds": opts.node_timeout}
 
 
 def toleration(text: str) -> Mapping[str, str]:

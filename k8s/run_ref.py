@@ -6,7 +6,7 @@ from k8s.api_errors import ApiError
 from k8s.cluster_api import Cluster
 from k8s.fields import label
 from k8s.pods import LABEL_APP_ID
-from k8s.status import RunSnapshot
+from k8s.snapshot import RunSnapshot
 
 _JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 

@@ -30,14 +30,16 @@ from components.log_lines import nanoseconds
 from k8s.api_errors import ApiError
 from k8s.cancel import cancel
 from k8s.cluster_api import PATIENCE, Cluster, Patience
-from k8s.diagnostics import diagnostics_of
+from k8s.diagnostics import diagnosed
 from k8s.fields import Object, label, name_of
 from k8s.logs import ReplicaLog
 from k8s.manifests import OWNERS, objects, owned, to_yaml
 from k8s.options import OPTIONS, TYPES, RunOptions, default_of
 from k8s.pods import LABEL_APP_ID, LABEL_DRIVER, LABEL_MANAGED_BY, LABEL_USER, MANAGER, label_value
+from k8s.renewal import Renewal
 from k8s.run_ref import RunRef
-from k8s.status import RunSnapshot, created, described, state_of
+from k8s.snapshot import RunSnapshot, created
+from k8s.status import described, state_of
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         self._clusters: dict[tuple[str, str], Cluster] = {}
         self._submitted: dict[str, Cluster] = {}
         self._settings: dict[str, Any] | None = None
+        self._latest: dict[str, RunSnapshot] = {}
+        self._renewals: dict[str, Renewal] = {}
 
     def close(self) -> None:
         """Close the connections."""
@@ -168,7 +172,26 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         run = self._find(app_id)
         if (snapshot := run.snapshot()) is None:
             return None
-        return described(app_id, snapshot._replace(notes=diagnostics_of(run, snapshot)))
+        self._latest[app_id] = snapshot
+        return described(app_id, diagnosed(run, snapshot))
+
+    def renew(self, app_id: str) -> str:
+        """Make the Job of a run anew if pods were taken away, instead of waiting for the Job controller's delay.
+
+        To be called after each `describe`, whose snapshot it uses (see `k8s.renewal`); `components.launch` does so.
+
+        Returns:
+            What was done, or why it cannot be; empty for nothing.
+
+        Raises:
+            ClusterAway: The cluster does not answer.
+        """
+        renewal = self._renewals.setdefault(app_id, Renewal(self._find(app_id)))
+        snapshot = self._latest.pop(app_id, None)
+        try:
+            return renewal.step(snapshot) if snapshot else ""
+        except ApiError as error:
+            return f"the run cannot be made anew ({error}): the Job controller replaces its pods, after its delay"
 
     def list(self, cfg: Mapping[str, Any] | None = None) -> list[ListAppResponse]:
         """Return the runs of this user, the newest first."""

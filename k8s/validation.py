@@ -56,7 +56,7 @@ def _of_choices(opts: RunOptions) -> Iterator[str]:
         value = getattr(opts, name)
         if value not in allowed and (value or name == "kind"):
             yield f"{name}={value!r} must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
-    for name, least in (("disk", 0), ("deadline", 0), ("ttl", 0), ("user", 1)):
+    for name, least in (("disk", 0), ("deadline", 0), ("node_timeout", 0), ("ttl", 0), ("user", 1)):
         if getattr(opts, name) < least:
             why = " is root, as which no process runs" if name == "user" else ""
             yield f"{name}={getattr(opts, name)}{why} must be >= {least}"

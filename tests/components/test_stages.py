@@ -13,18 +13,18 @@ from components.stages import LaunchTarget, run_stage
 class Engine:
     """A scheduler that runs nothing, and answers as it is told: a state, or an exception."""
 
-    def __init__(self, *answers: AppState | Exception) -> None:
+    def __init__(self, *answers: AppState | Exception | None) -> None:
         self.answers = list(answers)
         self.cancelled: list[str] = []
 
     def run(self, *_: Any, **__: Any) -> str:
         return "local_docker://torchx/app"
 
-    def status(self, handle: str) -> AppStatus:
+    def status(self, handle: str) -> AppStatus | None:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
-        return AppStatus(answer)
+        return AppStatus(answer) if answer is not None else None
 
     def cancel(self, handle: str) -> None:
         self.cancelled.append(handle)
@@ -56,3 +56,10 @@ def test_an_engine_that_is_gone_for_good_is_given_up(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConnectionError):
         follow(engine)
     assert engine.cancelled
+
+
+def test_a_stage_that_somebody_deleted_is_gone_and_not_said_to_run() -> None:
+    engine = Engine(AppState.RUNNING, None)
+    status, how = follow(engine)
+    assert (status, how[:51]) == (130, "is gone: local_docker no longer knows it; if it was")
+    assert engine.cancelled == []

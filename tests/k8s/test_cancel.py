@@ -7,7 +7,7 @@ from torchx.specs import AppState
 
 from k8s.cluster_api import ClusterAway
 from k8s.scheduler import KubernetesJob
-from k8s.status import CANCELLED
+from k8s.snapshot import CANCELLED
 from tests.support.api_server import ApiServer, Fault
 from tests.support.k8s_parts import Nodes, Object, app, start_child, submit
 
@@ -123,5 +123,16 @@ def test_a_run_without_nodes_ends_at_once(api: ApiServer, scheduler: KubernetesJ
     start = time.monotonic()
     scheduler.cancel(run)
     assert time.monotonic() - start < 5
+    assert nodes.ended == ["one-train"]
+    assert f"patch pods {pod}" not in api.seen
+
+
+def test_a_pod_that_never_started_has_nothing_to_save(api: ApiServer, scheduler: KubernetesJob) -> None:
+    run = submit(scheduler)
+    nodes = Nodes(api)
+    pod = api.start_pod("one-train", 0, phase="Pending", reason="ImagePullBackOff")
+    start = time.monotonic()
+    scheduler.cancel(run)
+    assert time.monotonic() - start < 5, "it has a node, but no process"
     assert nodes.ended == ["one-train"]
     assert f"patch pods {pod}" not in api.seen

@@ -71,8 +71,8 @@ def test_a_dry_run_prints_what_kubectl_takes(api: ApiServer, torchx: Command) ->
     assert ended.status == 0
     job, service = yaml.safe_load_all(ended.out.split("=== SCHEDULER REQUEST ===\n")[1])
     assert (job["kind"], service["kind"], job["metadata"]["namespace"]) == ("Job", "Service", "team")
-    assert job["spec"]["activeDeadlineSeconds"] == 60
     pod = job["spec"]["template"]["spec"]
+    assert (pod["activeDeadlineSeconds"], job["spec"]["activeDeadlineSeconds"]) == (60, 60 + 45 + 10)
     assert pod["nodeSelector"] == {"pool": "gpu", "zone": "a"}
     assert pod["containers"][0]["args"][1].endswith("--run_dir s3://bucket/one '--a.b=$HOME'")
     assert not api.seen, "no cluster was asked"

@@ -60,3 +60,36 @@ def test_events_explain_missing_pods(api: ApiServer, scheduler: KubernetesJob) -
     assert now(scheduler, run).msg == f"its pods cannot be created: {message}"
     api.start_pod("one-train", 0)
     assert now(scheduler, run).msg == NONE
+
+
+def test_a_config_map_that_is_not_there_is_named(api: ApiServer, scheduler: KubernetesJob) -> None:
+    run = submit(scheduler, config_maps={"mine": "/config"})
+    pod = api.one("Pod", api.start_pod("one-train", 0, phase="Pending", reason="ContainerCreating"))
+
+    def event(name: str, at: str, kind: str, reason: str, message: str) -> None:
+        involved = {"uid": pod["metadata"]["uid"]}
+        what = {"type": kind, "reason": reason, "message": message, "lastTimestamp": f"2026-01-01T00:00:{at}Z"}
+        api.store("Event", {"metadata": {"name": name}, "involvedObject": involved, **what})
+
+    event("a", "01", "Warning", "FailedScheduling", "no node")
+    assert now(scheduler, run).msg == "train 0: pulling the image, mounting volumes"
+    message = 'MountVolume.SetUp failed for volume "config-0" : configmap "mine" not found'
+    event("c", "03", "Warning", "FailedMount", message)
+    event("b", "02", "Normal", "Scheduled", "to node-0")
+    assert now(scheduler, run).msg == f"train 0: FailedMount: {message}"
+    event("d", "04", "Normal", "Pulling", "Pulling image")
+    assert now(scheduler, run).msg == "train 0: pulling the image, mounting volumes"
+    api.allowed.discard(("", "events", "list"))
+    assert now(scheduler, run).msg == "train 0: pulling the image, mounting volumes"
+
+
+def test_pods_that_were_deleted_are_counted_as_restarts(api: ApiServer, scheduler: KubernetesJob) -> None:
+    run = submit(scheduler)
+    job = api.change("Job", "one-train", {"status": {"startTime": "2026-01-01T00:00:00Z"}})
+    for name, count in (("a", 1), ("b", 1), ("c", None), ("combined", 4)):
+        what = {"reason": "SuccessfulCreate", "involvedObject": {"uid": job["metadata"]["uid"]}, "count": count}
+        api.store("Event", {"metadata": {"name": name}, **what})
+    assert now(scheduler, run).num_restarts == 0
+    # The pods that are left came long after the Job.
+    api.start_pod("one-train", 0)
+    assert now(scheduler, run).num_restarts == 5

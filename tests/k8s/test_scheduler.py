@@ -218,6 +218,13 @@ def test_the_shipped_role_holds_exactly_what_is_used(api: ApiServer, scheduler: 
     pod = api.start_pod("one-train", 0)
     list(scheduler.log_iter(run, "train"))
     scheduler.list()
+    # Made anew, as far as that needs no more of the controllers than these do.
+    submit(scheduler, app_id="six", keep_nodes=True)
+    scheduler.describe("default:six")
+    api.change("Pod", api.start_pod("six-train"), {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+    for _ in range(2):
+        scheduler.describe("default:six")
+        assert scheduler.renew("default:six")
     scheduler.cancel(run)
     assert api.one("Pod", pod)["status"]["phase"] == "Failed"
     for name, cfg in (("two", {}), ("three", {"queue": "research"})):

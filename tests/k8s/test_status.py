@@ -14,7 +14,9 @@ from components.evaluate import evaluate
 from components.train import train
 from k8s.manifests import objects
 from k8s.options import RunOptions
-from k8s.status import CANCELLED, RunSnapshot, described
+from k8s.pod_exit import pod_exit
+from k8s.snapshot import CANCELLED, RunSnapshot
+from k8s.status import described
 from pipeline.process.error_file import parse
 from tests.support.k8s_parts import Object, status_of
 
@@ -121,7 +123,8 @@ def test_a_restarting_run_shows_how_many_pods_and_why() -> None:
     first, second = pod_of(job, 1, "Failed", code=1), pod_of(job, 2, "Failed", code=137, reason="OOMKilled")
     found = look(job, pod_of(job, 0, "Running"), first, second)
     words = "train 1 ended with status 1, train 2 was killed for memory: its limit is 4096Mi; give it more by --memory"
-    assert (found.state, found.msg, found.num_restarts) == (AppState.RUNNING, f"restarting 2 of 3: {words}", 0)
+    delay = "; after 2 ended pods the Job controller waits for 20 s, until 00:00:20 UTC"
+    assert (found.state, found.msg, found.num_restarts) == (AppState.RUNNING, f"restarting 2 of 3: {words}{delay}", 0)
     found = look(job, first, pod_of(job, 1, "Pending", at=10, reason="ContainerCreating"))
     assert found.state == AppState.PENDING
     assert found.msg.startswith("restarting 1 of 3: train 1 ended with status 1; train 1: pulling the image")
@@ -196,8 +199,14 @@ def test_the_exit_of_a_pod_without_a_container_is_a_sentence() -> None:
 
 def test_a_deadline_and_unknown_reasons_are_reported() -> None:
     job = job_of(training())
+    assert job["spec"]["activeDeadlineSeconds"] > 604_800, "its pods save before, and stay"
     status, words = failed(job, "DeadlineExceeded", "Job was active longer than specified deadline")
     assert (status, words[:33]) == (1, "exceeded its deadline of 604800 s")
+    late = pod_of(job, 1, "Failed", code=75)
+    late["status"]["reason"] = "DeadlineExceeded"
+    assert pod_exit(late).how == "reached its deadline, and ended with status 75"
+    late["spec"]["activeDeadlineSeconds"] = 1
+    assert pod_exit(late).how == "was asked to save and end, and ended with status 75"
     assert failed(job, "Whatever", "the words") == (1, "Whatever: the words")
 
 

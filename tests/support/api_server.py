@@ -23,6 +23,7 @@ from tests.support.k8s_parts import ROLES, Object, Rule, rules_of, status_of
 
 BUILT_IN = ("jobs", "services", "pods", "events", "poddisruptionbudgets")
 PLURALS = {"Job": ("batch/v1", "jobs"), "Pod": ("v1", "pods"), "Service": ("v1", "services"), "Event": ("v1", "events")}
+PLURALS["PodDisruptionBudget"] = ("policy/v1", "poddisruptionbudgets")
 PLURALS["JobSet"] = ("jobset.x-k8s.io/v1alpha2", "jobsets")
 PLURALS["Workload"] = ("kueue.x-k8s.io/v1beta1", "workloads")
 
@@ -194,6 +195,9 @@ class ApiServer(kmock.KubernetesEmulator):
         elif verb == "list":
             items = [one for kind, where, _, one in self._all() if (kind, where) == (plural, namespace)]
             fitting = [one for one in items if _fits(one, request.params)]
+            if plural in BUILT_IN:
+                # Only the items of custom resources say what they are.
+                fitting = [{key: one[key] for key in one.keys() - {"apiVersion", "kind"}} for one in fitting]
             return aiohttp.web.json_response({"metadata": {"resourceVersion": str(self.version)}, "items": fitting})
         elif plural == "pods/log":
             return await self._log(request)

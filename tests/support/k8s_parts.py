@@ -1,6 +1,9 @@
 """What the tests against an API server share: objects, and those who change them in a cluster."""
 
-from datetime import UTC, datetime
+import re
+import threading
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +89,60 @@ def in_order(after: str) -> AppDef:
     (first,), (then,) = app().roles, evaluate(run_dir="s3://bucket/one").roles
     then.metadata["pipeline"]["after"] = after
     return AppDef("one", [first, then])
+
+
+class Controllers:
+    """The Job controller and the nodes, as far as a run is made anew: a Job that is not suspended starts its pods.
+
+    They replace no pod: the delay before they would is longer than any test.
+    """
+
+    def __init__(self, api: "ApiServer") -> None:
+        self.api = api
+        self.started: list[str] = []
+        self._lock = threading.Lock()
+        api.on_change = self.on_change
+
+    def on_change(self, plural: str, thing: Object) -> None:
+        # Not in the server's own thread, which answers.
+        if plural == "jobs":
+            self.api.later(0, self.on_job, thing["metadata"]["name"])
+        elif plural == "pods" and thing["spec"].get("activeDeadlineSeconds") == 1:
+            self.api.later(0.05, self.end, thing["metadata"]["name"], 75)
+
+    def on_job(self, name: str) -> None:
+        with self._lock:
+            (job,) = [one for one in self.api.objects_of("Job") if one["metadata"]["name"] == name] or [{}]
+            if not job or job["spec"].get("suspend"):
+                return
+            if job["spec"].get("activeDeadlineSeconds") == 1 and not job["status"].get("conditions"):
+                self.api.finish(name, "Failed", reason="DeadlineExceeded")
+            elif name not in self.started:
+                self.started.append(name)
+                long_ago = (datetime.now(UTC) - timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%SZ")
+                self.api.change("Job", name, {"status": {"startTime": long_ago}})
+                for index in range(job["spec"]["completions"]):
+                    self.api.start_pod(name, index, startTime=long_ago)
+
+    def end(self, name: str, status: int, **how: Any) -> None:
+        """Let a pod that runs end with a status."""
+        for pod in self.api.objects_of("Pod"):
+            if pod["metadata"]["name"] == name and pod["status"]["phase"] == "Running":
+                started = pod["status"]["startTime"]
+                self.api.say(name, f"{name} saved")
+                self.api.end_pod(name, status, startTime=started, **how)
+
+    def pods_of(self, job: str) -> list[str]:
+        """The running pods of a Job, once all of them are there."""
+        until = time.monotonic() + 20
+        while True:
+            pods = [one for one in self.api.objects_of("Pod") if one["metadata"]["name"].startswith(f"{job}-")]
+            pods = [one for one in pods if re.fullmatch(r"\d+-\w+", one["metadata"]["name"].removeprefix(f"{job}-"))]
+            running = [one["metadata"]["name"] for one in pods if one["status"]["phase"] == "Running"]
+            if job in self.started and len(running) == self.api.one("Job", job)["spec"]["completions"]:
+                return sorted(running)
+            assert time.monotonic() < until, f"{job}: {running}"
+            time.sleep(0.01)
 
 
 class Nodes:
