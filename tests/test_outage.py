@@ -2,10 +2,13 @@
 
 import errno
 import os
+import re
 import shutil
+import signal
 import threading
 import time
 import urllib.error
+import uuid
 from collections.abc import Callable, Iterator
 from email.message import Message
 from pathlib import Path
@@ -253,6 +256,28 @@ def test_the_server_is_asked_again_until_it_is_back(s3: str, fresh: None, monkey
         threading.Timer(1.0, proxy.restore).start()
         with patience(Patience(60)):
             assert run.steps() == {"ckpt": {}, "json": {}}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_preemption_while_the_server_is_away_waits_for_its_last_step(
+    s3: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, run = urlsplit(os.environ["AWS_ENDPOINT_URL"]), RunDir(f"{s3}/{uuid.uuid4().hex[:12]}/run")
+    slowly = ("--model=tests.support.killable.Slowly", "--trainer.max_epochs=100", "--grace=120")
+    with Proxy(str(server.hostname), server.port or 80) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        with fit_process(tmp_path, *slowly, run=run.url) as running:
+            running.until("saved checkpoint step 7 ")
+            proxy.cut()
+            running.signalled(signal.SIGTERM)
+            time.sleep(4)
+            assert running.process.poll() is None, running.said
+            assert "preempted at step" not in running.said
+            proxy.restore()
+            assert running.ended(100) == 75, running.said
+        (said,) = re.findall(r"preempted at step (\d+)", running.said)
+        assert max(run.steps()["json"]) == int(said)
 
 
 def test_a_chain_of_exceptions_that_ends_in_itself_is_walked_once() -> None:

@@ -2,8 +2,10 @@
 
 import logging
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -40,7 +42,8 @@ def patiently(what: str, call: Callable[[], T], undo: Callable[[], None] = lambd
     began, wait, said = time.monotonic(), _FIRST_PAUSE, 0.0
     while True:
         try:
-            result = call()
+            with _reported(what, began):
+                result = call()
         except Exception as error:
             if not is_away(error) or any(isinstance(each, StorageAway) for each in chain(error)):
                 raise
@@ -67,6 +70,22 @@ def patiently(what: str, call: Callable[[], T], undo: Callable[[], None] = lambd
         # With jitter: all jobs of a cluster see the same outage end.
         _sleep(min(left, wait * random.uniform(0.5, 1.0)), bound.check)  # noqa: S311 - no secret
         wait = min(2 * wait, _LONGEST_PAUSE)
+
+
+@contextmanager
+def _reported(what: str, began: float) -> Iterator[None]:
+    """Log now and then that a call is under way: a client may hang for minutes within one request, and say nothing."""
+    over = threading.Event()
+
+    def report() -> None:
+        while not over.wait(_BETWEEN_LINES):
+            log.warning("still waiting for %s after %.0f s", what, time.monotonic() - began)
+
+    threading.Thread(target=report, name="waiting", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def patient(method: Callable[Concatenate[Any, str, P], T]) -> Callable[Concatenate[Any, str, P], T]:

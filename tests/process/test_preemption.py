@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,32 @@ def test_a_save_that_takes_longer_than_the_grace_is_named(tmp_path: Path) -> Non
         assert process.ended(20) == 75
         assert "exiting now: step 7 is durable, step " in process.said
         assert "was still being uploaded" in process.said
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("every", ["--checkpoints.every_n_steps=1", "--checkpoints.every_n_steps=7"])
+def test_a_preemption_in_an_outage_says_where_it_stopped_once_that_step_is_durable(tmp_path: Path, every: str) -> None:
+    slowly = ("--model=tests.support.killable.Slowly", "--trainer.max_epochs=100", "--trainer.logger=false")
+    with fit_process(tmp_path, *slowly, every, "--grace=60") as process:
+        process.until("saved checkpoint step 7")
+        folder, away = process.run / "checkpoints", process.run / "away"
+        folder.rename(away)
+        folder.write_text("in the way")
+        if every.endswith("=1"):
+            process.until(" skipped: storage failing")  # several steps are behind what is durable
+        process.signalled(signal.SIGTERM)
+        time.sleep(1.5)
+        assert process.process.poll() is None, process.said
+        assert "preempted at step" not in process.said
+        folder.unlink()
+        away.rename(folder)
+        assert process.ended(60) == 75
+    (said,) = re.findall(r"preempted at step (\d+)", process.said)
+    assert max(RunDir(str(process.run)).steps()["json"]) == int(said) > 7
+    assert process.said.index(f"saved checkpoint step {said}") < process.said.index("preempted at step")
+    attempt = RunDir(str(process.run)).read_json(RunDir.attempt(1))
+    assert attempt is not None
+    assert (attempt["status"], attempt["last_step"]) == (75, int(said))
 
 
 def test_who_ends_because_another_rank_was_asked_takes_its_own_first_signal_for_the_first() -> None:

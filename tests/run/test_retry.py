@@ -1,6 +1,7 @@
 """A start retries what is away, for as long as its patience lasts."""
 
 import logging
+import time
 from collections.abc import Callable
 
 import pytest
@@ -44,6 +45,24 @@ def test_a_line_comes_again_after_a_while(caplog: pytest.LogCaptureFixture, monk
     with patience(Patience(60)):
         patiently("s3://b/x", failing(3, ConnectionResetError()))
     assert caplog.text.count("does not answer") == 3
+
+
+def test_a_request_that_hangs_in_its_client_is_named_again_and_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "_BETWEEN_LINES", 0.02)
+    words = "still waiting for s3://b/x after 0 s"
+
+    def hangs() -> str:
+        while caplog.text.count(words) < 3:
+            time.sleep(0.01)
+        return "an answer"
+
+    with patience(Patience(60)):
+        assert patiently("s3://b/x", hangs) == "an answer"
+    lines = caplog.text.count(words)
+    time.sleep(0.1)
+    assert caplog.text.count(words) <= lines + 1, "no more once it has answered"
 
 
 def test_one_that_does_not_pass_is_a_storage_that_is_away_and_not_waited_for_again() -> None:

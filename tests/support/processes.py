@@ -14,11 +14,11 @@ from tests.support.runs import FIT
 class FitProcess:
     """A fit in a process of its own, and what it has said so far."""
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
+    def __init__(self, folder: Path, *arguments: object, run: str | None = None) -> None:
         self.run = folder / "run"
         self._said = folder / "said.txt"
         with self._said.open("w") as file:
-            line = [sys.executable, "-m", "pipeline", *FIT, *arguments, "--run_dir", self.run]
+            line = [sys.executable, "-m", "pipeline", *FIT, *arguments, "--run_dir", run or self.run]
             with heeding_ctrl_c():
                 self.process = subprocess.Popen(
                     [str(each) for each in line], cwd=ROOT, stdout=file, stderr=file, text=True, start_new_session=True
@@ -43,8 +43,9 @@ class FitProcess:
 
 
 @contextmanager
-def fit_process(folder: Path, *arguments: object) -> Iterator[FitProcess]:
-    started = FitProcess(folder, *arguments)
+def fit_process(folder: Path, *arguments: object, run: str | None = None) -> Iterator[FitProcess]:
+    """Start a fit into a folder, or into another run directory."""
+    started = FitProcess(folder, *arguments, run=run)
     try:
         yield started
     finally:
