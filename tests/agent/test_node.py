@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def ranks(folder: Path, *roles: str, options: tuple[str, ...] = ()) -> tuple[str
     return (*AGENT, f"--nproc-per-node={len(roles)}", *options, str(folder / "ranks.py"), str(folder), *roles)
 
 
+@contextmanager
+def inheriting(hangup: signal.Handlers) -> Iterator[None]:
+    """Give processes this handler of SIGHUP: who runs the tests may do so under nohup, which children inherit."""
+    before = signal.signal(signal.SIGHUP, hangup)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator["Running"]:
     running = Running(tmp_path)
@@ -83,9 +94,7 @@ class Running:
         self.folder = folder
 
     def start(self, *roles: str, options: tuple[str, ...] = (), hangup: signal.Handlers = signal.SIG_DFL) -> None:
-        # Who runs the tests may do so under nohup, and a child inherits what is ignored.
-        before = signal.signal(signal.SIGHUP, hangup)
-        try:
+        with inheriting(hangup):
             self.agent = subprocess.Popen(
                 ranks(self.folder, *roles, options=options),
                 cwd=ROOT,
@@ -93,8 +102,6 @@ class Running:
                 text=True,
                 start_new_session=True,
             )
-        finally:
-            signal.signal(signal.SIGHUP, before)
         deadline = time.monotonic() + 20
         while len(self.pids()) < len(roles):
             assert time.monotonic() < deadline
@@ -254,7 +261,8 @@ def test_the_status_is_told_also_where_the_terminal_is_closed(
 ) -> None:
     ours, theirs = pty.openpty()
     line = ranks(tmp_path, "stays", role, options=("--max-restarts=1", "--shutdown-timeout=1"))
-    agent = subprocess.Popen(line, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
+    with inheriting(signal.SIG_DFL):
+        agent = subprocess.Popen(line, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     os.close(ours)
     while number is not None and len(list(tmp_path.glob("pid-*"))) < 2:

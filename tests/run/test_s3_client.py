@@ -45,7 +45,8 @@ class Front(http.server.BaseHTTPRequestHandler):
         body = self._body()
         signed = re.search(r"Credential=[^/]+/\d+/([^/]+)/", self.headers.get("Authorization", ""))
         if self.region is not None and (signed is None or signed[1] != self.region):
-            self._send(400, {FOUND: self.region}, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>")
+            told = f"<Error><Code>AuthorizationHeaderMalformed</Code><Region>{self.region}</Region></Error>"
+            self._send(400, {FOUND: self.region}, told.encode())
             return
         headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
         connection = http.client.HTTPConnection(self.behind)
