@@ -27,21 +27,27 @@ _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _TAKEN = (409, 412)
 _CHANGED = (404, 409, 412)
 _UNSUPPORTED = 501
+_HTTP, _S3 = ("http", "https"), ("s3", "s3a")
 
 
 def options(url: str) -> dict[str, Any]:
     """Return what every filesystem of a URL is opened with, beside what the user has configured."""
     # Without a listing cache: another node's files must be seen the moment they are there.
     found: dict[str, Any] = {"use_listings_cache": False}
-    protocols = ("s3", "s3a")
-    configured = any("config_kwargs" in fsspec_config.get(each, {}) for each in protocols)
-    if url.partition("://")[0] in protocols and not configured:
+    protocol = url.partition("://")[0]
+    if protocol in _HTTP and not _is_configured("client_kwargs", _HTTP):
+        found["client_kwargs"] = {"trust_env": True}  # the proxies of the environment, as other clients take them
+    if protocol in _S3 and not _is_configured("config_kwargs", _S3):
         # Over HTTPS botocore ends a body with a checksum by default, which servers other than Amazon's refuse. The
         # environment and the AWS configuration may still ask for it.
         chosen = "request_checksum_calculation"
         if "AWS_REQUEST_CHECKSUM_CALCULATION" not in os.environ and chosen not in s3_client.profile():
             found["config_kwargs"] = {chosen: "when_required"}
     return found
+
+
+def _is_configured(option: str, protocols: tuple[str, ...]) -> bool:
+    return any(option in fsspec_config.get(each, {}) for each in protocols)
 
 
 def open_filesystem(url: str, name: str) -> tuple[Any, str]:

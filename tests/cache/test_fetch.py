@@ -17,6 +17,7 @@ import fsspec
 import pytest
 
 from pipeline.cache import fetch, mapped
+from pipeline.commands.drill.proxy import ForwardProxy
 from pipeline.errors import UserError
 from tests.support.commands import ROOT, command
 from tests.support.web_host import DATA, Host
@@ -219,6 +220,14 @@ def test_a_torn_transfer_is_tried_again_and_then_told(host: Host, folder: Path) 
     with pytest.raises(OSError, match="not fetched whole in 3 tries"):
         mapped(host.url)
     assert len(bins(folder)) == 1
+
+
+def test_the_proxy_of_the_environment_is_taken(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "")
+    with ForwardProxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+        assert mapped(host.url).tobytes() == DATA
+        assert proxy.used
 
 
 def test_a_file_that_changes_while_it_comes_is_fetched_again(host: Host) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, random_split
 
+from pipeline.cache import mapped
 from pipeline.data import DataModule
 from tests.support.models import Rows
 
@@ -39,6 +40,14 @@ class Local(Downloads):
     """Is in a file that somebody has to write before."""
 
     prepare_data = None  # type: ignore[assignment]
+
+
+class Fetched(Rows):
+    """Is in a file behind a URL, which its constructor fetches."""
+
+    def __init__(self, url: str, n: int = 101) -> None:
+        super().__init__(n)
+        self.x = torch.tensor(mapped(url)[: 4 * n].reshape(n, 4)) / 255
 
 
 class Splits(DataModule):

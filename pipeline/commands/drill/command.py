@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--faults",
         type=int,
         default=12,
-        help="Faults; from 12 on every kind comes at least once. Default: 12.",
+        help="Faults; with as many as there are kinds, each comes at least once. Default: 12.",
     )
     parser.add_argument("--seed", type=int, default=7, help="Determines the plan of the faults. Default: 7.")
     parser.add_argument("--nodes", type=int, default=2, help="Nodes of the job, all on this machine. Default: 2.")

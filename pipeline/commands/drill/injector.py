@@ -1,17 +1,17 @@
 """Runs a job under faults: waits for the moment of each, injects it, and judges what becomes of the job."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from signal import SIGKILL, SIGTERM
+from tempfile import TemporaryDirectory
 
 from pipeline.checkpoint.commit import CommitRecord, examined
-from pipeline.commands.drill.fault_result import FaultResult
+from pipeline.commands.drill.fault_result import FaultResult, JobBefore, judge, new_step
 from pipeline.commands.drill.local_job import JobFailure, LocalJob, is_running, send
 from pipeline.commands.drill.plan import Fault, FaultKind
 from pipeline.commands.drill.proxy import Proxy
-from pipeline.commands.drill.step_log import StepEntry, StepLog, set_pace
+from pipeline.commands.drill.step_log import StepLog, set_pace
 from pipeline.errors import PREEMPTED
 from pipeline.run.run_dir import RunDir
 
@@ -25,24 +25,12 @@ _STALLED = 120.0
 _PROMPT = 15.0
 """Seconds in which a job must have ended that was asked to before its first step: far less than its grace."""
 _SECOND_SIGNAL = 0.3  # after the one before
+_WAITS = ("does not answer, retrying", "still waiting for")
+"""What a start says of what is away."""
+_CACHE = "PIPELINE_CACHE_DIR"
 _POLL = 0.03
 _POLL_STORAGE = 0.4
 """Seconds between two looks at the job, and at what its storage holds."""
-
-
-@dataclass
-class _Before:
-    """The job right before a fault.
-
-    Attributes:
-        entries: Rank 0's in the step log.
-        pid: Rank 0's process, None where it does not run.
-        durable: The newest committed step, which must survive.
-    """
-
-    entries: int
-    pid: int | None
-    durable: int
 
 
 class FaultInjector:
@@ -52,11 +40,14 @@ class FaultInjector:
         job: Is launched here.
         run: Its run directory.
         log: Its step log.
-        proxy: Is between the job and the storage, where there can be an outage.
+        proxies: Are between the job and what can be away: the storage for OUTAGE and OUTAGE_START, the data for
+            OUTAGE_DATA.
     """
 
-    def __init__(self, job: LocalJob, run: RunDir, log: StepLog, proxy: Proxy | None = None) -> None:
-        self._job, self._run, self._log, self._proxy = job, run, log, proxy
+    def __init__(
+        self, job: LocalJob, run: RunDir, log: StepLog, proxies: Mapping[FaultKind, Proxy] | None = None
+    ) -> None:
+        self._job, self._run, self._log, self._proxies = job, run, log, proxies or {}
         self._truncated: list[int] = []
         self._progress, self._progressed = (0, 0, 0), time.monotonic()
         self._moment = time.monotonic()
@@ -136,28 +127,30 @@ class FaultInjector:
         durable = self._durable()
         log.read()
         pid = log.first[-1].pid if log.first and is_running(log.first[-1].pid) else None
-        before = _Before(len(log.first), pid, durable)
+        before = JobBefore(len(log.first), pid, durable)
         result.step = log.first[-1].step if pid is not None else None
         ended, starts, self._durable_at_restart = len(job.endings), job.starts, None
         result.injected = True
         began = time.time()
         self._do(result, before)
         if following is None or following.planned_step is not None:
-            self._until(lambda: self._new_step(fault, before) is not None)
+            self._until(lambda: new_step(fault, before, log.first) is not None)
         elif fault.kind is not FaultKind.KILL_RANK:
-            self._until(lambda: job.starts > starts or self._new_step(fault, before) is not None)
-        new = self._new_step(fault, before)
+            self._until(lambda: job.starts > starts or new_step(fault, before, log.first) is not None)
+        new = new_step(fault, before, log.first)
         result.seconds = None if new is None else new.at - began
         self._moment = time.monotonic()
         result.ended = [status for _, status in job.endings[ended:]]
-        self._judge(result, before)
+        judge(result, before, log.first, self._durable_at_restart, job.nodes)
 
-    def _do(self, result: FaultResult, before: _Before) -> None:
+    def _do(self, result: FaultResult, before: JobBefore) -> None:
         fault, job = result.fault, self._job
         if fault.kind is FaultKind.TRUNCATE:
             before.durable = self._truncate()
         elif fault.kind is FaultKind.OUTAGE:
             self._outage(result, before.durable)
+        elif fault.kind in (FaultKind.OUTAGE_START, FaultKind.OUTAGE_DATA):
+            self._start_in_outage(fault)
         elif fault.kind is FaultKind.RESIZE:
             self._resize()
         elif fault.kind is FaultKind.EXTEND:
@@ -190,16 +183,40 @@ class FaultInjector:
         return good.step
 
     def _outage(self, result: FaultResult, durable: int) -> None:
-        assert self._proxy is not None
-        began, entries, seconds = time.monotonic(), len(self._log.first), result.fault.seconds
-        self._proxy.cut()
+        proxy, entries, seconds = self._proxies[result.fault.kind], len(self._log.first), result.fault.seconds
+        proxy.cut()
         try:
-            self._until(lambda: time.monotonic() - began >= seconds)
+            self._let_pass(seconds)
         finally:
-            self._proxy.restore()
+            proxy.restore()
         if len(self._log.first) == entries and result.step is not None:
             result.problems.append(f"training stood still for the {seconds:.1f} s of the outage")
         self._until_committed_after(durable)
+
+    def _start_in_outage(self, fault: Fault) -> None:
+        """Kill the job, and let it start as on a new node until it has waited for what is away."""
+        job, proxy, entries = self._job, self._proxies[fault.kind], len(self._log.first)
+
+        def waits() -> int:
+            output = job.output()
+            return sum(output.count(words) for words in _WAITS)
+
+        said, environment = waits(), job.environment
+        with TemporaryDirectory(prefix="pipeline-drill-cache-", ignore_cleanup_errors=True) as cold:
+            job.environment = {**environment, _CACHE: cold}
+            job.kill()
+            proxy.cut()
+            try:
+                if self._until(lambda: waits() > said or len(self._log.first) > entries, _POLL_STORAGE):
+                    self._let_pass(fault.seconds)
+            finally:
+                proxy.restore()
+                job.environment = environment
+            self._until(lambda: len(self._log.first) > entries)
+
+    def _let_pass(self, seconds: float) -> None:
+        began = time.monotonic()
+        self._until(lambda: time.monotonic() - began >= seconds)
 
     def _resize(self) -> None:
         """Train with one node less until something is committed there, and then with all again."""
@@ -237,8 +254,7 @@ class FaultInjector:
         job, fault, entries, starts = self._job, result.fault, len(self._log.first), self._job.starts
         job.kill()
         self._until(lambda: job.starts > starts and len(job.workers(fault.node)) > fault.process)
-        began = time.monotonic()
-        self._until(lambda: time.monotonic() - began >= fault.delay)
+        self._let_pass(fault.delay)
         ended, asked = len(job.endings), time.monotonic()
         send(job.workers(fault.node)[fault.process : fault.process + 1], SIGTERM)
         self._until(lambda: len(job.endings) >= ended + job.nodes)
@@ -254,45 +270,6 @@ class FaultInjector:
         job.nodes = nodes
         send(job.agents(), SIGTERM)
         self._until(lambda: job.starts > starts)
-
-    def _judge(self, result: FaultResult, before: _Before) -> None:
-        """Compare what came after a fault with what must have."""
-        kind, problems, entries = result.fault.kind, result.problems, self._log.first
-        own = [entry for entry in entries if entry.pid == before.pid]
-        reached = own[-1].step if own else before.durable
-        later = self._of_new_process(before)
-        if kind is FaultKind.OUTAGE:
-            if result.ended or later:
-                problems.append(f"the outage ended processes (agents: {result.ended or 'none'})")
-            return
-        saved = kind.asks and bool(own)
-        if saved or kind is FaultKind.TERM_TWICE:
-            problems += [] if result.ended else ["no agent ended"]
-            problems += [f"an agent ended with {status}" for status in result.ended if status != PREEMPTED]
-        if saved and self._durable_at_restart is not None and self._durable_at_restart < reached:
-            problems.append(f"step {reached} was done, but only step {self._durable_at_restart} was durable")
-        if later:
-            result.resumed = later[0].step
-            # Also what an earlier fault has cost, after which no step was done.
-            earlier = entries[: entries.index(later[0])]
-            result.repeated = max(0, earlier[-1].step + 1 - result.resumed) if earlier else 0
-            durable = reached if saved else before.durable
-            if result.resumed <= durable:
-                problems.append(f"it resumed with step {result.resumed}, though step {durable} was durable")
-            if own and result.resumed > reached + 1:
-                problems.append(f"it resumed with step {result.resumed}, though step {reached} was its last")
-
-    def _of_new_process(self, before: _Before) -> list[StepEntry]:
-        """Return what rank 0 has logged since a fault in another process than before."""
-        return [entry for entry in self._log.first[before.entries :] if entry.pid != before.pid]
-
-    def _new_step(self, fault: Fault, before: _Before) -> StepEntry | None:
-        """Return the first step after a fault that rank 0 had never done before."""
-        entries = self._log.first
-        if fault.kind is FaultKind.OUTAGE:
-            return next(iter(entries[before.entries :]), None)
-        old = [entry.step for entry in entries if entry.pid == before.pid] + [e.step for e in entries[: before.entries]]
-        return next((entry for entry in self._of_new_process(before) if entry.step > max(old, default=0)), None)
 
     def _until_committed_after(self, step: int) -> None:
         self._until(lambda: self._durable() > step, _POLL_STORAGE)

@@ -44,6 +44,7 @@ class LocalJob:
         starts: How often an agent was restarted, or the whole job.
         more: Further arguments of the fits that are launched from now on.
         replaced: Nodes whose end is known to leave the others waiting: they are restarted at once.
+        environment: Of the processes that are started from now on.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class LocalJob:
         self.replaced: set[int] = set()
         self._fit, self._processes, self._logs = fit, processes, logs
         inherited = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
-        self._environment = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **inherited, **environment}
+        self.environment = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **inherited, **environment}
         self._agents: list[subprocess.Popen[bytes]] = []
         self._seen: set[int] = set()
         self._first_end: float | None = None
@@ -150,7 +151,7 @@ class LocalJob:
                     *(f"--nproc-per-node={self._processes}", "--max-restarts=3", f"--shutdown-timeout={GRACE}"),
                     *("-m", "pipeline", "fit", *self._fit, *self.more),
                 ],
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -18,6 +18,7 @@ from pipeline.run.storage_errors import raise_for_user
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """The environment variables that name an S3 server, the stronger one first."""
 
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY")
 _SAVE_EVERY = 2.0
 """Seconds at most between two saves of a drilled run, so that there is something to resume from."""
 
@@ -96,7 +97,7 @@ def require_steps(options: Namespace, steps: int) -> None:
 
 
 def possible_kinds(
-    options: Namespace, base: RunDir, config: dict[str, Any], epochs: int
+    options: Namespace, base: RunDir, config: dict[str, Any], epochs: int, unread: str
 ) -> tuple[list[FaultKind], dict[str, str]]:
     """Return the kinds of faults that are possible, and why the others are not.
 
@@ -105,6 +106,7 @@ def possible_kinds(
         base: The run directory under faults.
         config: The resolved configuration of its training.
         epochs: That the whole training has.
+        unread: Why its data cannot be away; "" where they can.
 
     Raises:
         UserError: A resize is asked for, but its steps would not be comparable.
@@ -112,9 +114,13 @@ def possible_kinds(
     without: dict[FaultKind, str] = {}
     server = endpoint()
     if not base.is_s3:
-        without[FaultKind.OUTAGE] = "a local disk does not go away" if base.is_local else "only tried on S3"
+        why = "a local disk does not go away" if base.is_local else "only tried on S3"
+        without |= dict.fromkeys((FaultKind.OUTAGE, FaultKind.OUTAGE_START), why)
     elif urlsplit(server).scheme != "http":
-        without[FaultKind.OUTAGE] = f"AWS_ENDPOINT_URL={server!r} is not http://, so no proxy can be put before it"
+        why = f"AWS_ENDPOINT_URL={server!r} is not http://, so no proxy can be put before it"
+        without |= dict.fromkeys((FaultKind.OUTAGE, FaultKind.OUTAGE_START), why)
+    if unread:
+        without[FaultKind.OUTAGE_DATA] = unread
     if (config.get("checkpoints") or {}).get("keep_last") == 1:
         without[FaultKind.TRUNCATE] = "checkpoints.keep_last=1 leaves nothing to fall back to"
     if epochs < 2:
@@ -127,6 +133,23 @@ def possible_kinds(
             "Give --args='--data.batch_size=null --data.global_batch_size=...', or leave it out"
         )
     return [kind for kind in FaultKind if kind not in without], {str(kind): why for kind, why in without.items()}
+
+
+def data_environment(base: RunDir, port: int) -> tuple[dict[str, str], str]:
+    """Return the environment that leads what a job reads by HTTP to a proxy on this machine, but not its storage.
+
+    Returns:
+        It, and why there is none.
+    """
+    if taken := sorted(name for name in os.environ if name.upper() in _PROXIES and os.environ[name]):
+        return {}, f"{taken[0]} is set: no other proxy can be put before the data"
+    url = f"http://127.0.0.1:{port}"
+    direct = [os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""]
+    if base.is_s3:
+        direct += [urlsplit(endpoint()).hostname or ".amazonaws.com", "127.0.0.1"]
+    excluded = ",".join(filter(None, direct))
+    names = {**dict.fromkeys(_PROXIES, url), "NO_PROXY": excluded}
+    return {each: value for name, value in names.items() for each in (name, name.lower())}, ""
 
 
 def frequent_saves(config: dict[str, Any], faults: int, steps: int) -> tuple[list[str], float]:

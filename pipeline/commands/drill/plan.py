@@ -19,6 +19,7 @@ class FaultKind(StrEnum):
 
     `term_twice` sends SIGTERM to a rank again and again while it ends, `term_start` to a rank that is starting.
     `extend` lets training end with an epoch, starts it for more of them, and kills it before it has saved anything.
+    `outage_start` and `outage_data` kill all agents, and let them start while the storage or the data are away.
     """
 
     TERM_RANK = "term_rank"
@@ -29,6 +30,8 @@ class FaultKind(StrEnum):
     KILL_ALL = "kill_all"
     TRUNCATE = "truncate"
     OUTAGE = "outage"
+    OUTAGE_START = "outage_start"
+    OUTAGE_DATA = "outage_data"
     TERM_TWICE = "term_twice"
     TERM_START = "term_start"
     EXTEND = "extend"
@@ -62,7 +65,7 @@ class Fault:
         delay: Seconds after that moment.
         node: Whose agent or rank.
         process: Which of the node's ranks.
-        seconds: How long an outage lasts.
+        seconds: How long an outage lasts; at a start, from when it is waited for.
     """
 
     number: int

@@ -1,6 +1,7 @@
-"""An outage of a storage that speaks TCP: a proxy in front of it, which can be cut off and restored."""
+"""An outage of what speaks TCP or HTTP: a proxy in front of it, which can be cut off and restored."""
 
 import asyncio
+import re
 import socket
 import struct
 import threading
@@ -8,6 +9,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 _CHUNK = 1 << 16
 _AT_ONCE = struct.pack("ii", 1, 0)
@@ -83,15 +85,46 @@ class Proxy:
         try:
             # A connection that came right before a cut is not forwarded.
             if self._listening is not None:
-                back, onward = await asyncio.open_connection(*self._server)
+                back, onward = await self._connect(reader, writer)
                 both.add(onward)
                 await asyncio.gather(_pump(reader, onward), _pump(back, writer))
-        except (OSError, asyncio.CancelledError):
+        except (OSError, EOFError, ValueError, asyncio.CancelledError):
             pass
         finally:
             del self._open[task]
             for each in both:
                 each.close()
+
+    async def _connect(self, reader: StreamReader, writer: StreamWriter) -> tuple[StreamReader, StreamWriter]:
+        """Open the connection onward for one that has come."""
+        return await asyncio.open_connection(*self._server)
+
+
+class ForwardProxy(Proxy):
+    """The same for every host that a program asks over HTTP or HTTPS: HTTP_PROXY and HTTPS_PROXY name it.
+
+    Attributes:
+        used: Whether anything was asked.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("", 0)
+        self.used = False
+
+    async def _connect(self, reader: StreamReader, writer: StreamWriter) -> tuple[StreamReader, StreamWriter]:
+        self.used = True
+        line, _, fields = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")
+        method, target, version = line.split()
+        url = urlsplit(target if method != b"CONNECT" else b"//" + target)
+        back, onward = await asyncio.open_connection((url.hostname or b"").decode(), url.port or 80)
+        if method == b"CONNECT":
+            writer.write(version + b" 200 OK\r\n\r\n")
+        else:
+            # Its next request may be for another host: let it come by a connection of its own.
+            fields = re.sub(rb"(?im)^(proxy-)?connection:.*\r\n", b"", fields)
+            path = (url.path or b"/") + (b"?" + url.query if url.query else b"")
+            onward.write(b" ".join([method, path, version]) + b"\r\nConnection: close\r\n" + fields)
+        return back, onward
 
 
 async def _pump(source: StreamReader, sink: StreamWriter) -> None:

@@ -22,7 +22,7 @@ from pipeline.commands.drill.fault_result import FaultResult
 from pipeline.commands.drill.injector import FaultInjector
 from pipeline.commands.drill.local_job import JobFailure, LocalJob
 from pipeline.commands.drill.plan import FaultKind, plan
-from pipeline.commands.drill.proxy import Proxy
+from pipeline.commands.drill.proxy import ForwardProxy, Proxy
 from pipeline.commands.drill.report import DRILL, DrillReport, progress_line
 from pipeline.commands.drill.step_log import FOLDER, StepLog
 from pipeline.errors import USER_MUST_CHANGE, UserError
@@ -70,10 +70,17 @@ class _Drill:
         self._fit = [f"--config={options.config}", *flags, callback]
         # The same for every start: by this a launcher says that it restarts its own job, which may then take over the
         # lease at once.
-        self._launch = {"TORCHX_JOB_ID": f"drill-{uuid.uuid4().hex}"}
+        self._launch: dict[str, str] = {"TORCHX_JOB_ID": f"drill-{uuid.uuid4().hex}"}
 
     def run(self) -> None:
         """Train undisturbed and under faults, and compare."""
+        with ForwardProxy() as data:
+            self._data = data
+            environment, self._unread = checks.data_environment(RunDir(self._options.run_dir), data.port)
+            self._launch |= environment
+            self._run()
+
+    def _run(self) -> None:
         report, reference, drilled = self._report, self._trained("reference"), self._trained("drilled")
         _progress(f"training the reference: {reference.run}")
         self._train_undisturbed(reference)
@@ -83,6 +90,7 @@ class _Drill:
         checks.require_steps(self._options, report.steps)
         config: dict[str, Any] = yaml.safe_load(reference.run.read(RunDir.config("fit")) or b"{}")
         epochs = next((record.epoch for record in committed(reference.run)), 0)
+        self._unread = self._unread or ("" if self._data.used else "training reads nothing over HTTP")
         self._train_under_faults(drilled, config, epochs)
         report.repeated_steps = drilled.log.repeated
         if not report.findings:
@@ -112,7 +120,7 @@ class _Drill:
 
     def _train_under_faults(self, trained: TrainedRun, config: dict[str, Any], epochs: int) -> None:
         options, report = self._options, self._report
-        kinds, report.left_out = checks.possible_kinds(options, trained.run, config, epochs)
+        kinds, report.left_out = checks.possible_kinds(options, trained.run, config, epochs, self._unread)
         faults = plan(options.seed, options.faults, report.steps, kinds, options.nodes, options.processes)
         report.faults = [FaultResult(fault) for fault in faults]
         more, report.pace = checks.frequent_saves(config, options.faults, report.steps)
@@ -121,10 +129,14 @@ class _Drill:
         _progress(f"{report.steps} steps in {undisturbed:.0f} s; again under {len(faults)} faults: {trained.run}")
         began = time.monotonic()
         with ExitStack() as stack:
-            proxy, environment = _proxied_storage(stack) if FaultKind.OUTAGE in kinds else (None, {})
+            proxies: dict[FaultKind, Proxy] = {FaultKind.OUTAGE_DATA: self._data}
+            environment: dict[str, str] = {}
+            if FaultKind.OUTAGE_START in kinds:
+                storage, environment = _proxied_storage(stack)
+                proxies |= dict.fromkeys((FaultKind.OUTAGE, FaultKind.OUTAGE_START), storage)
             job = self._job(trained, more, environment)
             stack.callback(job.kill)
-            injector = FaultInjector(job, trained.run, trained.log, proxy)
+            injector = FaultInjector(job, trained.run, trained.log, proxies)
             try:
                 injector.run_under(report.faults, report.steps, lambda result: _progress(progress_line(result)))
                 report.notes += injector.remove_truncated()

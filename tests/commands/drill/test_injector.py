@@ -1,9 +1,10 @@
 """Faults are injected at their moment, and what becomes of the job is judged: real processes, but no training."""
 
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from textwrap import dedent
 
@@ -15,6 +16,7 @@ from pipeline.commands.drill.fault_result import FaultResult
 from pipeline.commands.drill.injector import FaultInjector
 from pipeline.commands.drill.local_job import JobFailure, LocalJob
 from pipeline.commands.drill.plan import Fault, FaultKind
+from pipeline.commands.drill.proxy import Proxy
 from pipeline.commands.drill.step_log import StepLog
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import ROOT
@@ -23,12 +25,23 @@ from tests.support.processes import blocks_or_catches
 pytestmark = pytest.mark.timeout(60)
 STEPS = 40
 WORKER = """
-    import json, os, signal, sys, time
+    import json, os, signal, socket, sys, time
     from pathlib import Path
     from pipeline.checkpoint.commit import CommitRecord, examined, write_record
     from pipeline.run.run_dir import RunDir
 
-    run, log, flaw = RunDir(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    run, log, flaw, port = RunDir(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+    while port != "0":
+        try:
+            socket.create_connection(("127.0.0.1", int(port))).close()
+            break
+        except OSError:
+            Path(os.environ["PIPELINE_CACHE_DIR"], "cold").touch()
+            with open(log.parent / "node-0.txt", "a") as said:
+                said.write("the server does not answer, retrying\\n")
+            if flaw == "does not wait":
+                sys.exit(1)
+            time.sleep(0.05)
     asked = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number) if flaw != "dies of it" else os._exit(143))
     began = time.monotonic()
@@ -45,7 +58,7 @@ WORKER = """
     good = [step for step, found in examined(run) if isinstance(found, CommitRecord)]
     step = 0 if flaw == "forgets" or not good else good[0]
     with open(log / "rank-0.jsonl", "a", buffering=1) as file:
-        last = min([40, *(10 * int(argument.rpartition("=")[2]) for argument in sys.argv[4:])])
+        last = min([40, *(10 * int(argument.rpartition("=")[2]) for argument in sys.argv[5:])])
         if last < 40:
             (log / "limited").touch()
         elif flaw == "finished" and (log / "limited").exists():
@@ -78,7 +91,8 @@ class StepsOnly(LocalJob):
 
     def _start(self, node: int) -> subprocess.Popen[bytes]:
         self._seen.discard(node)
-        return subprocess.Popen([sys.executable, "-c", *self.program, *self.more], cwd=ROOT, stdin=subprocess.DEVNULL)
+        line = [sys.executable, "-c", *self.program, *self.more]
+        return subprocess.Popen(line, cwd=ROOT, stdin=subprocess.DEVNULL, env=self.environment)
 
 
 @pytest.fixture
@@ -87,11 +101,12 @@ def inject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.setattr(injector, "SECONDS_PER_FAULT", 1.0)
     jobs: list[LocalJob] = []
 
-    def made(flaw: str = "none") -> FaultInjector:
+    def made(flaw: str = "none", proxies: Mapping[FaultKind, Proxy] | None = None) -> FaultInjector:
         run, log, job = RunDir(str(tmp_path / "run")), StepLog(tmp_path / "steps", 1), StepsOnly([], 1, 1, {}, tmp_path)
-        job.program = (dedent(WORKER), run.url, str(log.folder), flaw)
+        port = next((proxy.port for proxy in (proxies or {}).values()), 0)
+        job.program = (dedent(WORKER), run.url, str(log.folder), flaw, str(port))
         jobs.append(job)
-        return FaultInjector(job, run, log)
+        return FaultInjector(job, run, log, proxies)
 
     yield made
     for job in jobs:
@@ -160,6 +175,37 @@ def test_a_training_that_is_extended_and_killed_trains_on(inject: Callable[..., 
     assert result.ended == [75, 0, -9]
     assert made._log.highest == STEPS
     assert 10 in [record.step for record in committed(made._run)], "the epoch at whose end it was extended"
+
+
+@pytest.mark.parametrize(
+    ("kind", "flaw"),
+    [
+        (FaultKind.OUTAGE_START, "none"),
+        (FaultKind.OUTAGE_START, "does not wait"),
+        (FaultKind.OUTAGE_DATA, "needs nothing"),
+    ],
+)
+def test_a_start_while_something_is_away_must_wait_for_it(
+    inject: Callable[..., FaultInjector], kind: FaultKind, flaw: str
+) -> None:
+    (result,) = given = results(kind)
+    with socket.create_server(("127.0.0.1", 0)) as server, Proxy(*server.getsockname()) as proxy:
+        made = inject(flaw, {kind: proxy})
+        if flaw == "needs nothing":
+            made._job.program = (*made._job.program[:-1], "0")
+        environment = dict(made._job.environment)
+        made.run_under(given, STEPS, lambda _: None)
+        socket.create_connection(("127.0.0.1", proxy.port)).close()  # it is back
+    assert made._job.environment == environment, "the cache is the user's own again"
+    assert result.injected
+    assert result.ended[0] == -signal.SIGKILL
+    if flaw == "does not wait":
+        assert {"an agent ended with 1"} == set(result.problems)
+    else:
+        assert result.ended == [-signal.SIGKILL]
+        assert result.held, result.problems
+        assert result.resumed is not None
+    assert made._log.highest == STEPS
 
 
 def test_an_undisturbed_job_comes_to_its_end(inject: Callable[..., FaultInjector]) -> None:

@@ -11,10 +11,10 @@ KINDS = tuple(FaultKind)
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_seed_always_makes_the_same_plan_in_which_each_kind_comes(seed: int) -> None:
-    faults = plan(seed, 12, 60, KINDS, 3, 2)
-    assert faults == plan(seed, 12, 60, KINDS, 3, 2)
-    assert faults != plan(seed + 1, 12, 60, KINDS, 3, 2)
-    assert [fault.number for fault in faults] == list(range(1, 13))
+    faults = plan(seed, 14, 60, KINDS, 3, 2)
+    assert faults == plan(seed, 14, 60, KINDS, 3, 2)
+    assert faults != plan(seed + 1, 14, 60, KINDS, 3, 2)
+    assert [fault.number for fault in faults] == list(range(1, 15))
     assert set(Counter(fault.kind for fault in faults)) == set(KINDS)
     steps = [fault.planned_step for fault in faults if fault.planned_step is not None]
     assert steps == sorted(steps)
@@ -30,7 +30,7 @@ def test_some_faults_come_while_processes_start_and_only_those_that_can() -> Non
         at_start += [fault for fault in faults if fault.planned_step is None]
     assert {fault.kind for fault in at_start} == {kind for kind in KINDS if kind.is_signal}
     assert {str(kind) for kind in KINDS if not kind.is_signal} == {
-        *("truncate", "outage", "resize", "term_twice", "term_start", "extend")
+        *("truncate", "outage", "outage_start", "outage_data", "resize", "term_twice", "term_start", "extend")
     }
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.commands.drill import runner
+from pipeline.commands.drill import options, runner
+from pipeline.commands.drill.plan import FaultKind
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import DIGITS, ROOT, Ended, command, heeding_ctrl_c
+from tests.support.web_host import Host
 
 DRILL = (sys.executable, "-m", "pipeline", "drill")
 
@@ -127,6 +130,40 @@ def test_a_signal_ends_the_drill_and_its_handler_is_put_back() -> None:
         with pytest.raises(KeyboardInterrupt), runner._stop_signals():
             os.kill(os.getpid(), number)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_storage_and_data_that_are_away_at_a_start_are_waited_for(
+    app: Callable[..., Ended], s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, away, real = Host(), {FaultKind.OUTAGE_START, FaultKind.OUTAGE_DATA}, options.possible_kinds
+
+    def possible_kinds(*arguments: Any) -> Any:
+        kinds, left_out = real(*arguments)
+        assert away <= set(kinds), left_out
+        return sorted(away), left_out
+
+    monkeypatch.setattr(options, "possible_kinds", possible_kinds)
+    # Not the address of the S3 server, which the data's proxy leaves alone.
+    url = host.url.replace("127.0.0.1", "localhost")
+    train = {"class_path": "tests.support.late_data.Fetched", "init_args": {"url": url}}
+    config = {
+        "model": {"class_path": "tests.support.models.Regression"},
+        "data": {"class_path": "pipeline.data.DataModule", "init_args": {"train": train, "batch_size": 16}},
+        "trainer": {"max_epochs": 2, "enable_model_summary": False},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    run = f"{s3}/{uuid.uuid4().hex[:12]}/drill"
+    ended = app("drill", "--config", tmp_path / "config.yaml", "--run_dir", run, "--faults=2", "--nodes=1")
+    host.gone()
+    assert ended.status == 0, ended.text
+    assert "2 faults, nothing lost" in ended.out
+    found = RunDir(run).read_json("drill.json")
+    assert found is not None
+    assert {fault["kind"]: fault["ended"] for fault in found["faults"]} == {kind: [-9] for kind in away}
+    assert all(fault["resumed"] for fault in found["faults"])
+    assert host.requests.count("GET") == 3, "the reference's, and one of each start with an empty cache"
 
 
 def test_between_the_job_and_its_server_is_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
