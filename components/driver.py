@@ -50,9 +50,16 @@ def driver(
     return AppDef("launch", [node.role("launch", f"python -m components.launch {command}", threads=1, api=True)])
 
 
-def options_of(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return the driver's run options, from those of its stages: it needs no GPUs, no queue and no place near them."""
-    return {**{name: value for name, value in cfg.items() if name in DRIVER_OPTIONS}, "service_account": ACCOUNT}
+def options_of(cfg: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return the driver's run options: those of its stages, without what is for GPUs, and its own ones before them.
+
+    It ends when its stages do, each of which has a deadline.
+    """
+    shared = {name: value for name, value in cfg.items() if name in DRIVER_OPTIONS}
+    found = {**shared, "deadline": 0, "service_account": ACCOUNT, **own}
+    if not found.get("queue"):
+        found.pop("queue_priority", None)
+    return found
 
 
 def _in_cluster(arguments: Sequence[str]) -> list[str]:
@@ -60,7 +67,7 @@ def _in_cluster(arguments: Sequence[str]) -> list[str]:
     at = list(arguments).index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--detach", action="store_true")
-    for flag in ("--name", "--driver_image", "--on_signal", "--scheduler_args"):
+    for flag in ("--name", "--driver_image", "--driver_args", "--on_signal", "--scheduler_args"):
         parser.add_argument(flag, default="")
     replaced, kept = parser.parse_known_args(arguments[:at])
     options = _SUBMITTER_ONLY.sub("", replaced.scheduler_args).lstrip(",")

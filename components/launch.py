@@ -26,7 +26,7 @@ from components.driver import IMAGE as DRIVER_IMAGE
 from components.driver import driver, options_of
 from components.evaluate import evaluate
 from components.role import LaunchRequirements, missing_secrets
-from components.stages import LaunchTarget, cfg_of, echo, run_stage, submit
+from components.stages import WHOLE, LaunchTarget, cfg_of, echo, run_stage, submit
 from components.train import train
 from pipeline.checkpoint.commit import newest
 from pipeline.config.found_configs import find_config
@@ -67,7 +67,7 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
             # One object, whose second role starts when the first one is complete.
             stages = [_as_jobset_app(*stages)]
         if options.detach:
-            _detach(target, stages, parameters, arguments, options.driver_image)
+            _detach(target, stages, parameters, arguments, options)
             return DONE
         # TorchX's local schedulers have just installed handlers that raise an exception of their own.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -107,19 +107,8 @@ def _target(options: argparse.Namespace, runner: Runner) -> LaunchTarget:
     if options.scheduler not in runner.scheduler_backends():
         known = ", ".join(sorted(runner.scheduler_backends()))
         raise UserError(f"scheduler={options.scheduler!r} must be one of {known}")
-    run_options = runner.scheduler_run_opts(options.scheduler)
-    try:
-        given = types.to_dict(options.scheduler_args)
-        cfg = run_options.cfg_from_str(options.scheduler_args)
-    except ValueError as error:
-        raise UserError(f"scheduler_args={options.scheduler_args!r}: {error}; write a=1,b=2") from error
-    allowed = [name for name, _ in run_options]
-    problems = [
-        f"scheduler_args={name}: {options.scheduler} has no such run option{did_you_mean(name, allowed)}; "
-        f"`torchx runopts {options.scheduler}` explains them"
-        for name in given
-        if name not in allowed
-    ]
+    cfg, problems = _run_options(runner, options, "scheduler_args")
+    allowed = [name for name, _ in runner.scheduler_run_opts(options.scheduler)]
     if options.workspace and "://" not in options.workspace and not os.path.isdir(options.workspace):
         problems.append(f"workspace={options.workspace!r} is no folder here: images would be patched with nothing")
     if (options.name or options.detach) and "app_id" not in allowed:
@@ -131,15 +120,35 @@ def _target(options: argparse.Namespace, runner: Runner) -> LaunchTarget:
     return LaunchTarget(runner, options.scheduler, cfg, options.workspace, name, options.on_signal == "cancel")
 
 
+def _run_options(runner: Runner, options: argparse.Namespace, flag: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the run options that a flag of the command line holds, and what is wrong with their names."""
+    text, known = getattr(options, flag), runner.scheduler_run_opts(options.scheduler)
+    try:
+        given, cfg = types.to_dict(text), known.cfg_from_str(text)
+    except ValueError as error:
+        raise UserError(f"{flag}={text!r}: {error}; write a=1,b=2") from error
+    allowed = [name for name, _ in known]
+    return cfg, [
+        f"{flag}={name}: {options.scheduler} has no such run option{did_you_mean(name, allowed)}; "
+        f"`torchx runopts {options.scheduler}` explains them"
+        for name in given
+        if name not in allowed
+    ]
+
+
 def _as_jobset_app(train: AppDef, evaluate: AppDef) -> AppDef:
     """Return both stages as one app, for a launcher that starts the second role after the first."""
     (role,) = evaluate.roles
     required = replace(LaunchRequirements.of(role), after=train.roles[0].name)
-    return AppDef(name="pipeline", roles=[*train.roles, replace(role, metadata=required.metadata())])
+    return AppDef(name=WHOLE, roles=[*train.roles, replace(role, metadata=required.metadata())])
 
 
 def _detach(
-    target: LaunchTarget, stages: Sequence[AppDef], parameters: dict[str, Any], arguments: Sequence[str], image: str
+    target: LaunchTarget,
+    stages: Sequence[AppDef],
+    parameters: dict[str, Any],
+    arguments: Sequence[str],
+    options: argparse.Namespace,
 ) -> None:
     """Submit what runs the stages without this process, and print how to look at it."""
     if len(stages) == 1:
@@ -149,8 +158,12 @@ def _detach(
         for stage in stages:
             target.runner.dryrun(stage, target.scheduler, cfg_of(stage, target))
         own = {name: parameters[name] for name in ("env", "secrets", "retries")}
-        app = driver(arguments, target.name, image=image, **own)
-        handle = target.runner.run(app, target.scheduler, {**options_of(target.cfg), "app_id": target.name})
+        app = driver(arguments, target.name, image=options.driver_image, **own)
+        given, problems = _run_options(target.runner, options, "driver_args")
+        if problems:
+            raise UserError(*problems)
+        cfg = {**options_of(target.cfg, given), "app_id": target.name}
+        handle = target.runner.run(app, target.scheduler, cfg)
     echo(f"submitted {target.name}: torchx status {handle}, torchx log {handle}, torchx cancel {handle}")
 
 
@@ -210,6 +223,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]
     add("--detach", action="store_true", help="submit a driver that runs the stages, and exit (kubernetes_job)")
     add("--name", default="", help="name of this pipeline, by which it finds its stages again (kubernetes_job)")
     add("--driver_image", default=DRIVER_IMAGE, help=f"image of the driver (default: {DRIVER_IMAGE})")
+    add("--driver_args", default="", help="its own run options, where they differ from its stages'", metavar="A=1,B=2")
     choices = ("cancel", "leave")
     add("--on_signal", default="cancel", choices=choices, help="what a signal does to the stage (default: cancel)")
     names = _add_parameters(parser)

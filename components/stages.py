@@ -22,6 +22,9 @@ from pipeline.run.storage_errors import storage_error
 SESSION = "torchx"
 """TorchX's default name of a session, so that its other commands take the same handles."""
 
+WHOLE = "pipeline"
+"""The name of an app that holds all stages; it is called as the pipeline is."""
+
 _DRIVER = "pipeline/driver"
 """The label by which the scheduler finds the stages of a driver that is cancelled."""
 _LOCAL_POLL, _POLL = 0.5, 1.0
@@ -103,13 +106,13 @@ def cfg_of(app: AppDef, target: LaunchTarget) -> dict[str, Any]:
     """Return the run options of a stage: that of a named pipeline gets its name and its label."""
     if not target.name:
         return target.cfg
-    labels = {**(target.cfg.get("labels") or {}), _DRIVER: target.name}
+    labels = {**(target.cfg.get("labels") or {}), **({} if app.name == WHOLE else {_DRIVER: target.name})}
     return {**target.cfg, "app_id": app_id(app, target), "labels": labels}
 
 
 def app_id(app: AppDef, target: LaunchTarget) -> str:
     """Return the name of a stage of a named pipeline."""
-    return f"{target.name}-{app.name}"
+    return target.name if app.name == WHOLE else f"{target.name}-{app.name}"
 
 
 def _submitted(app: AppDef, target: LaunchTarget) -> AppHandle:

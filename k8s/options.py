@@ -39,15 +39,19 @@ class RunOptions:
     host_paths: bool = _option(False, "whether type=bind mounts folders of the nodes; pod security may forbid it")
     image_pull_policy: str = _option("", "Always, IfNotPresent or Never; empty leaves it to Kubernetes", driver=True)
     image_pull_secrets: list[str] = _option([], "Secrets for private image registries", driver=True)
-    queue: str = _option("", "Kueue's LocalQueue, which decides when the run starts")
-    queue_priority: str = _option("", "Kueue's WorkloadPriorityClass, in the queue only")
+    queue: str = _option("", "Kueue's LocalQueue, which decides when the run starts", driver=True)
+    queue_priority: str = _option("", "Kueue's WorkloadPriorityClass, in the queue only", driver=True)
     required_topology: str = _option("", "label of nodes within whose one value Kueue must place all pods of a role")
     preferred_topology: str = _option("", "the same, where possible")
-    priority_class: str = _option("", "PriorityClass of the pods")
-    node_selector: dict[str, str] = _option({}, "labels that the nodes must have, as key:value")
-    tolerations: list[str] = _option([], "taints that the pods tolerate, as key, key:effect or key:value:effect")
+    priority_class: str = _option("", "PriorityClass of the pods", driver=True)
+    node_selector: dict[str, str] = _option({}, "labels that the nodes must have, as key:value", driver=True)
+    tolerations: list[str] = _option(
+        [], "taints that the pods tolerate, as key, key:effect or key:value:effect", driver=True
+    )
     node_timeout: int = _option(
-        30, "seconds until pods are taken from a node that does not answer; 0: the cluster's default, most often 300"
+        30,
+        "seconds until pods are taken from a node that does not answer; 0: the cluster's default, most often 300",
+        driver=True,
     )
     placement: str = _option("", "spread: pods far from each other; pack: close together; empty: no preference")
     placement_key: str = _option("kubernetes.io/hostname", "label of nodes by which placement counts as close")

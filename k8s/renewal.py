@@ -32,6 +32,7 @@ from k8s.pod_exit import pod_exit
 from k8s.pods import LABEL_GENERATION, LABEL_QUEUE, RANK0
 from k8s.run_ref import RunRef
 from k8s.snapshot import (
+    ALL_CREATED,
     CANCELLED,
     RENEWED,
     WAITS_FOR,
@@ -42,6 +43,7 @@ from k8s.snapshot import (
     generation_of,
     index_of,
     is_final,
+    newest,
     replicas_of,
     role_of,
 )
@@ -54,7 +56,7 @@ _LEAST_LIFE = 30.0
 _NAMED = 3
 """Pods that a message names."""
 _SERVERS_OWN = re.compile(
-    r"(batch\.kubernetes\.io/)?(controller-uid|job-name)|pipeline/(request|waits-for|renewed-by)|kubectl\..*"
+    r"(batch\.kubernetes\.io/)?(controller-uid|job-name)|pipeline/(request|waits-for|renewed-by|all-created)|kubectl\..*"
 )
 """The labels and annotations that the server, kubectl or this project have added to a Job."""
 
@@ -68,7 +70,6 @@ class Renewal:
 
     def __init__(self, run: RunRef) -> None:
         self._run = run
-        self._seen: dict[int, str] = {}
         self._asked = set[str]()
 
     def step(self, snapshot: RunSnapshot) -> str:
@@ -86,7 +87,12 @@ class Renewal:
         *earlier, job = sorted(snapshot.jobs, key=generation_of)
         if annotation(job, WAITS_FOR):
             return self._go_on(job, earlier, snapshot.pods)
-        gone = self._gone(job, [pod for pod in snapshot.pods if generation_of(pod) == generation_of(job)])
+        replicas = replicas_of(role_of(job), job["spec"], newest(snapshot).pods)
+        if not annotation(job, ALL_CREATED) and all(replica.pods for replica in replicas):
+            # Whoever comes later knows by this that a pod that is not there was deleted.
+            change = {"metadata": {"annotations": {ALL_CREATED: "true"}}}
+            self._run.cluster.patch("Job", self._run.namespace, name_of(job), change)
+        gone = _gone(job, replicas)
         if not gone or not (job := self._renewable(job)):
             return ""
         made = renewed(job, datetime.now(UTC))
@@ -99,39 +105,6 @@ class Renewal:
         self._end(job, name_of(made), snapshot.pods)
         more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
         return f"{', '.join(gone[:_NAMED])}{more}: all pods save, and start anew as {name_of(made)}"
-
-    def _gone(self, job: Object, pods: list[Object]) -> list[str]:
-        """Return which replicas have no pod any more that will go on, and why, if the run cannot go on without them."""
-        found, first = [], False
-        for replica in replicas_of(role_of(job), job["spec"], pods):
-            how = self._how_gone(replica)
-            if how:
-                found.append(f"{replica.role} {replica.number} {how}")
-                first = first or replica.number == 0
-        least = annotation(job, MIN_NODES)
-        # With fewer nodes training goes on, unless those are too few, or the host of the rendezvous is gone.
-        goes_on = least and not first and job["spec"]["completions"] - len(found) >= int(least)
-        return [] if goes_on else found
-
-    def _how_gone(self, replica: Replica) -> str:
-        if not replica.pods:
-            return f"lost its pod {self._seen[replica.number]}" if replica.number in self._seen else ""
-        pod = replica.pods[-1]
-        if phase_of(pod) in ("Pending", "Running"):
-            self._seen[replica.number] = name_of(pod)
-            taken = condition(pod, "DisruptionTarget")
-            if taken:
-                return f"is taken from its node ({taken.get('reason', '')}: {taken.get('message', '')})"
-            return "is deleted" if pod["metadata"].get("deletionTimestamp") else ""
-        self._seen.pop(replica.number, None)
-        if not failed(pod):
-            return ""
-        end = pod_exit(pod)
-        started = pod["status"].get("startTime") or pod["metadata"]["creationTimestamp"]
-        lived = (datetime.fromisoformat(end.at) - datetime.fromisoformat(started)).total_seconds()
-        preempted = (end.disrupted or end.status == PREEMPTED) and lived >= _LEAST_LIFE
-        deleted = pod["metadata"].get("deletionTimestamp") and end.status != USER_MUST_CHANGE
-        return end.how if preempted or deleted else ""
 
     def _renewable(self, job: Object) -> Object:
         """Return a Job as it is now; empty if it is about to end, or no longer there, or not ours to renew."""
@@ -190,7 +163,6 @@ class Renewal:
         # The last one is kept for its logs.
         for one in earlier[:-1]:
             cluster.delete("Job", namespace, name_of(one))
-        self._seen.clear()
         return f"{name} starts"
 
     def _has_budget(self, name: str) -> bool:
@@ -199,6 +171,43 @@ class Renewal:
         except ApiError:
             # Whoever may not read them has created none.
             return False
+
+
+def _gone(job: Object, replicas: list[Replica]) -> list[str]:
+    """Return which replicas have no pod any more that will go on, and why, if the run cannot go on without them."""
+    done, every = _completed(job), annotation(job, ALL_CREATED)
+    gone = {
+        one.number: how
+        for one in replicas
+        if one.number not in done
+        and (how := _how_gone(one.pods[-1]) if one.pods else "has lost its pod" if every else "")
+    }
+    least = annotation(job, MIN_NODES)
+    # With fewer nodes training goes on, unless those are too few, or the host of the rendezvous is gone.
+    if least and 0 not in gone and len(replicas) - len(gone) >= int(least):
+        return []
+    return [f"{role_of(job)} {number} {how}" for number, how in gone.items()]
+
+
+def _how_gone(pod: Object) -> str:
+    """Return how a pod was taken away or preempted; empty for one that goes on, or has ended otherwise."""
+    deleted = pod["metadata"].get("deletionTimestamp")
+    if phase_of(pod) in ("Pending", "Running"):
+        if taken := condition(pod, "DisruptionTarget"):
+            return f"is taken from its node ({taken.get('reason', '')}: {taken.get('message', '')})"
+        return "is deleted" if deleted else ""
+    end = pod_exit(pod)
+    if not failed(pod) or end.status == USER_MUST_CHANGE:
+        return ""
+    started = pod["status"].get("startTime") or pod["metadata"]["creationTimestamp"]
+    lived = (datetime.fromisoformat(end.at) - datetime.fromisoformat(started)).total_seconds()
+    return end.how if deleted or ((end.disrupted or end.status == PREEMPTED) and lived >= _LEAST_LIFE) else ""
+
+
+def _completed(job: Object) -> set[int]:
+    """Return the indexes that are done."""
+    ranges = [part.split("-") for part in job["status"].get("completedIndexes", "").split(",") if part]
+    return {number for ends in ranges for number in range(int(ends[0]), int(ends[-1]) + 1)}
 
 
 def renewed(job: Object, now: datetime) -> Object:

@@ -191,6 +191,9 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         try:
             return renewal.step(snapshot) if snapshot else ""
         except ApiError as error:
+            if error.status in (404, 409):
+                # Another launcher was faster, or the run was cancelled or deleted: the next look shows it.
+                return ""
             return f"the run cannot be made anew ({error}): the Job controller replaces its pods, after its delay"
 
     def list(self, cfg: Mapping[str, Any] | None = None) -> list[ListAppResponse]:

@@ -13,6 +13,8 @@ RENEWED = "pipeline/renewed-by"
 """The annotation of a Job whose pods are ended, so that the next Job of the run can start: its name."""
 WAITS_FOR = "pipeline/waits-for"
 """The annotation of the next Job of a run until it starts: the one whose pods are to end before."""
+ALL_CREATED = "pipeline/all-created"
+"""The annotation of a Job of which each pod was there."""
 INDEX = "batch.kubernetes.io/job-completion-index"
 """The label, and the annotation, with the number of a pod's replica."""
 

@@ -16,6 +16,7 @@ from k8s.fields import Object, annotation, name_of, phase_of
 from k8s.jobs import DEADLINE
 from k8s.pod_exit import PodExit, pod_exit
 from k8s.snapshot import (
+    RENEWED,
     Replica,
     RunSnapshot,
     end_of,
@@ -29,7 +30,7 @@ from k8s.snapshot import (
     specs_of,
 )
 from k8s.waiting import cancelled_at, why_waiting
-from pipeline.errors import CRASH, PREEMPTED
+from pipeline.errors import CRASH, INTERRUPTED, PREEMPTED
 from pipeline.process.error_file import content
 
 _FAILED_POD = re.compile(r"pod [^/\s]+/(\S+) failed with exit code (\d+)")
@@ -153,6 +154,8 @@ def _why_failed(snapshot: RunSnapshot, replicas: list[Replica]) -> tuple[int, st
     ends = [end for owner in owners_of(snapshot) if (end := end_of(owner)) and end["type"] == "Failed"]
     reasons = {end.get("reason", "") for end in (*ends, *filter(None, map(end_of, newest(snapshot).jobs)))}
     if "DeadlineExceeded" in reasons:
+        if successor := next(filter(None, (annotation(job, RENEWED) for job in newest(snapshot).jobs)), ""):
+            return INTERRUPTED, f"its pods were to start anew as {successor}, which was deleted"
         allowed = max(map(_deadline, newest(snapshot).jobs), default=0)
         return CRASH, f"exceeded its deadline of {allowed} s (deadline=); submit it again to resume"
     pod, exited = first_failed_pod(snapshot)

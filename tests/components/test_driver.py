@@ -11,7 +11,10 @@ from components.driver import ACCOUNT, driver, options_of
     ("given", "inner"),
     [
         (["--run_dir", "s3://b/r", "--detach", "--nodes", "2"], ["--run_dir", "s3://b/r", "--nodes", "2"]),
-        (["--name=old", "--driver_image", "d:1", "--on_signal", "cancel", "--cpu=3"], ["--cpu=3"]),
+        (
+            ["--name=old", "--driver_image", "d:1", "--driver_args=queue=x", "--on_signal", "cancel", "--cpu=3"],
+            ["--cpu=3"],
+        ),
         (["--scheduler_args=kubeconfig=/k,queue=q,context=c"], ["--scheduler_args", "queue=q"]),
         (["--scheduler_args", "context=c"], []),
         (["-s", "x", "--", "--detach", "--name=$HOME"], ["-s", "x", "--", "--detach", "--name=$HOME"]),
@@ -24,6 +27,11 @@ def test_the_driver_gets_the_arguments_that_mean_something_in_the_cluster(given:
     assert (role.env["A"], role.max_retries, role.metadata["pipeline"]["secrets"]) == ("1", 2, ["KEY"])
 
 
-def test_the_driver_keeps_the_run_options_that_it_needs_itself() -> None:
-    cfg = {"namespace": "team", "queue": "q", "tolerations": ["a"], "ttl": 5, "service_account": "pods"}
-    assert options_of(cfg) == {"namespace": "team", "ttl": 5, "service_account": ACCOUNT}
+def test_the_driver_runs_where_and_when_its_stages_do_unless_it_has_options_of_its_own() -> None:
+    place = {"queue": "q", "queue_priority": "high", "tolerations": ["a"], "node_selector": {"pool": "a"}}
+    shared = {**place, "namespace": "team", "ttl": 5, "priority_class": "high"}
+    found = options_of({**shared, "service_account": "pods", "gpu_resource": "x", "deadline": 60}, {})
+    assert found == {**shared, "service_account": ACCOUNT, "deadline": 0}, "it ends when its stages do"
+    own = options_of(shared, {"queue": "", "priority_class": "low"})
+    assert own["priority_class"] == "low"
+    assert "queue_priority" not in own, "only Kueue reads it"

@@ -238,6 +238,8 @@ def test_a_detached_pipeline_is_a_driver_in_the_cluster(api: ApiServer, capsys: 
         options,
         "--driver_image",
         "driver:1",
+        "--driver_args",
+        "queue=drivers",
         "--",
         "--a.b=$HOME c",
     ]
@@ -245,15 +247,16 @@ def test_a_detached_pipeline_is_a_driver_in_the_cluster(api: ApiServer, capsys: 
     assert "torchx log kubernetes_job://torchx/default:fox" in capsys.readouterr().out
     (job,) = api.objects_of("Job")
     assert job["metadata"]["name"] == "fox-launch"
-    assert "kueue.x-k8s.io/queue-name" not in job["metadata"]["labels"], "it waits for no quota"
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "drivers", "of its own: driver_args"
     pod = job["spec"]["template"]["spec"]
     assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("pipeline-driver", True)
-    assert "nodeSelector" not in pod
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert "activeDeadlineSeconds" not in {**pod, **job["spec"]}
     (container,) = pod["containers"]
     assert container["image"] == "driver:1"
     assert container["envFrom"] == [{"secretRef": {"name": "s3"}}]
     inner = command_of(api, "fox-launch")
-    assert "--detach" not in inner
+    assert not {"--detach", "--driver_args"} & set(inner)
     assert inner[:4] == ["--name", "fox", "--on_signal", "leave"]
     assert inner[inner.index("--scheduler_args") + 1] == options.partition(",")[2]
     assert inner[-2:] == ["--", "--a.b=$HOME c"]
@@ -265,6 +268,8 @@ def test_a_detached_pipeline_is_a_driver_in_the_cluster(api: ApiServer, capsys: 
 def test_a_mistake_is_reported_before_a_driver_is_submitted(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main([*DETACH, "--secrets", "KEY"]) == 2
     assert "secrets=KEY: taken from which Secret?" in capsys.readouterr().err
+    assert launch.main([*DETACH, "--driver_args", "que=a"]) == 2
+    assert "driver_args=que: kubernetes_job has no such run option; did you mean" in capsys.readouterr().err
     assert not api.objects_of("Job")
 
 
@@ -298,6 +303,29 @@ def test_a_restarted_driver_finds_its_stages_and_runs_none_twice(
 
 
 @pytest.mark.usefixtures("_handlers")
+def test_a_named_job_set_is_called_as_it_was_named_and_found_again(
+    api: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*DETACH[:2], "--name", "js1", "--scheduler_args", "kind=jobset,ttl=9", *KEPT]
+    api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
+    assert launch.main([*arguments, "--on_signal", "leave"]) == 75
+    assert [one["metadata"]["name"] for one in api.objects_of("JobSet")] == ["js1"]
+    api.change("JobSet", "js1", {"status": {"conditions": [{"type": "Completed", "status": "True"}]}})
+    assert launch.main(arguments) == 0
+    assert api.seen.count("create jobsets js1") == 1
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_job_that_somebody_deletes_ends_its_launcher(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    def delete() -> None:
+        api.remove("Job", wait_for_job(api, "train"))
+
+    api.later(0, delete)
+    assert launch.main(["-s", "kubernetes_job", *KEPT]) == 130
+    assert "train: is gone: kubernetes_job no longer knows it" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_handlers")
 def test_cancelling_a_driver_cancels_its_stages(api: ApiServer, torchx: Command, tmp_path: Path) -> None:
     assert launch.main([*DETACH[:4], *KEPT]) == 0
     api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
@@ -310,9 +338,10 @@ def test_cancelling_a_driver_cancels_its_stages(api: ApiServer, torchx: Command,
 @pytest.mark.usefixtures("_handlers")
 def test_a_jobset_holds_both_stages_and_needs_no_driver(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main([*DETACH, "--scheduler_args", "kind=jobset"]) == 0
-    assert "submitted fox" in capsys.readouterr().out
+    assert "submitted fox: torchx status kubernetes_job://torchx/default:fox," in capsys.readouterr().out
     assert not api.objects_of("Job")
     (made,) = api.objects_of("JobSet")
+    assert made["metadata"]["name"] == "fox"
     train, evaluate = made["spec"]["replicatedJobs"]
     assert evaluate["dependsOn"] == [{"name": "train", "status": "Complete"}]
     assert "dependsOn" not in train

@@ -147,7 +147,7 @@ def test_each_eviction_of_a_run_is_answered_at_once_however_many_there_were(
     assert names(api) == ["fox-evaluate-evaluate", *(f"fox-train-train-g{evictions + more}" for more in (0, 1))]
     assert names(api, "Service") == names(api)
     out = capsys.readouterr()
-    assert "train: train 1 lost its pod fox-train-train-g2-1-" in out.err
+    assert "train: train 1 has lost its pod" in out.err
     assert "all pods save, and start anew as fox-train-train-g3" in out.err
     assert f"train: fox-train-train-g{evictions + 1} starts" in out.err
     assert f"-g{evictions - 1}-2-" in out.out, "the log goes on"
@@ -273,7 +273,7 @@ def test_a_job_that_is_to_end_is_not_made_anew(
 ) -> None:
     submit(scheduler)
     pods = controllers.pods_of("one-train")
-    scheduler.describe("default:one")
+    assert step(scheduler) == ""
     api.change("Job", "one-train", change)
     evicted(api, controllers, pods[0])
     assert [step(scheduler) for _ in range(3)] == [""] * 3
@@ -290,11 +290,11 @@ def test_an_elastic_run_goes_on_with_fewer_nodes_but_not_without_rank_0(
         deleted_by_force(api, controllers, pod)
     assert step(scheduler) == ""
     deleted_by_force(api, controllers, pods[1])
-    assert "train 1 lost its pod" in step(scheduler), "two are needed"
+    assert "train 1 has lost its pod" in step(scheduler), "two are needed"
     pods = until_started(scheduler, controllers, "one-train-g2")
     step(scheduler)
     deleted_by_force(api, controllers, pods[0])
-    assert "train 0 lost its pod" in step(scheduler)
+    assert "train 0 has lost its pod" in step(scheduler)
     until_started(scheduler, controllers, "one-train-g3")
 
 
@@ -390,6 +390,25 @@ def test_a_mistake_that_is_seen_meanwhile_is_not_tried_again(
     api.finish("one-train", "Failed", reason="PodFailurePolicy")
     assert "is not needed" in step(scheduler)
     assert controllers.started == ["one-train"]
+    found = scheduler.describe("default:one")
+    assert found is not None
+    assert (found.state, found.msg) == (AppState.FAILED, "train 0 ended with status 2")
+
+
+def test_a_next_job_that_somebody_deletes_is_no_deadline(
+    api: ApiServer, scheduler: KubernetesJob, controllers: Controllers
+) -> None:
+    submit(scheduler)
+    pods = controllers.pods_of("one-train")
+    evicted(api, controllers, pods[1])
+    until_started(scheduler, controllers, "one-train-g2")
+    api.remove("Job", "one-train-g2")
+    found = scheduler.describe("default:one")
+    assert found is not None
+    assert (found.state, found.msg) == (
+        AppState.FAILED,
+        "its pods were to start anew as one-train-g2, which was deleted",
+    )
 
 
 def test_a_run_that_is_cancelled_meanwhile_stays_cancelled(

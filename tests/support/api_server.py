@@ -207,9 +207,10 @@ class ApiServer(kmock.KubernetesEmulator):
             return aiohttp.web.json_response({"kind": "Status", "status": "Success"})
         response = await super()._handle(request)
         if verb in ("create", "patch"):
-            thing = next(raw for kind, where, name, raw in self._all() if (kind, where, name) == _key(request))
-            self._note("ADDED" if verb == "create" else "MODIFIED", plural, thing)
-            self.on_change(plural, thing)
+            # None if it was deleted meanwhile.
+            for thing in [raw for kind, where, name, raw in self._all() if (kind, where, name) == _key(request)]:
+                self._note("ADDED" if verb == "create" else "MODIFIED", plural, thing)
+                self.on_change(plural, thing)
         return response
 
     async def _log(self, request: kmock.Request) -> aiohttp.web.StreamResponse:
