@@ -42,7 +42,7 @@ VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_clie
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help setup check format test test-slow test-torchx-nightly test-versions benchmark bench-checkpoint drill soak \
-  pipeline train evaluate image driver-image image-push smoke-docker audit \
+  pipeline train evaluate image driver-image image-push smoke-docker smoke-slurm audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
 help: ## Explain every target.
@@ -126,6 +126,9 @@ image-push: ## Push IMAGE to REGISTRY=host/team, named by its version and revisi
 
 smoke-docker: image ## Build the image, check it, train in two containers, evaluate in one, and kill some.
 	@python -m pytest tests/docker -n 0
+
+smoke-slurm: $(READY) ## Train, kill, preempt and requeue on a Slurm of two nodes, which is set up on this machine (root, Debian).
+	@python -m pytest tests/slurm -n 0
 
 k8s-setup: ## Install what a cluster needs once (kubectl): namespace, service accounts, roles, network policies.
 	@kubectl apply -k k8s/cluster

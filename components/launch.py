@@ -5,12 +5,14 @@
 
 All roles of a TorchX app start together, so this driver runs the stages in order. A failed training is never evaluated,
 and its exit status is this one's; Ctrl-C cancels the stage that runs. On Kubernetes `--detach` submits the driver
-itself, which keeps running without this machine (components/driver.py).
+itself, which keeps running without this machine (components/driver.py); on Slurm it submits both stages, of which the
+second one waits for the first.
 """
 
 import argparse
 import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +28,7 @@ from components.driver import IMAGE as DRIVER_IMAGE
 from components.driver import driver, options_of
 from components.evaluate import evaluate
 from components.role import LaunchRequirements, missing_secrets
-from components.stages import WHOLE, LaunchTarget, cfg_of, echo, run_stage, submit
+from components.stages import WHOLE, LaunchTarget, cfg_of, echo, run_stage, submit, submit_chain
 from components.train import train
 from pipeline.checkpoint.commit import newest
 from pipeline.config.found_configs import find_config
@@ -63,6 +65,8 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
     _check_submitter(options.scheduler, parameters)
     with get_runner() as runner:
         target = _target(options, runner)
+        if options.scheduler in _IN_CONTAINERS or target.cfg.get("container", "none") != "none":
+            _require_persistent_run_dir(parameters["run_dir"], parameters["mounts"])
         if target.cfg.get("kind") == "jobset":
             # One object, whose second role starts when the first one is complete.
             stages = [_as_jobset_app(*stages)]
@@ -98,8 +102,6 @@ def _check_submitter(scheduler: str, parameters: dict[str, Any]) -> None:
             raise UserError(*problems)
         if scheduler == "local_cwd" and not os.path.exists(find_config(parameters["config"])):
             raise UserError(f"config={parameters['config']!r} does not exist here; the stages run in {os.getcwd()}")
-    if scheduler in _IN_CONTAINERS:
-        _require_persistent_run_dir(parameters["run_dir"], parameters["mounts"])
 
 
 def _target(options: argparse.Namespace, runner: Runner) -> LaunchTarget:
@@ -113,7 +115,7 @@ def _target(options: argparse.Namespace, runner: Runner) -> LaunchTarget:
         problems.append(f"workspace={options.workspace!r} is no folder here: images would be patched with nothing")
     if (options.name or options.detach) and "app_id" not in allowed:
         flag = "detach" if options.detach else "name"
-        problems.append(f"{flag}: {options.scheduler} cannot find a run by its name; use kubernetes_job")
+        problems.append(f"{flag}: {options.scheduler} cannot find a run by its name; use slurm or kubernetes_job")
     if problems:
         raise UserError(*problems)
     name = options.name or (make_unique("pipeline") if options.detach else "")
@@ -122,7 +124,9 @@ def _target(options: argparse.Namespace, runner: Runner) -> LaunchTarget:
 
 def _run_options(runner: Runner, options: argparse.Namespace, flag: str) -> tuple[dict[str, Any], list[str]]:
     """Return the run options that a flag of the command line holds, and what is wrong with their names."""
-    text, known = getattr(options, flag), runner.scheduler_run_opts(options.scheduler)
+    # TorchX takes the flags of another program, such as sbatch's, for options of its own.
+    text = re.sub(r"(--[\w-]+)=", r"\1 ", getattr(options, flag))
+    known = runner.scheduler_run_opts(options.scheduler)
     try:
         given, cfg = types.to_dict(text), known.cfg_from_str(text)
     except ValueError as error:
@@ -151,6 +155,10 @@ def _detach(
     options: argparse.Namespace,
 ) -> None:
     """Submit what runs the stages without this process, and print how to look at it."""
+    if target.scheduler == "slurm":
+        for job in submit_chain(stages, target):
+            echo(f"submitted {target.name}: torchx status {job}, torchx log {job}, torchx cancel {job}")
+        return
     if len(stages) == 1:
         handle = submit(stages[0], target)
     else:
@@ -220,8 +228,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]
     add("-s", "--scheduler", default="local_cwd", help="TorchX scheduler (default: local_cwd)")
     add("--scheduler_args", default="", help="its run options, as a=1,b=2", metavar="A=1,B=2")
     add("--workspace", default="", help="a folder of code that the image is patched with, such as .")
-    add("--detach", action="store_true", help="submit a driver that runs the stages, and exit (kubernetes_job)")
-    add("--name", default="", help="name of this pipeline, by which it finds its stages again (kubernetes_job)")
+    add("--detach", action="store_true", help="submit what runs the stages, and exit (slurm, kubernetes_job)")
+    add("--name", default="", help="name of this pipeline, by which it finds its stages again (slurm, kubernetes_job)")
     add("--driver_image", default=DRIVER_IMAGE, help=f"image of the driver (default: {DRIVER_IMAGE})")
     add("--driver_args", default="", help="its own run options, where they differ from its stages'", metavar="A=1,B=2")
     choices = ("cancel", "leave")

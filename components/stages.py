@@ -4,8 +4,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -98,8 +98,23 @@ def submit(app: AppDef, target: LaunchTarget) -> AppHandle:
     """Submit an app, as a stage of its pipeline if that has a name."""
     handle = target.runner.run(app, target.scheduler, cfg_of(app, target), workspace=target.workspace or None)
     if target.scheduler != "local_cwd":
-        echo(f"{app.name}: {handle}, image {app.roles[0].image}", sys.stderr)
+        on_slurm = target.scheduler == "slurm" and target.cfg.get("container", "none") == "none"
+        echo(f"{app.name}: {handle}" + ("" if on_slurm else f", image {app.roles[0].image}"), sys.stderr)
     return handle
+
+
+def submit_chain(stages: Sequence[AppDef], target: LaunchTarget) -> list[AppHandle]:
+    """Submit all stages to Slurm, each of which waits until the one before it has succeeded; all of them, or none."""
+    handles: list[AppHandle] = []
+    try:
+        for stage in stages:
+            after = {"dependency": f"afterok:{handles[-1].rpartition('/')[2]}"} if handles else {}
+            handles.append(submit(stage, replace(target, cfg={**target.cfg, **after})))
+    except BaseException:
+        for handle in handles:
+            target.runner.cancel(handle)
+        raise
+    return handles
 
 
 def cfg_of(app: AppDef, target: LaunchTarget) -> dict[str, Any]:

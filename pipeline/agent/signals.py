@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 
 from pipeline.process.held_signals import take_held_signals
+from pipeline.process.preemption import DUPLICATE
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 """Signals that stop an agent. Slurm sends SIGUSR1 some time before the end of a job."""
@@ -58,7 +59,10 @@ class Signals:
         return signal.Signals(self.received[0]).name
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.first = self.first or time.monotonic()
+        now = time.monotonic()
+        if self.received and number != signal.SIGINT and now - self.first <= DUPLICATE:
+            return  # a launcher that signals all processes of a node also signals the one that forwards it to this one
+        self.first = self.first or now
         self.received.append(number)
         if self.starting and self._exit_at_once is not None:
             self._exit_at_once()

@@ -32,7 +32,7 @@ LIMIT = 5.0
 
 _START_LIMIT = 1.0
 """Seconds that the main thread has to end by itself before the first step is done, and then the end of its attempt."""
-_DUPLICATE = 1.0
+DUPLICATE = 1.0
 """Seconds within which a second signal counts as the first one: a launcher that signals all processes also signals the
 agent, which forwards it."""
 _REARM = 1.0
@@ -206,7 +206,7 @@ class Preemption:
             # Only signals to this process count: a stop that another rank has asked for is no first signal.
             self._first = number, now
             drop_lost_output()
-        elif now - self._first[1] > _DUPLICATE:
+        elif now - self._first[1] > DUPLICATE:
             self._exit()
         if self._first[0] != signal.SIGINT:
             self.ask()

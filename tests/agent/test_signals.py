@@ -31,6 +31,17 @@ def test_signals_are_kept_in_their_order_and_the_first_one_is_named(listening: S
         listening.check()
 
 
+def test_a_signal_to_all_processes_of_a_node_which_is_also_forwarded_counts_once(
+    listening: Signals,
+) -> None:
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    assert listening.received == [signal.SIGUSR1]
+    listening.first -= 1.5
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert listening.received == [signal.SIGUSR1, signal.SIGTERM], "somebody insists"
+
+
 @pytest.mark.parametrize(
     ("received", "forwarded"),
     [

@@ -1,0 +1,122 @@
+"""A real Slurm for these tests: the one that SLURM_CONF names, or one of their own."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.support.commands import DIGITS, ROOT
+
+LAUNCH = (
+    sys.executable,
+    "-m",
+    "components.launch",
+    "-s",
+    "slurm",
+    "--cpu",
+    "1",
+    "--memory",
+    "1000",
+    "--config",
+    DIGITS,
+)
+
+
+def _cluster(folder: Path, *, accounting: bool) -> Iterator[Cluster]:
+    cluster = Cluster(folder, accounting=accounting)
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Slurm that keeps no accounts."""
+    yield from _cluster(tmp_path_factory.mktemp("plain"), accounting=False)
+
+
+@pytest.fixture(scope="session")
+def accounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Slurm that does."""
+    yield from _cluster(tmp_path_factory.mktemp("accounting"), accounting=True)
+
+
+@pytest.fixture
+def cluster(plain: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The Slurm that this process uses; no job of a test outlives it."""
+    yield from _used(plain, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def accounted(accounting: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The one with accounts, likewise."""
+    yield from _used(accounting, tmp_path, monkeypatch)
+
+
+def _used(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    yield cluster
+    cluster.run("scancel", "--user=root", "--signal=KILL", "--full")
+    cluster.run("scancel", "--user=root")
+
+
+class Launched:
+    """A run of the driver, and the jobs that it has submitted."""
+
+    def __init__(self, log: Path, cluster: Cluster, *arguments: object) -> None:
+        self.log = log
+        self.cluster = cluster
+        with log.open("w") as out:
+            self.process = subprocess.Popen([*LAUNCH, *map(str, arguments)], cwd=ROOT, stdout=out, stderr=out)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def job(self) -> str:
+        """The id of the training's job."""
+        return str(self.until(lambda: self.output.partition("train: slurm://torchx/")[2].partition("\n")[0]))
+
+    def until(self, is_true: Callable[[], Any], seconds: float = 120) -> Any:
+        """Wait for something to be true."""
+        deadline = time.monotonic() + seconds
+        while not (found := is_true()):
+            assert time.monotonic() < deadline, self.output
+            assert self.process.poll() is None, self.output
+            time.sleep(0.1)
+        return found
+
+    def shows(self, job: str) -> str:
+        """What Slurm says of a job."""
+        return self.cluster.run("scontrol", "show", "job", "-o", job)
+
+    def status(self, seconds: float = 350) -> int:
+        """Its exit status, once it has ended."""
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def _launched(log: Path, cluster: Cluster, *arguments: object) -> Iterator[Launched]:
+    launched = Launched(log, cluster, *arguments)
+    try:
+        yield launched
+    finally:
+        launched.process.kill()
+        launched.process.wait()
+
+
+@pytest.fixture
+def launch(cluster: Cluster, tmp_path: Path) -> Callable[..., Any]:
+    """`python -m components.launch` on Slurm, as a context."""
+    return lambda *arguments: _launched(tmp_path / "log", cluster, *arguments)
