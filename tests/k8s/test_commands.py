@@ -350,4 +350,4 @@ def test_a_jobset_holds_both_stages_and_needs_no_driver(api: ApiServer, capsys: 
 @pytest.mark.parametrize("flag", [["--detach"], ["--name", "fox"]])
 def test_names_need_a_scheduler_that_finds_runs_by_name(capsys: pytest.CaptureFixture[str], flag: list[str]) -> None:
     assert launch.main(["--run_dir", "runs/x", *flag]) == 2
-    assert "use kubernetes_job" in capsys.readouterr().err
+    assert "use slurm or kubernetes_job" in capsys.readouterr().err
