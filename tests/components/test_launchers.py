@@ -1,6 +1,7 @@
 """The same things happen to a training on every launcher, and each launcher gives the same answers."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,8 @@ NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SHOWN_ELSEWHERE 
 def test_what_happens_on_local_cwd(tmp_path: Path, name: str) -> None:
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests/docker/own")))
     tried(CASES[name], LOCAL, tmp_path, env={"PYTHONPATH": path})
+
+
+def test_the_docs_have_a_row_for_each() -> None:
+    rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/launchers.md").read_text(), re.MULTILINE)
+    assert not set(CASES) - {"done"} - set(rows)
