@@ -74,7 +74,7 @@ test-slow: $(READY) ## Run the slow tests (minutes).
 	@python -m pytest -m slow
 
 test-torchx-nightly: $(NIGHTLY)/.ready ## Run the tests of the Kubernetes scheduler under TorchX's nightly.
-	@$(NIGHTLY)/bin/python -m pytest --noconftest $(foreach part,api_errors cancel cluster_api commands diagnostics logs scheduler status,tests/k8s/test_$(part).py)
+	@$(NIGHTLY)/bin/python -m pytest --noconftest $(foreach part,api_errors cancel cluster_api commands diagnostics logs renewal scheduler status waiting,tests/k8s/test_$(part).py)
 
 $(NIGHTLY)/.ready: $(READY)
 	@python -m venv $(NIGHTLY)

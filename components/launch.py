@@ -127,17 +127,17 @@ def _run_options(runner: Runner, options: argparse.Namespace, flag: str) -> tupl
     # TorchX takes the flags of another program, such as sbatch's, for options of its own.
     text = re.sub(r"(--[\w-]+)=", r"\1 ", getattr(options, flag))
     known = runner.scheduler_run_opts(options.scheduler)
+    allowed = [name for name, _ in known]
     try:
-        given, cfg = types.to_dict(text), known.cfg_from_str(text)
+        problems = [
+            f"{flag}={name}: {options.scheduler} has no such run option{did_you_mean(name, allowed)}; "
+            f"`torchx runopts {options.scheduler}` explains them"
+            for name in types.to_dict(text)
+            if name not in allowed
+        ]
+        return {} if problems else known.cfg_from_str(text), problems
     except ValueError as error:
         raise UserError(f"{flag}={text!r}: {error}; write a=1,b=2") from error
-    allowed = [name for name, _ in known]
-    return cfg, [
-        f"{flag}={name}: {options.scheduler} has no such run option{did_you_mean(name, allowed)}; "
-        f"`torchx runopts {options.scheduler}` explains them"
-        for name in given
-        if name not in allowed
-    ]
 
 
 def _as_jobset_app(train: AppDef, evaluate: AppDef) -> AppDef:

@@ -11,6 +11,7 @@ import getpass
 import logging
 import math
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         self._clusters: dict[tuple[str, str], Cluster] = {}
         self._submitted: dict[str, Cluster] = {}
         self._settings: dict[str, Any] | None = None
-        self._latest: dict[str, RunSnapshot] = {}
+        # Of each thread: those that show logs ask, too.
+        self._latest = threading.local()
         self._renewals: dict[str, Renewal] = {}
 
     def close(self) -> None:
@@ -170,15 +172,15 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Return the state of a run, the reason, and how it has ended; None for an unknown one."""
         run = self._find(app_id)
-        if (snapshot := run.snapshot()) is None:
+        self._latest.seen = snapshot = run.snapshot()
+        if snapshot is None:
             return None
-        self._latest[app_id] = snapshot
         return described(app_id, diagnosed(run, snapshot))
 
     def renew(self, app_id: str) -> str:
         """Make the Job of a run anew if pods were taken away, instead of waiting for the Job controller's delay.
 
-        To be called after each `describe`, whose snapshot it uses (see `k8s.renewal`); `components.launch` does so.
+        To be called after each `describe` of the run, whose snapshot it uses, by the same thread (see `k8s.renewal`).
 
         Returns:
             What was done, or why it cannot be; empty for nothing.
@@ -187,9 +189,8 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
             ClusterAway: The cluster does not answer.
         """
         renewal = self._renewals.setdefault(app_id, Renewal(self._find(app_id)))
-        snapshot = self._latest.pop(app_id, None)
         try:
-            return renewal.step(snapshot) if snapshot else ""
+            return renewal.step(seen) if (seen := self._latest.seen) else ""
         except ApiError as error:
             if error.status in (404, 409):
                 # Another launcher was faster, or the run was cancelled or deleted: the next look shows it.

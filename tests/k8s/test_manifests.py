@@ -6,6 +6,7 @@ WRITE_GOLDEN=1 python -m pytest -n 0 tests/k8s/test_manifests.py      rewrites t
 import copy
 import os
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from k8s import manifests
 from k8s.manifests import owned, to_yaml
 from k8s.options import RunOptions
 from k8s.pods import label_value
+from k8s.renewal import renewed
 from k8s.validation import problems_of as problems_of_options
 from tests.support.commands import ROOT
 from tests.support.manifests import GOLDEN, both, foreign, jobs_of, made, objects, validate
@@ -69,6 +71,20 @@ def test_objects_after_a_job_are_owned_by_it() -> None:
     (job_set, *budgets) = made(both(), kind="jobset", keep_nodes=True)
     assert {one["kind"] for one in budgets} == {"PodDisruptionBudget"}
     assert owned(budgets[0], job_set, "uid")["metadata"]["ownerReferences"][0]["kind"] == "JobSet"
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if not name.startswith("jobset") and name != "foreign"])
+def test_the_next_job_of_a_run_passes_strict_validation_and_differs_in_name_only(name: str) -> None:
+    job, *_ = yaml.safe_load_all((ROOT / f"tests/k8s/golden/{name}.yaml").read_text())
+    started = datetime(2026, 1, 1, tzinfo=UTC)
+    following = renewed({**job, "status": {"startTime": started.isoformat()}}, started)
+    validate(following)
+    assert following["spec"].pop("suspend") is True
+    first, second = (to_yaml([one["spec"]]) for one in (job, following))
+    own = second.replace(f"{job['metadata']['name']}-g2", job["metadata"]["name"])
+    assert own.replace("pipeline/generation: '2'", "pipeline/generation: '1'") == first
+    third = renewed({**following, "status": {"startTime": started.isoformat()}}, started)
+    assert third["metadata"]["name"] == f"{job['metadata']['name']}-g3"
 
 
 def test_yaml_quotes_what_parsers_read_differently() -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from k8s.manifests import objects
+from k8s.options import RunOptions
 from k8s.snapshot import RunSnapshot
 from k8s.status import described
 from tests.support.k8s_parts import Object, app, status_of
-from tests.support.manifests import objects
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LAUNCH = " or longer (python -m components.launch and kind=jobset do not wait)"
@@ -38,7 +39,7 @@ def pod_of(job: Object, index: int, at: int, phase: str = "Failed", **how: Any) 
 )
 def test_the_delay_before_a_pod_is_replaced_is_said(ends: list[tuple[int, int, int]], words: str) -> None:
     preempted = ends[0][2] == 75
-    job = objects(app("4"), "one", {})[0]
+    job = objects(app("4"), "one", RunOptions())[0]
     pods = [pod_of(job, index, at, code=code) for index, at, code in ends]
     assert described("one", RunSnapshot([job], pods)).msg.endswith(f"; after {words}{LAUNCH if preempted else ''}")
     there = [pod_of(job, index, 700, "Running") for index, _, _ in ends]
