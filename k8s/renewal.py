@@ -16,6 +16,8 @@ directory, also where a node that does not answer still runs a pod.
 Jobs under Kueue are left alone, for a new one would be the last in the queue; so are those of a JobSet, which restarts
 all pods without delay by itself, and apps of several roles. Crashes are left to the Job controller and its delay, as
 are pods that ended by themselves within seconds: started without delay they would end and start for ever.
+
+At the deadline of the run the pods are asked to end in the same way.
 """
 
 import copy
@@ -87,6 +89,8 @@ class Renewal:
         *earlier, job = sorted(snapshot.jobs, key=generation_of)
         if annotation(job, WAITS_FOR):
             return self._go_on(job, earlier, snapshot.pods)
+        if _is_late(job):
+            return self._end_late(job, snapshot.pods)
         replicas = replicas_of(role_of(job), job["spec"], newest(snapshot).pods)
         if not annotation(job, ALL_CREATED) and all(replica.pods for replica in replicas):
             # Whoever comes later knows by this that a pod that is not there was deleted.
@@ -118,8 +122,8 @@ class Renewal:
             or annotation(now, CANCELLED)
             or end_of(now)
             or condition(now, "FailureTarget", "SuccessCriteriaMet")
-            or not now["status"].get("startTime")
-            or _age(now) >= now["spec"]["template"]["spec"].get("activeDeadlineSeconds", 2**31)
+            or not now.get("status", {}).get("startTime")
+            or _is_late(now)
         ):
             return {}
         return now
@@ -131,9 +135,21 @@ class Renewal:
             spec = {} if end_of(job) else {"spec": {"activeDeadlineSeconds": deadline_in(job, grace_of(saving))}}
             change = {"metadata": {"annotations": {RENEWED: successor}}, **spec}
             self._run.cluster.patch("Job", self._run.namespace, name_of(job), change)
-        new = [pod for pod in saving if pod["metadata"]["uid"] not in self._asked]
+        self._ask_to_end(saving)
+
+    def _ask_to_end(self, pods: list[Object]) -> bool:
+        """Ask those pods to save and end that were not yet asked; return whether there were any."""
+        new = [pod for pod in pods if pod["metadata"]["uid"] not in self._asked]
         self._asked.update(pod["metadata"]["uid"] for pod in new)
         end_pods(self._run, (pod for pod in new if not pod["metadata"].get("deletionTimestamp")))
+        return bool(new)
+
+    def _end_late(self, job: Object, pods: list[Object]) -> str:
+        """End a run at its deadline so that its logs stay: pods that had to wait for a node have a later one."""
+        saving = [pod for pod in pods if is_saving(pod)]
+        if not saving:
+            self._run.cluster.patch("Job", self._run.namespace, name_of(job), {"spec": {"activeDeadlineSeconds": 1}})
+        return f"{name_of(job)} has reached its deadline: its pods save and end" if self._ask_to_end(saving) else ""
 
     def _go_on(self, job: Object, earlier: list[Object], pods: list[Object]) -> str:
         """Start a Job that waits once the pods before it have ended; delete it if it is not needed."""
@@ -257,6 +273,14 @@ def _ends_by_itself(job: Object, pods: Iterable[Object]) -> bool:
     own = [pod for pod in pods if generation_of(pod) == generation_of(job)]
     mistaken = any(failed(pod) and pod_exit(pod).status == USER_MUST_CHANGE for pod in own)
     return mistaken or any(phase_of(pod) == "Succeeded" and index_of(pod) == 0 for pod in own)
+
+
+def _is_late(job: Object) -> bool:
+    """Return whether a Job that runs has reached the deadline of its run, some time before that of its own."""
+    ended = end_of(job) or condition(job, "FailureTarget", "SuccessCriteriaMet") or job["spec"].get("suspend")
+    deadline = job["spec"]["template"]["spec"].get("activeDeadlineSeconds")
+    started = job.get("status", {}).get("startTime")
+    return bool(deadline and started and not ended) and _age(job) >= deadline
 
 
 def _age(job: Object, now: datetime | None = None) -> float:

@@ -146,7 +146,8 @@ def runs(pod: Object) -> bool:
 def unanswered_since(pod: Object) -> str:
     """Return since when the node of a pod that ran there does not answer; empty if it does.
 
-    The cluster then says that the pod is not ready, but of its containers it knows nothing new.
+    The cluster then says that the pod is not ready, and leaves everything else as the node has last said it. A node
+    gives a reason, and says so of the containers, too.
     """
     if not runs(pod):
         return ""
@@ -154,6 +155,6 @@ def unanswered_since(pod: Object) -> str:
     if deleted and datetime.fromisoformat(deleted) + _OVERDUE < datetime.now(UTC):
         return str(deleted)
     lost = condition(pod, "Ready", status="False") or condition(pod, "Ready", status="Unknown")
-    if lost and all(one.get("ready") for one in pod["status"].get("containerStatuses") or [{}]):
+    if lost and not lost.get("reason") and condition(pod, "ContainersReady"):
         return str(lost.get("lastTransitionTime", "")) or "a while ago"
     return ""

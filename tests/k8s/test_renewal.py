@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -261,9 +261,8 @@ def test_what_others_restart_is_left_to_them(
         {"metadata": {"annotations": {"pipeline/cancelled": "now"}}},
         {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}},
         {"status": {"conditions": [{"type": "FailureTarget", "status": "True", "reason": "PodFailurePolicy"}]}},
-        {"status": {"startTime": "2026-01-01T00:00:00Z"}},
     ],
-    ids=["suspended", "cancelled", "deleted", "failing", "over its deadline"],
+    ids=["suspended", "cancelled", "deleted", "failing"],
 )
 def test_a_job_that_is_to_end_is_not_made_anew(
     api: ApiServer, scheduler: KubernetesJob, controllers: Controllers, change: Object
@@ -275,6 +274,27 @@ def test_a_job_that_is_to_end_is_not_made_anew(
     evicted(api, controllers, pods[0])
     assert [step(scheduler) for _ in range(3)] == [""] * 3
     assert names(api) == ["one-train"]
+
+
+def test_a_run_that_reaches_its_deadline_keeps_the_logs_of_pods_that_had_waited_for_a_node(
+    api: ApiServer, scheduler: KubernetesJob, controllers: Controllers
+) -> None:
+    run = submit(scheduler, deadline=100)
+    pods = controllers.pods_of("one-train")
+    assert step(scheduler) == ""
+    started = (datetime.now(UTC) - timedelta(seconds=101)).isoformat()
+    api.change("Job", "one-train", {"status": {"startTime": started}})
+    assert step(scheduler) == "one-train has reached its deadline: its pods save and end"
+    until = time.monotonic() + 20
+    while (found := scheduler.describe(run)) and found.state != AppState.FAILED:
+        assert scheduler.renew(run) == ""
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert found is not None
+    assert found.msg == "exceeded its deadline of 100 s (deadline=); submit it again to resume"
+    assert list(scheduler.log_iter(run, "train", 1)) == [f"{pods[1]} saved\n"]
+    assert names(api) == ["one-train"]
+    assert step(scheduler) == ""
 
 
 def test_an_elastic_run_goes_on_with_fewer_nodes_but_not_without_rank_0(
@@ -433,8 +453,7 @@ def test_a_node_that_does_not_answer_is_left_behind(
     left, lost = controllers.pods_of("one-train")
     # About 40 seconds after its last word.
     away = {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    containers = [{**one, "ready": True} for one in api.one("Pod", lost)["status"]["containerStatuses"]]
-    api.change("Pod", lost, {"status": {"conditions": [away], "containerStatuses": containers}})
+    api.change("Pod", lost, {"status": {"conditions": [{"type": "ContainersReady", "status": "True"}, away]}})
     assert step(scheduler) == "", "it may come back"
     found = scheduler.describe(run)
     assert found is not None
@@ -452,6 +471,25 @@ def test_a_node_that_does_not_answer_is_left_behind(
     found = scheduler.describe(run)
     assert found is not None
     assert (found.state, found.msg) == (AppState.RUNNING, NONE)
+
+
+def test_a_pod_that_its_node_is_ending_is_waited_for(
+    api: ApiServer, scheduler: KubernetesJob, controllers: Controllers
+) -> None:
+    submit(scheduler)
+    left, taken = controllers.pods_of("one-train")
+    # As Kubernetes 1.36 shows a pod from the signal on until it has ended.
+    ending = [{"type": one, "status": "False", "reason": "PodFailed"} for one in ("Ready", "ContainersReady")]
+    api.change("Pod", left, {"status": {"conditions": ending}})
+    api.on_change = lambda *_: None
+    deleted_by_force(api, controllers, taken)
+    api.change("Job", "one-train", {"metadata": {"annotations": {"pipeline/all-created": "true"}}})
+    assert "start anew" in step(scheduler)
+    assert [step(scheduler) for _ in range(3)] == [""] * 3
+    assert api.one("Job", "one-train-g2")["spec"]["suspend"] is True
+    api.on_change = controllers.on_change
+    controllers.end(left, 75)
+    assert step(scheduler) == "one-train-g2 starts"
 
 
 def test_a_refusal_is_said_and_the_job_goes_on_as_it_can(
