@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from pipeline.errors import UserError
 
-_ROLE = "k8s/cluster/ holds the Role with all that is needed"
+_ROLES = {"poddisruptionbudgets": "keep-nodes", "jobsets": "jobset", "workloads": "kueue"}
+"""The component of k8s/cluster/ whose Role allows a resource that not everybody needs."""
 
 
 class ApiRequest(NamedTuple):
@@ -53,10 +54,11 @@ def api_error(request: ApiRequest, plural: str, status: int, reason: str, body: 
         body: A `Status` of Kubernetes as JSON, or the text of a proxy.
     """
     resource = f"{plural}/{request.subresource}" if request.subresource else plural
-    return ApiError(status, _sentence(request, resource, status, _message(body) or reason))
+    return ApiError(status, _sentence(request, resource, status, message_of(body) or reason))
 
 
-def _message(body: str | None) -> str:
+def message_of(body: str | None) -> str:
+    """Return the message in a `Status` of Kubernetes as JSON, or the beginning of another text."""
     try:
         content = json.loads(body or "")
     except ValueError:
@@ -74,12 +76,12 @@ def _sentence(request: ApiRequest, resource: str, status: int, reason: str) -> s
     if status == 403 and re.search(r"cannot \w+ resource|no access|RBAC", reason):
         return (
             f"{where}: you may not {verb} {resource} ({reason}): ask the cluster's owner for `{verb} {resource}` in "
-            f"this namespace; {_ROLE}"
+            f"this namespace; {_role_of(resource)}"
         )
     if status == 403 and "exceeded quota" in reason:
         return f"{where}: {what} exceeds its quota ({reason}): ask for less, end another run, or ask the owner for more"
     if status == 404 and verb == "create" and "namespaces" in reason:
-        return f"{where} does not exist ({reason}): choose one by namespace=, or have it created; {_ROLE}"
+        return f"{where} does not exist ({reason}): choose one by namespace=, or have it created; {_role_of('')}"
     if status == 404 and verb == "create":
         return f"{where}: this cluster has no {request.kind} ({reason}): install it, or choose kind=job"
     if status == 404:
@@ -88,3 +90,8 @@ def _sentence(request: ApiRequest, resource: str, status: int, reason: str) -> s
         return f"{where}: {what} exists already: choose another app_id, or keep using the run that has this one"
     outcomes = {400: "was not understood", 403: "was rejected", 409: "conflicts with a change", 422: "is not valid"}
     return f"{where}: {verb} {what} {outcomes.get(status, f'failed with {status}')}: {reason}"
+
+
+def _role_of(resource: str) -> str:
+    component = _ROLES.get(resource)
+    return f"k8s/cluster/{f'components/{component}' if component else ''} holds the Role with all that is needed"

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from k8s.api_errors import ApiError, ApiRequest, api_error
+from k8s.api_errors import ApiError, ApiRequest, api_error, message_of
 from k8s.fields import Object, annotation, name_of
 from pipeline.errors import UserError
 
@@ -51,6 +52,8 @@ _CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 30.0
 """Seconds."""
 _MAX_BACKOFF = 10.0
 """Seconds between two tries, unless the server asks for a delay."""
+_KUBELET_AWAY = re.compile(r"/containerLogs/|No agent available|prevented the request from succeeding")
+"""What an API server that cannot fetch a log from a kubelet says, directly or through a proxy to the nodes."""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _log = logging.getLogger(__name__)
 _Query = Mapping[str, str]
@@ -58,6 +61,10 @@ _Query = Mapping[str, str]
 
 class ClusterAway(Exception):
     """The cluster has not answered within the timeout; as far as is known the user need not change anything."""
+
+
+class NodeAway(ClusterAway):
+    """The API server answers, but not the kubelet of the node from which it would have to fetch a log."""
 
 
 class Patience(NamedTuple):
@@ -90,6 +97,7 @@ class Cluster:
 
     def __init__(self, api: Any, namespace: str, patience: Patience = PATIENCE) -> None:
         self.namespace = namespace
+        self.closed = False
         self._api = api
         self._patience = patience
 
@@ -130,7 +138,8 @@ class Cluster:
         return cls(client.ApiClient(configuration), namespace, patience)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; what still waits for an answer is given up."""
+        self.closed = True
         self._api.rest_client.pool_manager.clear()
 
     def create(self, body: Object, namespace: str, *, dry_run: bool = False) -> Object:
@@ -190,6 +199,7 @@ class Cluster:
         Raises:
             ApiError: The server rejects the request.
             HTTPError: The connection was lost in the middle.
+            NodeAway: The kubelet of the pod's node does not answer the server.
             ClusterAway: The server does not answer.
         """
         return _pieces(self._call(ApiRequest("get", "Pod", namespace, pod, "log"), query, timeout=idle))
@@ -220,7 +230,7 @@ class Cluster:
             if wait is None:
                 # Jitter, so that not all clients come back at once.
                 wait, pause = pause * random.uniform(0.75, 1.25), min(2 * pause, _MAX_BACKOFF)  # noqa: S311
-            if time.monotonic() + wait > until:
+            if self.closed or time.monotonic() + wait > until:
                 raise ClusterAway(
                     f"the cluster at {self._api.configuration.host} does not answer ({why}) after {number} tries to "
                     f"{request.verb} {KINDS[request.kind][1]}; `kubectl cluster-info` tells whether it is up"
@@ -253,6 +263,8 @@ class Cluster:
                 response.data  # noqa: B018
             return response
         except ApiException as error:
+            if request.subresource == "log" and _KUBELET_AWAY.search(why := message_of(error.body)):
+                raise NodeAway(why) from None
             if error.status not in _TRANSIENT:
                 raise api_error(request, plural, error.status, error.reason, error.body) from error
             raise _TransientError(f"{error.status} {error.reason}", _retry_after(error.headers)) from error

@@ -73,7 +73,8 @@ class SubmitRequest:
         return objects(self.app, self.app_id, self.opts, self.user)
 
     def __str__(self) -> str:
-        return to_yaml(self.objects())
+        # A Job without its Service trains nothing: should `kubectl apply` be refused one of them, it is no Job.
+        return to_yaml(sorted(self.objects(), key=lambda one: one["kind"] in OWNERS))
 
 
 class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):

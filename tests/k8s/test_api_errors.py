@@ -1,5 +1,7 @@
 """Rejections by the API server as sentences that say how to fix them."""
 
+from typing import Any
+
 import pytest
 
 from k8s.scheduler import KubernetesJob
@@ -40,6 +42,22 @@ def test_a_missing_right_is_named_with_its_verb(api: ApiServer, scheduler: Kuber
     with pytest.raises(UserError, match="`create services`"):
         submit(scheduler)
     assert not api.objects_of("Job")
+
+
+@pytest.mark.parametrize(
+    ("rule", "cfg", "component"),
+    [
+        (("policy", "poddisruptionbudgets", "create"), {"keep_nodes": True}, "components/keep-nodes "),
+        (("jobset.x-k8s.io", "jobsets", "create"), {"kind": "jobset"}, "components/jobset "),
+        (("", "services", "create"), {}, " "),
+    ],
+)
+def test_a_missing_right_names_the_folder_whose_role_holds_it(
+    api: ApiServer, scheduler: KubernetesJob, rule: tuple[str, str, str], cfg: dict[str, Any], component: str
+) -> None:
+    api.allowed.discard(rule)
+    with pytest.raises(UserError, match=f"`create {rule[1]}` in this namespace; k8s/cluster/{component}holds the Role"):
+        submit(scheduler, **cfg)
 
 
 def test_what_does_not_exist_is_named(api: ApiServer, scheduler: KubernetesJob) -> None:

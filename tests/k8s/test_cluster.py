@@ -1,5 +1,7 @@
 """What a cluster needs once: each file read as kustomize and an API server would."""
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +90,73 @@ def test_the_example_of_a_secret_holds_none() -> None:
     assert {value for name, value in values.items() if name != "AWS_ENDPOINT_URL"} == {"put-yours-here"}
 
 
+def overlays() -> list[tuple[Path, dict[str, Any]]]:
+    """The kustomizations in the documentation, each with its page."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    blocks = [(page, text.split("```")[0]) for page in pages for text in page.read_text().split("```yaml\n")[1:]]
+    parsed = [(page, yaml.safe_load(text)) for page, text in blocks if "kind: Kustomization" in text]
+    return [(page, one) for page, one in parsed if one["kind"] == "Kustomization"]
+
+
+def rendered(folder: Path, kustomization: dict[str, Any]) -> list[dict[str, Any]]:
+    """What kustomize makes of a kustomization, as far as ours and those of the documentation go.
+
+    Its namespace goes into all objects, and is the name of the Namespace. A subject follows the ServiceAccount that it
+    names only if both have the same namespace in the files, or none.
+    """
+    made: list[dict[str, Any]] = []
+    for name in (*kustomization.get("resources", ()), *kustomization.get("components", ())):
+        path = (folder / name).resolve()
+        below = path / "kustomization.yaml"
+        found = rendered(path, *read(below)) if path.is_dir() else [{"origin": None, **one} for one in read(path)]
+        for one in found:
+            one["origin"] = one["origin"] or [one["metadata"].get("namespace")]
+        made += found
+    if namespace := kustomization.get("namespace"):
+        for one in made:
+            one["metadata"]["name" if one["kind"] == "Namespace" else "namespace"] = namespace
+            one["origin"].append(namespace)
+    accounts = {one["metadata"]["name"]: one for one in made if one["kind"] == "ServiceAccount"}
+    for subject in (subject for one in made for subject in one.get("subjects", ())):
+        account = accounts.get(subject["name"])
+        if account and subject.get("namespace") in account["origin"]:
+            subject["namespace"] = account["metadata"].get("namespace")
+    return made
+
+
+def by_kubectl(folder: Path) -> list[dict[str, Any]]:
+    done = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True, timeout=60)
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.mark.parametrize("namespace", ["as documented", "pipeline", "another"])
+def test_an_overlay_renames_the_namespace_of_each_object_and_subject(tmp_path: Path, namespace: str) -> None:
+    (tmp_path / "k8s").symlink_to(ROOT / "k8s")
+    (overlay := tmp_path / "overlay").mkdir()
+    assert overlays()
+    for _, documented in overlays():
+        wanted = documented if namespace == "as documented" else {**documented, "namespace": namespace}
+        (overlay / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
+        made = rendered(overlay, wanted)
+        if shutil.which("kubectl"):
+            plain = [{key: value for key, value in one.items() if key != "origin"} for one in made]
+            names = lambda things: sorted((one["kind"], one["metadata"]["name"]) for one in things)  # noqa: E731
+            real = by_kubectl(overlay)
+            assert names(plain) == names(real)
+            made = real
+        there = wanted["namespace"]
+        roles = {one["metadata"]["name"] for one in made if one["kind"] == "Role"}
+        accounts = {one["metadata"]["name"] for one in made if one["kind"] == "ServiceAccount"}
+        assert {one["metadata"]["name"] for one in made if one["kind"] == "Namespace"} == {there}
+        assert {one["metadata"]["namespace"] for one in made if one["kind"] != "Namespace"} == {there}
+        bindings = [one for one in made if one["kind"] == "RoleBinding"]
+        assert {one["roleRef"]["name"] for one in bindings} == roles
+        for subject in (subject for one in bindings for subject in one["subjects"]):
+            assert subject["name"] in accounts
+            assert subject["namespace"] == there, "who may submit is who is there"
+
+
 def test_the_overlay_of_the_documentation_names_existing_components() -> None:
-    page = (ROOT / "docs/kubernetes.md").read_text()
-    overlay = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    overlay = next(one for page, one in overlays() if page.name == "kubernetes.md")
     wanted = {CLUSTER / Path(*Path(name).parts[3:]) for name in overlay["components"]}
     assert wanted == set(KUSTOMIZATIONS) - {CLUSTER}

@@ -69,7 +69,7 @@ def test_a_dry_run_prints_what_kubectl_takes(api: ApiServer, torchx: Command) ->
     cfg = "app_id=one,namespace=team,node_selector=pool:gpu;zone:a,env_secrets=s3;more,deadline=60,read_only=False"
     ended = torchx("run", "--dryrun", *TRAIN, cfg, *COMPONENT)
     assert ended.status == 0
-    job, service = yaml.safe_load_all(ended.out.split("=== SCHEDULER REQUEST ===\n")[1])
+    service, job = yaml.safe_load_all(ended.out.split("=== SCHEDULER REQUEST ===\n")[1])
     assert (job["kind"], service["kind"], job["metadata"]["namespace"]) == ("Job", "Service", "team")
     pod = job["spec"]["template"]["spec"]
     assert (pod["activeDeadlineSeconds"], job["spec"]["activeDeadlineSeconds"]) == (60, 60 + 45 + 10)

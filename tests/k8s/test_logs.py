@@ -10,7 +10,7 @@ import pytest
 from torchx.schedulers.api import Stream
 
 from components.train import train
-from k8s.cluster_api import ClusterAway
+from k8s.cluster_api import ClusterAway, Patience
 from k8s.scheduler import KubernetesJob
 from pipeline.errors import UserError
 from tests.support.api_server import ApiServer, Fault
@@ -109,6 +109,102 @@ def test_a_log_that_is_cut_off_repeatedly_is_given_up(
     api.cuts[pod] = [0] * 9
     with pytest.raises(ClusterAway, match=f"the log of {pod} was cut off 3 times in a row"):
         texts(scheduler, run)
+    api.cuts[pod] = [0] * 4
+    assert next(iter(scheduler.log_iter(run, "train", 0, should_tail=True))) == "never\n", "who follows is patient"
+
+
+KUBELET_DOWN = 'Get "https://10.0.0.2:10250/containerLogs/default/p/train?follow=true": dial tcp: connection refused'
+
+
+def test_a_pod_whose_kubelet_is_down_is_named_with_its_node(
+    api: ApiServer, scheduler: KubernetesJob, run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pod = api.start_pod("one-train", 1)
+    api.faults = [Fault(f"get pods/log {pod}", 500, KUBELET_DOWN, times=99)]
+    with pytest.raises(ClusterAway) as refused:
+        texts(scheduler, run, 1)
+    words = f"node 'node-1' of pod '{pod}' does not answer ({KUBELET_DOWN}): its log can be read once the node is back"
+    assert str(refused.value) == words
+    assert refused.value.__suppress_context__, "one traceback where TorchX prints it"
+    assert api.seen.count(f"get pods/log {pod}") == 1, "the API server has answered"
+    # The pod that took over is read in any case.
+    other = api.start_pod("one-train", 1)
+    api.say(other, "from another node")
+    assert texts(scheduler, run, 1) == ["from another node"]
+    assert f"node 'node-1' of pod '{pod}' does not answer" in caplog.text
+    assert "its log is left out from here on" in caplog.text
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_followed_log_waits_for_a_node_that_does_not_answer(
+    api: ApiServer, scheduler: KubernetesJob, run: str, replaced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pod = api.start_pod("one-train", 0)
+    api.say(pod, "a", "b")
+    api.faults = [Fault(f"get pods/log {pod}", 500, KUBELET_DOWN, times=4)]
+    reader = Reader(scheduler.log_iter(run, "train", 0, should_tail=True))
+    if replaced:
+        api.faults[0].times = 10**6
+        time.sleep(0.3)
+        pod = api.start_pod("one-train", 0)
+        api.say(pod, "c")
+    else:
+        api.say(pod, "c")
+    expected = ["c"] if replaced else ["a", "b", "c"]
+    assert reader.wait_for(len(expected)) == expected
+    api.end_pod(pod)
+    api.finish("one-train")
+    assert reader.end() == expected
+    assert caplog.text.count("its log goes on once the node is back, or with the pod that replaces this one") == 1
+
+
+def test_a_followed_log_whose_run_has_ended_does_not_wait_for_a_node(
+    api: ApiServer, scheduler: KubernetesJob, run: str
+) -> None:
+    api.finish("one-train", "Failed", reason="BackoffLimitExceeded")
+    pod = api.start_pod("one-train", 0)
+    api.faults = [Fault(f"get pods/log {pod}", 500, KUBELET_DOWN, times=99)]
+    reader = Reader(scheduler.log_iter(run, "train", 0, should_tail=True))
+    reader.thread.join(10)
+    assert isinstance(reader.error, ClusterAway)
+
+
+def test_a_followed_log_outlives_an_outage_of_the_api_server(
+    api: ApiServer, run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    impatient = KubernetesJob("torchx", poll=0.05, patience=Patience(total=0.2, first=0.02))
+    pod = api.start_pod("one-train", 0)
+    api.say(pod, "a", "b")
+    reader = Reader(impatient.log_iter(run, "train", 0, should_tail=True))
+    assert reader.wait_for(2) == ["a", "b"]
+    for request in ("get pods/log .*", "list .*"):
+        caplog.clear()
+        api.faults = [Fault(request, 503, "etcd", times=10**6)]
+        # The connection that is open ends as well, in the first round by the fault, then by the pod's end.
+        if request == "list .*":
+            other = api.start_pod("one-train", 0)
+            api.end_pod(pod, 75)
+            pod = other
+        else:
+            api.cut_open_logs()
+        until = time.monotonic() + 10
+        while "the log of train/0 goes on once it answers" not in caplog.text:
+            assert time.monotonic() < until
+            assert reader.thread.is_alive(), reader.error
+            time.sleep(0.02)
+        api.say(pod, f"after {request}")
+        api.faults.clear()
+        reader.wait_for(3)
+    api.end_pod(pod)
+    api.finish("one-train")
+    assert reader.end() == ["a", "b", "after get pods/log .*", "after list .*"]
+    impatient.close()
+
+
+def test_the_log_of_a_run_that_is_not_there_is_refused_at_once(api: ApiServer, scheduler: KubernetesJob) -> None:
+    for follow in (False, True):
+        with pytest.raises(UserError, match=r"namespace 'team': there is no run 'nobody', .*jobs list -s kubernetes_j"):
+            list(scheduler.log_iter("team:nobody", "train", should_tail=follow))
 
 
 def test_a_log_that_ends_while_its_pod_runs_is_reopened(api: ApiServer, scheduler: KubernetesJob, run: str) -> None:

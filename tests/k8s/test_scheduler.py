@@ -119,7 +119,7 @@ def test_a_dry_run_needs_no_cluster(scheduler: KubernetesJob, api: ApiServer, ca
     scheduler.build_workspace_and_update_role(what.roles[0], "file:///nowhere", {"image_repo": None})
     assert "runs image torchx-lightning-pipeline:latest without the code in file:///nowhere" in caplog.text
     printed = str(scheduler.submit_dryrun(what, scheduler.run_opts().resolve({})))
-    assert [one["kind"] for one in yaml.safe_load_all(printed)] == ["Job", "Service"]
+    assert [one["kind"] for one in yaml.safe_load_all(printed)] == ["Service", "Job"], "no Job without its Service"
     assert not api.seen
 
 
@@ -209,6 +209,20 @@ def test_commands_without_options_read_torchxconfig(
         KubernetesJob("torchx").list()
 
 
+def kubectl(cluster: Cluster, text: str) -> None:
+    """What `kubectl apply -f -`, the same once more, and `kubectl delete -f -` send."""
+    things = list(yaml.safe_load_all(text))
+    for _ in range(2):
+        for one in things:
+            kind, name = one["kind"], one["metadata"]["name"]
+            if cluster.read(kind, "default", name) is None:
+                cluster.create(one, "default")
+            else:
+                cluster.patch(kind, "default", name, {"metadata": {"labels": {"applied": "again"}}})
+    for one in things:
+        cluster.delete(one["kind"], "default", one["metadata"]["name"])
+
+
 def test_the_shipped_role_holds_exactly_what_is_used(api: ApiServer, scheduler: KubernetesJob) -> None:
     logging.disable(logging.WARNING)
     api.faults = [Fault("create jobs one-train", -1)]
@@ -240,5 +254,8 @@ def test_the_shipped_role_holds_exactly_what_is_used(api: ApiServer, scheduler: 
     follow = iter(scheduler.log_iter("four", "train", should_tail=True))
     api.later(0.3, lambda: api.say(api.start_pod("four-train"), "first"))
     assert next(iter(follow)) == "first\n"
+    for cfg in ({}, {"kind": "jobset"}):
+        made = scheduler.submit_dryrun(app(), scheduler.run_opts().resolve({"app_id": "ap", "keep_nodes": True, **cfg}))
+        kubectl(scheduler._cluster("", ""), str(made))
     assert api.used == rules_of(ROLES)
     logging.disable(logging.NOTSET)

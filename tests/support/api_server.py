@@ -62,6 +62,7 @@ class ApiServer(kmock.KubernetesEmulator):
         self.faults: list[Fault] = []
         self.logs: dict[str, list[tuple[int, str]]] = {}
         self.cuts: dict[str, list[int]] = {}
+        self.generation_of_logs = 0
         self.on_change: Callable[[str, Object], None] = lambda _resource, _thing: None
         self.timers: list[threading.Timer] = []
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -122,6 +123,10 @@ class ApiServer(kmock.KubernetesEmulator):
         known = self.logs.setdefault(pod, [])
         start = int((at if at is not None else time.time()) * 1e9)
         known.extend((start + 10**6 * number, line) for number, line in enumerate(lines))
+
+    def cut_open_logs(self) -> None:
+        """Lose the connections over which logs are followed."""
+        self.generation_of_logs += 1
 
     def finish(self, job: str, kind: str = "Complete", namespace: str = "default", **condition: str) -> None:
         """Let a Job end."""
@@ -230,6 +235,7 @@ class ApiServer(kmock.KubernetesEmulator):
         response = aiohttp.web.StreamResponse()
         await response.prepare(raw)
         cut = self.cuts[name].pop(0) if self.cuts.get(name) else None
+        generation = self.generation_of_logs
         while cut is None or cut >= 0:
             for at, text in self.logs.get(name, [])[sent:]:
                 if cut is not None and cut <= 0:
@@ -246,6 +252,9 @@ class ApiServer(kmock.KubernetesEmulator):
             if params.get("follow") != "true" or (ended and sent == len(self.logs.get(name, []))):
                 break
             await asyncio.sleep(0.01)
+            if generation != self.generation_of_logs:
+                _cut(raw)
+                return response
         await response.write_eof()
         return response
 
