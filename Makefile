@@ -142,10 +142,10 @@ k8s-submit: $(READY) ## Train on NODES pods, then evaluate in one; this machine 
 	  --config $(CONFIG) --run_dir $(RUN_DIR) --image $(IMAGE) --driver_image $(DRIVER_IMAGE) $(if $(NAME),--name $(NAME)) -- $(ARGS)
 
 k8s-status: $(READY) ## Show the status of the run NAME; without one, of all your runs.
-	@torchx --log_level ERROR $(if $(NAME),status kubernetes_job://torchx/$(NAME),list -s kubernetes_job)
+	@python -m components.jobs $(if $(NAME),status,list) -s kubernetes_job $(NAME)
 
 k8s-logs: $(READY) ## Follow the log of the run NAME.
-	@torchx --log_level ERROR log --tail kubernetes_job://torchx/$(NAME)
+	@python -m components.jobs logs --follow -s kubernetes_job $(NAME)
 
 audit: $(READY) ## Check everything in IMAGE against the database of known vulnerabilities.
 	@python docker/audit.py $(IMAGE)

@@ -87,7 +87,7 @@ def run_stage(app: AppDef, target: LaunchTarget, run_dir: str) -> tuple[int, str
     if ended is None:
         how = f"is gone: {target.scheduler} no longer knows it; if it was deleted, the same command resumes it"
         return INTERRUPTED if recorded is None else recorded, how
-    status = _status_from_scheduler(ended) or recorded or CRASH
+    status = status_from_scheduler(ended) or recorded or CRASH
     if status == PREEMPTED:
         return status, "preempted; rerun the same command to resume from its newest checkpoint"
     why = "" if ended.msg in ("", NONE) else f" ({ended.msg})"
@@ -198,7 +198,7 @@ def _await_end(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatu
                 echo(f"{app.name}: {text}", sys.stderr)
 
 
-def _status_from_scheduler(ended: AppStatus) -> int | None:
+def status_from_scheduler(ended: AppStatus) -> int | None:
     """Return the exit status in the error file that the scheduler has read."""
     try:
         report = parse(json.loads(ended.structured_error_msg))
@@ -222,13 +222,18 @@ def _status_from_attempt(stage: str, run_dir: str, launched: datetime) -> int | 
 
 
 def _tail(runner: Runner, handle: AppHandle, role: str, replica: int) -> None:
-    """Print the log of one replica as it grows, with its name as a prefix except for replica 0."""
-    prefix = "" if replica == 0 else f"[{role} {replica}] "
+    """Print the log of one replica as it grows."""
+    prefix = prefix_of(role, replica)
     try:
         for line in runner.log_lines(handle, role, replica, should_tail=True):
             echo(prefix + line.rstrip("\n"))
     except Exception as error:  # noqa: BLE001 - a lost log does not fail the run
         echo(f"{prefix}(log unavailable: {storage_error(error)})", sys.stderr)
+
+
+def prefix_of(role: str, replica: int) -> str:
+    """Return what stands before each line of a replica's log: its name, except for replica 0."""
+    return "" if replica == 0 else f"[{role} {replica}] "
 
 
 def echo(text: str, stream: Any = None) -> None:
