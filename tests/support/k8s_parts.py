@@ -57,7 +57,8 @@ def status_of(phase: str, code: int = 1, reason: str = "", message: str = "", **
             "terminated": {"exitCode": code, "reason": reason or "Error", "message": message, "finishedAt": now}
         },
     }
-    found: Object = {"phase": phase, "containerStatuses": [{"name": "train", "state": states[phase]}]}
+    container = {"name": "train", "state": states[phase], "ready": phase == "Running"}
+    found: Object = {"phase": phase, "containerStatuses": [container]}
     if phase == "Pending" and not reason:
         del found["containerStatuses"]
     return {**found, **more}
@@ -145,22 +146,37 @@ class Controllers:
             time.sleep(0.01)
 
 
+NOT_READY = {"type": "Ready", "status": "False", "reason": "PodFailed"}
+"""What a kubelet says of a pod at its deadline."""
+
+
 class Nodes:
     """What ends pods that have a deadline, and Jobs that have reached theirs: nodes, and the Job controller."""
 
     def __init__(self, api: "ApiServer", saving: float = 0.2) -> None:
         self.api = api
         self.saving = saving
+        self.ending = set[str]()
         self.ended: list[str] = []
         api.on_change = self.on_change
 
     def on_change(self, plural: str, thing: Object) -> None:
         name, deadline = thing["metadata"]["name"], thing.get("spec", {}).get("activeDeadlineSeconds")
-        if plural == "pods" and deadline == 1:
+        if plural == "pods" and deadline == 1 and name not in self.ending:
+            self.ending.add(name)
+            # Called not ready from this moment on, while its processes still save.
+            self.api.later(0, self.api.change, "Pod", name, {"status": {"conditions": [NOT_READY]}})
             self.api.later(self.saving, self.end, name)
         if plural == "jobs" and deadline == 1:
             self.ended.append(name)
-            self.api.later(0.05, self.api.finish, name, "Failed", reason="DeadlineExceeded")
+            self.api.later(0.05, self.finish, name)
+
+    def finish(self, job: str) -> None:
+        """As the Job controller does: pods that still run are deleted, with their logs."""
+        for pod in self.api.objects_of("Pod"):
+            if pod["metadata"]["name"].startswith(f"{job}-") and pod["status"]["phase"] == "Running":
+                self.api.remove("Pod", pod["metadata"]["name"])
+        self.api.finish(job, "Failed", reason="DeadlineExceeded")
 
     def end(self, name: str) -> None:
         self.api.say(name, "saved step 120")
