@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,9 +24,12 @@ from torchx.specs import NONE, AppState, AppStatus, is_terminal, make_app_handle
 
 from components.stages import SESSION, echo, prefix_of, status_from_scheduler
 from pipeline.errors import CRASH, DONE, INTERRUPTED, USER_MUST_CHANGE, UserError, did_you_mean, in_one_line
+from pipeline.process.output import drop_lost_output
 
 _USUAL = ("kubernetes_job", "slurm", "local_docker")
 """The schedulers that `list` asks unless one is named; TorchX's own ones have no runs of ours, or forget them."""
+_POLL = 0.1
+"""Seconds between two looks at the threads that print logs."""
 _RUN = "SCHEDULER://SESSION/ID"
 _HANDLE = re.compile(r"(\w+)://[^/]*/([^/]+)(?:/([^/]+)(?:/(\d+))?)?")
 _REFUSALS = (UserError, ImportError, NotImplementedError)
@@ -61,6 +65,10 @@ def main(arguments: Sequence[str]) -> int:
             status: int = options.command(runner, options)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # As `head` leaves it, which has what it wanted.
+        drop_lost_output()
+        return DONE
     except Exception as error:  # noqa: BLE001 - a command has no traceback, whatever a scheduler raises
         return _told(error)
     return status
@@ -142,8 +150,10 @@ def _logs(runner: Runner, options: argparse.Namespace) -> int:
         thread.start()
         if not options.follow:
             thread.join()
-    for thread in threads:
-        thread.join()
+    while any(thread.is_alive() for thread in threads) and not any(isinstance(one, BrokenPipeError) for one in failed):
+        time.sleep(_POLL)
+    if gone := [one for one in failed if isinstance(one, BrokenPipeError)]:
+        raise gone[0]
     return _told(*failed) if failed else DONE
 
 
@@ -204,7 +214,9 @@ def _exit_status(found: AppStatus) -> int | None:
 
 def _print(options: argparse.Namespace, content: Any, *lines: str) -> None:
     for line in [json.dumps(content)] if options.json else lines:
-        echo(line)
+        # In one piece, for the logs of several replicas are printed at once.
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def _told(*errors: Exception) -> int:

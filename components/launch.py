@@ -157,7 +157,7 @@ def _detach(
     """Submit what runs the stages without this process, and print how to look at it."""
     if target.scheduler == "slurm":
         for job in submit_chain(stages, target):
-            echo(f"submitted {target.name}: torchx status {job}, torchx log {job}, torchx cancel {job}")
+            echo(f"submitted {target.name}: python -m components.jobs {{status,logs,cancel}} {job}")
         return
     if len(stages) == 1:
         handle = submit(stages[0], target)
@@ -172,7 +172,7 @@ def _detach(
             raise UserError(*problems)
         cfg = {**options_of(target.cfg, given), "app_id": target.name}
         handle = target.runner.run(app, target.scheduler, cfg)
-    echo(f"submitted {target.name}: torchx status {handle}, torchx log {handle}, torchx cancel {handle}")
+    echo(f"submitted {target.name}: python -m components.jobs {{status,logs,cancel}} {handle}")
 
 
 def _require_persistent_run_dir(run_dir: str, mounts: Sequence[str] | None) -> None:

@@ -1,10 +1,15 @@
 """Runs of any scheduler, looked at and ended by `python -m components.jobs`: one sentence for each problem."""
 
 import json
+import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,9 +18,12 @@ from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, ListAppRes
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, runopts
 
 from components import jobs
+from components.slurm import create_scheduler as slurm_scheduler
 from k8s.scheduler import KubernetesJob
+from k8s.scheduler import create_scheduler as k8s_scheduler
 from pipeline.errors import UserError
 from tests.support.api_server import ApiServer
+from tests.support.fake_slurm import FakeSlurm
 from tests.support.k8s_parts import submit
 
 pytest_plugins = ("tests.support.k8s_fixtures",)
@@ -94,7 +102,11 @@ def board() -> Board:
 @pytest.fixture
 def command(board: Board, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """`python -m components.jobs <arguments>` in this process, with two schedulers."""
-    factories: dict[str, Any] = {"board": lambda *_, **__: board, "kubernetes_job": KubernetesJob}
+    factories: dict[str, Any] = {
+        "board": lambda *_, **__: board,
+        "kubernetes_job": k8s_scheduler,
+        "slurm": slurm_scheduler,
+    }
     monkeypatch.setattr(jobs, "get_runner", lambda: Runner("torchx", factories))
     monkeypatch.setattr(jobs, "_USUAL", ("kubernetes_job", "board", "not_installed"))
 
@@ -145,7 +157,7 @@ def test_status_ends_as_the_run_has_ended(
 
 
 def test_list_shows_the_runs_of_all_schedulers_that_answer(
-    board: Board, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    board: Board, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
@@ -185,6 +197,28 @@ def test_a_log_that_is_lost_ends_with_a_sentence_after_those_of_the_others(board
     assert ended.out == ["train says 0", "bye", "evaluate says 0", "bye"]
 
 
+@pytest.mark.parametrize("arguments", [("logs", "--follow"), ("logs",), ("status",), ("list",)], ids=" ".join)
+def test_a_reader_that_has_seen_enough_ends_the_command(
+    board: Board, command: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """As in `... | head -1`, also while another replica says nothing."""
+    board.add("one", AppState.RUNNING)
+    silent = threading.Event()
+    lines = board.log_iter
+    board.log_iter = lambda app, role, k, *more, **how: (  # type: ignore[method-assign]
+        filter(lambda _: silent.wait() is None, "x") if k and "--follow" in arguments else lines(app, role, k)
+    )
+    readable, writable = os.pipe()
+    os.close(readable)
+    with open(writable, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert command(*arguments, "-s", "board", *(["one"] if arguments != ("list",) else [])).status == 0
+        monkeypatch.undo()
+        with suppress(BrokenPipeError):
+            gone.close()
+    silent.set()
+
+
 def test_cancel_ends_a_run_once(board: Board, command: Command) -> None:
     handle = board.add("one", AppState.RUNNING)
     assert command("cancel", handle) == Ended(0, [f"{handle} cancelled; its processes save and end"], [])
@@ -208,8 +242,11 @@ def test_a_run_that_is_not_there_is_said_at_once(command: Command, arguments: tu
         (("one",), "run='one' must be SCHEDULER://SESSION/ID, or an ID whose scheduler is named by -s SCHEDULER"),
         (("board://one",), "run='board://one' must be SCHEDULER://SESSION/ID"),
         (("-s", "slurm", "board://torchx/one"), "run='board://torchx/one' is not of scheduler='slurm': leave out -s"),
-        (("bord://torchx/one",), "scheduler='bord' must be one of board, kubernetes_job; did you mean 'board'?"),
-        (("-s", "kubernetes", "one"), "scheduler='kubernetes' must be one of board, kubernetes_job; did you mean"),
+        (("bard://torchx/one",), "scheduler='bard' must be one of board, kubernetes_job, slurm; did you mean 'board'?"),
+        (
+            ("-s", "kubernetes", "one"),
+            "scheduler='kubernetes' must be one of board, kubernetes_job, slurm; did you mean",
+        ),
     ],
 )
 def test_a_name_that_cannot_be_one_is_refused(command: Command, arguments: tuple[str, ...], said: str) -> None:
@@ -272,6 +309,20 @@ def test_what_a_cluster_refuses_is_a_sentence(
     ended = command(*arguments, "-s", "kubernetes_job", *which)
     assert (ended.status, len(ended.err)) == (2, 1)
     assert re.match(r"error: namespace 'default': you may not list jobs .*`list jobs` in this namespace", ended.err[0])
+
+
+def test_a_job_that_slurm_does_not_know_is_said_at_once(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(tmp_path, monkeypatch)
+    for name, said in (("scontrol", "slurm_load_jobs error: Invalid job id specified"), ("sacct", "no accounting")):
+        slurm.answers(name, "", err=said, status=1)
+    ended = command("logs", "--follow", "-s", "slurm", "7")
+    assert (ended.status, len(ended.err)) == (2, 1)
+    assert ended.err[0].startswith("error: slurm has no run '7', or it has been deleted")
+    slurm.answers("scontrol", "", err="Unable to contact slurm controller", status=1)
+    ended = command("status", "slurm://torchx/7")
+    assert (ended.status, ended.err) == (1, ["error: SlurmError: Unable to contact slurm controller"])
 
 
 def test_a_run_that_is_in_no_cluster_is_said_at_once(api: ApiServer, command: Command) -> None:

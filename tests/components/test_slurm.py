@@ -158,7 +158,7 @@ def test_the_evaluation_of_a_detached_run_waits_for_its_training(
     assert main(["-s", "slurm", "--detach", "--name", "fox", "--nodes", "2", "--run_dir", "/shared/run"]) == 0
     told = capsys.readouterr()
     for number in (1, 2):
-        assert f"submitted fox: torchx status slurm://torchx/{number}" in told.out
+        assert f"submitted fox: python -m components.jobs {{status,logs,cancel}} slurm://torchx/{number}" in told.out
     jobs = {path.name.rpartition("-")[0]: path for path in (tmp_path / "state/pipeline/slurm/jobs").iterdir()}
     assert jobs.keys() == {"fox-train", "fox-evaluate"}
     assert "--dependency" not in (jobs["fox-train"] / "job.sh").read_text()

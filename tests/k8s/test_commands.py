@@ -244,7 +244,7 @@ def test_a_detached_pipeline_is_a_driver_in_the_cluster(api: ApiServer, capsys: 
         "--a.b=$HOME c",
     ]
     assert launch.main(arguments) == 0
-    assert "torchx log kubernetes_job://torchx/default:fox" in capsys.readouterr().out
+    assert "logs,cancel} kubernetes_job://torchx/default:fox" in capsys.readouterr().out
     (job,) = api.objects_of("Job")
     assert job["metadata"]["name"] == "fox-launch"
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "drivers", "of its own: driver_args"
@@ -338,7 +338,10 @@ def test_cancelling_a_driver_cancels_its_stages(api: ApiServer, torchx: Command,
 @pytest.mark.usefixtures("_handlers")
 def test_a_jobset_holds_both_stages_and_needs_no_driver(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main([*DETACH, "--scheduler_args", "kind=jobset"]) == 0
-    assert "submitted fox: torchx status kubernetes_job://torchx/default:fox," in capsys.readouterr().out
+    assert (
+        "submitted fox: python -m components.jobs {status,logs,cancel} kubernetes_job://torchx/default:fox\n"
+        in capsys.readouterr().out
+    )
     assert not api.objects_of("Job")
     (made,) = api.objects_of("JobSet")
     assert made["metadata"]["name"] == "fox"

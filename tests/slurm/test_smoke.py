@@ -204,7 +204,7 @@ def test_detached_stages_run_one_after_the_other_with_accounts(accounted: Cluste
     launch = ("python", "-m", "components.launch", "-s", "slurm", "--detach", "--name", "fox")
     ended = command(*launch, *arguments, "--", "--trainer.max_epochs=2", QUIET)
     assert ended.status == 0, ended.text
-    jobs = re.findall(r"torchx status slurm://torchx/(\d+)", ended.text)
+    jobs = re.findall(r"cancel\} slurm://torchx/(\d+)", ended.text)
     assert len(jobs) == 2
     assert "waits for another job" in state_of("slurm://torchx/fox-evaluate")
     deadline = time.monotonic() + 90
