@@ -10,7 +10,7 @@ from k8s.api_errors import ApiError
 from k8s.fields import Object, condition, label, name_of, phase_of
 from k8s.pods import LABEL_QUEUE
 from k8s.run_ref import RunRef
-from k8s.snapshot import RunSnapshot, created, end_of, newest, owners_of
+from k8s.snapshot import RunSnapshot, created, end_of, index_of, newest, owners_of, role_of
 
 _ASKED = 3
 """Pods whose events are read; the others most likely wait for the same."""
@@ -30,7 +30,8 @@ def diagnosed(run: RunRef, snapshot: RunSnapshot) -> RunSnapshot:
             continue
         if not latest.pods and (refused := _events(run, job, "FailedCreate")):
             notes[name_of(job)] = f"its pods cannot be created: {refused[-1].get('message', '')}"
-        if any(_replaces_another(pod, job) for pod in latest.pods):
+        present = {index_of(pod) for pod in latest.pods if role_of(pod) == role_of(job)}
+        if len(present) < job["spec"]["completions"] or any(_replaces_another(pod, job) for pod in latest.pods):
             # Of a pod that was deleted nothing else is left.
             made += sum(int(event.get("count") or 1) for event in _events(run, job, "SuccessfulCreate"))
     for pod in [pod for pod in latest.pods if _is_being_created(pod)][:_ASKED]:

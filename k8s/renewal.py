@@ -99,7 +99,7 @@ class Renewal:
         gone = _gone(job, replicas)
         if not gone or not (job := self._renewable(job)):
             return ""
-        made = renewed(job, datetime.now(UTC))
+        made = renewed(job, datetime.now(UTC), _crashes(job, newest(snapshot).pods))
         try:
             self._run.cluster.create(made, self._run.namespace)
         except ApiError as error:
@@ -220,18 +220,26 @@ def _how_gone(pod: Object) -> str:
     return end.how if deleted or ((end.disrupted or end.status == PREEMPTED) and lived >= _LEAST_LIFE) else ""
 
 
+def _crashes(job: Object, pods: Iterable[Object]) -> int:
+    """Return how many pods have crashed: the Job controller also counts those that were deleted by force."""
+    exits = [pod_exit(pod) for pod in pods if failed(pod)]
+    own = sum(not end.disrupted and end.status != PREEMPTED for end in exits)
+    return min(own, int(job["status"].get("failed", 0)))
+
+
 def _completed(job: Object) -> set[int]:
     """Return the indexes that are done."""
     ranges = [part.split("-") for part in job["status"].get("completedIndexes", "").split(",") if part]
     return {number for ends in ranges for number in range(int(ends[0]), int(ends[-1]) + 1)}
 
 
-def renewed(job: Object, now: datetime) -> Object:
+def renewed(job: Object, now: datetime, crashes: int) -> Object:
     """Return the next Job of a run, suspended: what its crashes and its age have used up is gone.
 
     Args:
         job: The one before, as the cluster has it.
         now: The time.
+        crashes: How many of its retries are used up.
     """
     generation, name = generation_of(job), name_of(job)
     following = f"{name.removesuffix(f'-g{generation}')}-g{generation + 1}"
@@ -242,7 +250,7 @@ def renewed(job: Object, now: datetime) -> Object:
     for variable in template["spec"]["containers"][0]["env"]:
         if variable["name"] == RANK0:
             variable["value"] = f"{following}-0.{following}"
-    spec["backoffLimit"] = max(0, spec["backoffLimit"] - job["status"].get("failed", 0))
+    spec["backoffLimit"] = max(0, spec["backoffLimit"] - crashes)
     spec["suspend"] = True
     metadata = {"name": following, **_own_part(job["metadata"], generation + 1)}
     metadata["annotations"] = {**metadata.get("annotations", {}), WAITS_FOR: name}

@@ -16,6 +16,7 @@ from k8s.snapshot import (
     failed,
     generation_of,
     owners_of,
+    role_of,
     unanswered_since,
 )
 from pipeline.errors import PREEMPTED
@@ -49,7 +50,10 @@ def why_waiting(snapshot: RunSnapshot, replicas: list[Replica]) -> str:
     reasons += [f"{', '.join(who)}: {why}" for why, who in pending.items()]
     reasons += [note for job in snapshot.jobs if (note := snapshot.notes.get(name_of(job)))]
     if not snapshot.job_set:
-        reasons += filter(None, (_why_delayed(job, replicas) for job in owners_of(snapshot)))
+        by_role = {name: [one for one in replicas if one.role == name] for name in {one.role for one in replicas}}
+        reasons += filter(
+            None, (_why_delayed(job, by_role[role_of(job)], snapshot.created_pods) for job in owners_of(snapshot))
+        )
     return "; ".join(reasons)
 
 
@@ -92,18 +96,26 @@ def _why_pod_waits(pod: Object, notes: Mapping[str, str]) -> str:
     return ""
 
 
-def _why_delayed(job: Object, replicas: list[Replica]) -> str:
-    """Return for how long the Job controller delays the pods that are not there, if it does."""
+def _why_delayed(job: Object, replicas: list[Replica], created: int) -> str:
+    """Return for how long the Job controller delays the pods that are not there, if it does.
+
+    Of a pod that was deleted only the event of its creation is left: it has ended at a time that nobody knows.
+    """
     here = [[pod for pod in one.pods if generation_of(pod) == generation_of(job)] for one in replicas]
+    deleted = max(0, created - sum(map(len, here)))
+    absent = [f"{one.role} {one.number}" for one, pods in zip(replicas, here, strict=True) if deleted and not pods]
     gone = [pods[-1] for pods in here if pods and failed(pods[-1])]
     ended = [pod for pods in here for pod in pods if failed(pod)]
-    if not gone or end_of(job):
+    count = deleted + len(ended)
+    if end_of(job) or not (gone or absent):
         return ""
-    delay = min(_MAX_DELAY, _FIRST_DELAY * 2 ** min(len(ended) - 1, 10))
-    last = max(datetime.fromisoformat(pod_exit(pod).at) for pod in ended)
-    count = f"{len(ended)} ended pod" + "s" * (len(ended) > 1)
-    text = f"after {count} the Job controller waits for {delay} s, until {last + timedelta(seconds=delay):%H:%M:%S} UTC"
-    ends = map(pod_exit, gone)
-    if all(end.disrupted or end.status == PREEMPTED for end in ends):
+    delay = min(_MAX_DELAY, _FIRST_DELAY * 2 ** min(count - 1, 10))
+    text = f"after {count} ended pod{'s' * (count > 1)} the Job controller waits for {delay} s"
+    if absent:
+        text = f"{', '.join(absent)} without a pod: {text}"
+    else:
+        last = max(datetime.fromisoformat(pod_exit(pod).at) for pod in ended)
+        text += f", until {last + timedelta(seconds=delay):%H:%M:%S} UTC"
+    if all(end.disrupted or end.status == PREEMPTED for end in map(pod_exit, gone)):
         text += " or longer (python -m components.launch and kind=jobset do not wait)"
     return text

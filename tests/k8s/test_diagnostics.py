@@ -89,7 +89,18 @@ def test_pods_that_were_deleted_are_counted_as_restarts(api: ApiServer, schedule
     for name, count in (("a", 1), ("b", 1), ("c", None), ("combined", 4)):
         what = {"reason": "SuccessfulCreate", "involvedObject": {"uid": job["metadata"]["uid"]}, "count": count}
         api.store("Event", {"metadata": {"name": name}, **what})
-    assert now(scheduler, run).num_restarts == 0
+    # None is left.
+    found = now(scheduler, run)
+    assert found.num_restarts == 5
+    delayed = (
+        "after 7 ended pods the Job controller waits for 600 s or longer (python -m components.launch and kind=job"
+    )
+    assert found.msg.startswith(f"train 0, train 1 without a pod: {delayed}")
     # The pods that are left came long after the Job.
     api.start_pod("one-train", 0)
-    assert now(scheduler, run).num_restarts == 5
+    assert now(scheduler, run).msg.startswith(
+        "train 1 without a pod: after 6 ended pods the Job controller waits for 320 s"
+    )
+    api.start_pod("one-train", 1)
+    found = now(scheduler, run)
+    assert (found.num_restarts, found.msg) == (5, NONE)

@@ -77,13 +77,13 @@ def test_objects_after_a_job_are_owned_by_it() -> None:
 def test_the_next_job_of_a_run_passes_strict_validation_and_differs_in_name_only(name: str) -> None:
     job, *_ = yaml.safe_load_all((ROOT / f"tests/k8s/golden/{name}.yaml").read_text())
     started = datetime(2026, 1, 1, tzinfo=UTC)
-    following = renewed({**job, "status": {"startTime": started.isoformat()}}, started)
+    following = renewed({**job, "status": {"startTime": started.isoformat()}}, started, 0)
     validate(following)
     assert following["spec"].pop("suspend") is True
     first, second = (to_yaml([one["spec"]]) for one in (job, following))
     own = second.replace(f"{job['metadata']['name']}-g2", job["metadata"]["name"])
     assert own.replace("pipeline/generation: '2'", "pipeline/generation: '1'") == first
-    third = renewed({**following, "status": {"startTime": started.isoformat()}}, started)
+    third = renewed({**following, "status": {"startTime": started.isoformat()}}, started, 0)
     assert third["metadata"]["name"] == f"{job['metadata']['name']}-g3"
 
 

@@ -96,11 +96,16 @@ class Controllers:
     """The Job controller and the nodes, as far as a run is made anew: a Job that is not suspended starts its pods.
 
     They replace no pod: the delay before they would is longer than any test.
+
+    Attributes:
+        started: The Jobs that have started their pods.
+        lost: Pods whose node does not answer, so that they are never removed.
     """
 
     def __init__(self, api: "ApiServer") -> None:
         self.api = api
         self.started: list[str] = []
+        self.lost: list[str] = []
         self._lock = threading.Lock()
         api.on_change = self.on_change
 
@@ -116,6 +121,13 @@ class Controllers:
             (job,) = [one for one in self.api.objects_of("Job") if one["metadata"]["name"] == name] or [{}]
             if not job or job["spec"].get("suspend"):
                 return
+            if "pipeline/renewed-by" in job["metadata"].get("annotations", {}):
+                # Pods that are deleted take so long, however slow the test is.
+                for pod in self.api.objects_of("Pod"):
+                    its_name = pod["metadata"]["name"]
+                    deleted = pod["metadata"].get("deletionTimestamp") and its_name not in self.lost
+                    if deleted and its_name.startswith(f"{name}-"):
+                        self.api.remove("Pod", its_name)
             if job["spec"].get("activeDeadlineSeconds") == 1 and not job["status"].get("conditions"):
                 self.api.finish(name, "Failed", reason="DeadlineExceeded")
             elif name not in self.started:
