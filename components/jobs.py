@@ -6,8 +6,8 @@
     python -m components.jobs cancel slurm://torchx/123
 
 Like TorchX's commands of these names, but with one sentence for each problem, and these exit statuses: 0 done, 1 the
-scheduler does not answer, 2 the user must change something, 130 interrupted. `status` also ends with 0 while a run is
-pending or running, and for one that has ended with the status of the launcher: 0, 2, 75, 130 if it was cancelled, 1.
+scheduler does not answer, 2 the user must change something, 3 (`status`) the run failed or was cancelled, 130
+interrupted. `status` also ends with 0 while a run is pending or running.
 """
 
 import argparse
@@ -26,12 +26,15 @@ from components.stages import SESSION, echo, prefix_of, status_from_scheduler
 from pipeline.errors import CRASH, DONE, INTERRUPTED, USER_MUST_CHANGE, UserError, did_you_mean, in_one_line
 from pipeline.process.output import drop_lost_output
 
+FAILED = 3
+"""The exit status of `status` for a run that failed or was cancelled; how, it prints."""
 _USUAL = ("kubernetes_job", "slurm", "local_docker")
 """The schedulers that `list` asks unless one is named; TorchX's own ones have no runs of ours, or forget them."""
+_LOCAL, _NOT_KEPT = "local_cwd", "its runs are known only to the process that started them"
 _POLL = 0.1
 """Seconds between two looks at the threads that print logs."""
 _RUN = "SCHEDULER://SESSION/ID"
-_HANDLE = re.compile(r"(\w+)://[^/]*/([^/]+)(?:/([^/]+)(?:/(\d+))?)?")
+_HANDLE = re.compile(r"(\w+)://[^/]*/([^/]+)(?:/([^/]+)(?:/(\d+(?:,\d+)*))?)?")
 _REFUSALS = (UserError, ImportError, NotImplementedError)
 """What only the user can change; the last two: the scheduler's package is not here, or it cannot do this."""
 
@@ -43,13 +46,13 @@ class JobRef(NamedTuple):
         scheduler: The name of its scheduler.
         name: Its name there.
         role: The role; empty for all of them.
-        replica: The number of the replica; None for all of them.
+        replicas: The numbers of the replicas; empty for all of them.
     """
 
     scheduler: str
     name: str
     role: str = ""
-    replica: int | None = None
+    replicas: tuple[int, ...] = ()
 
     @property
     def handle(self) -> str:
@@ -78,6 +81,8 @@ def _list(runner: Runner, options: argparse.Namespace) -> int:
     """Print the runs of one scheduler, or of all usual ones that answer."""
     if options.scheduler:
         _require_scheduler(runner, options.scheduler)
+        if options.scheduler == _LOCAL:
+            raise UserError(f"{_LOCAL}: {_NOT_KEPT}")
     asked = (
         [options.scheduler] if options.scheduler else [name for name in _USUAL if name in runner.scheduler_backends()]
     )
@@ -97,7 +102,7 @@ def _list(runner: Runner, options: argparse.Namespace) -> int:
 
 
 def _status(runner: Runner, options: argparse.Namespace) -> int:
-    """Print the state of a run and of its replicas, and return the status with which it has ended."""
+    """Print the state of a run and of its replicas, why it waits, and how it has ended."""
     run = _job_ref(runner, options)
     found = _status_of(runner, run)
     status, message = _exit_status(found), found.msg.replace(NONE, "")
@@ -121,7 +126,7 @@ def _status(runner: Runner, options: argparse.Namespace) -> int:
         f"{run.handle}: {found.state.name}{ended}{restarts}{f': {message}' if message else ''}",
         *(f"  {one['role']}/{one['replica']} {one['state']} {one['host']}".rstrip() for one in replicas),
     )
-    return status or DONE
+    return FAILED if status else DONE
 
 
 def _logs(runner: Runner, options: argparse.Namespace) -> int:
@@ -130,11 +135,10 @@ def _logs(runner: Runner, options: argparse.Namespace) -> int:
     _status_of(runner, run)
     described = runner.describe(run.handle)
     every = [(role.name, k) for role in (described.roles if described else ()) for k in range(role.num_replicas)]
-    wanted = [(role, k) for role, k in every if run.role in ("", role) and run.replica in (None, k)]
-    if not wanted:
-        part = run.role if run.replica is None else f"{run.role}/{run.replica}"
-        there = ", ".join(f"{role}/{k}" for role, k in every) or "no log yet"
-        raise UserError(f"{part or run.handle}: this run has {there}")
+    wanted = [(role, k) for role, k in every if run.role in ("", role) and (k in run.replicas or not run.replicas)]
+    if len(wanted) < max(len(set(run.replicas)), 1):
+        part = "/".join(filter(None, (run.role, ",".join(map(str, run.replicas))))) or run.handle
+        raise UserError(f"{part}: this run has {', '.join(f'{role}/{k}' for role, k in every) or 'no log yet'}")
     failed: list[Exception] = []
 
     def read(role: str, k: int) -> None:
@@ -178,11 +182,11 @@ def _job_ref(runner: Runner, options: argparse.Namespace) -> JobRef:
     match = _HANDLE.fullmatch(options.run if "://" in options.run else f"{options.scheduler}://{SESSION}/{options.run}")
     if not match:
         raise UserError(f"run={options.run!r} must be {_RUN}, or an ID whose scheduler is named by -s SCHEDULER")
-    scheduler, name, role, replica = match.groups()
+    scheduler, name, role, replicas = match.groups()
     if options.scheduler not in ("", scheduler):
         raise UserError(f"run={options.run!r} is not of scheduler={options.scheduler!r}: leave out -s")
     _require_scheduler(runner, scheduler)
-    return JobRef(scheduler, name, role or "", None if replica is None else int(replica))
+    return JobRef(scheduler, name, role or "", tuple(map(int, replicas.split(","))) if replicas else ())
 
 
 def _require_scheduler(runner: Runner, name: str) -> None:
@@ -196,8 +200,8 @@ def _status_of(runner: Runner, run: JobRef) -> AppStatus:
     found = runner.status(run.handle)
     if found is None:
         why = (
-            "its runs are known only to the process that started them"
-            if run.scheduler == "local_cwd"
+            _NOT_KEPT
+            if run.scheduler == _LOCAL
             else f"`python -m components.jobs list -s {run.scheduler}` shows those that are there"
         )
         raise UserError(f"{run.scheduler} has no run {run.name!r}, or it has been deleted: {why}")
@@ -229,12 +233,14 @@ def _told(*errors: Exception) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m components.jobs", description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser(
+        "python -m components.jobs", description=__doc__, formatter_class=form, allow_abbrev=False
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[Runner, argparse.Namespace], int]) -> argparse.ArgumentParser:
         summary = (command.__doc__ or "").rstrip(".")
-        one = commands.add_parser(name, help=summary, description=summary)
+        one = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         one.set_defaults(command=command)
         one.add_argument("-s", "--scheduler", default="", help="TorchX scheduler")
         one.add_argument("--json", action="store_true", help="print JSON, each object in a line")
@@ -243,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     add("list", _list)
     add("status", _status).add_argument("run", metavar=_RUN)
     logs = add("logs", _logs)
-    logs.add_argument("run", metavar=f"{_RUN}[/ROLE[/REPLICA]]")
+    logs.add_argument("run", metavar=f"{_RUN}[/ROLE[/REPLICA,...]]")
     logs.add_argument("--follow", action="store_true", help="go on until the run has ended")
     add("cancel", _cancel).add_argument("run", metavar=_RUN)
     return parser

@@ -140,12 +140,12 @@ STATES: list[tuple[AppState, dict[str, Any], int, str]] = [
 
 
 @pytest.mark.parametrize(("state", "more", "status", "said"), STATES)
-def test_status_ends_as_the_run_has_ended(
+def test_status_says_how_a_run_goes_or_has_ended(
     board: Board, command: Command, state: AppState, more: dict[str, Any], status: int, said: str
 ) -> None:
     handle = board.add("one", state, **more)
     ended = command("status", handle)
-    assert (ended.status, ended.err) == (status, [])
+    assert (ended.status, ended.err) == (3 if status else 0, [])
     assert ended.out[0].startswith(handle)
     assert ended.out[0].endswith(said)
     assert ended.out[1:] == [f"  train/0 {state.name} host0", f"  train/1 {state.name} host1"]
@@ -187,8 +187,10 @@ def test_logs_have_the_prefixes_of_the_launcher(board: Board, command: Command) 
     assert (followed.out, board.followed[4:]) == (["evaluate says 0", "bye"], [True])
     lines = [json.loads(line) for line in command("logs", f"{handle}/train/1", "--json").out]
     assert lines[0] == {"role": "train", "replica": 1, "line": "train says 1"}
-    ended = command("logs", f"{handle}/train/7")
-    assert (ended.status, ended.err) == (2, ["error: train/7: this run has train/0, train/1, evaluate/0"])
+    assert command("logs", f"{handle}/train/0,1") == Ended(0, every[:4], [])
+    for part in ("train/7", "train/0,7", "tests"):
+        ended = command("logs", f"{handle}/{part}")
+        assert (ended.status, ended.err) == (2, [f"error: {part}: this run has train/0, train/1, evaluate/0"])
 
 
 def test_a_log_that_is_lost_ends_with_a_sentence_after_those_of_the_others(board: Board, command: Command) -> None:
@@ -255,6 +257,12 @@ def test_a_name_that_cannot_be_one_is_refused(command: Command, arguments: tuple
     assert ended.err[0].startswith(f"error: {said}")
 
 
+def test_a_run_of_this_machine_is_known_to_its_launcher_only(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (("list", "-s", "local_cwd"), ("status", "local_cwd://torchx/train-x1")):
+        assert jobs.main(arguments) == 2
+        assert "its runs are known only to the process that started them" in capsys.readouterr().err
+
+
 def test_a_flag_that_is_not_there_is_the_users_mistake(command: Command) -> None:
     assert command("status", "board://torchx/one", "--jsn").status == 2
     assert command().status == 2
@@ -294,7 +302,7 @@ def test_a_run_in_a_cluster_is_shown_followed_and_cancelled(
     api.finish("one-train", "Failed", reason="PodFailurePolicy", message="exit code 2 matching FailJob rule at index 0")
     api.end_pod(pods[0], 75)
     ended = command("status", handle)
-    assert ended.status == 2
+    assert ended.status == 3
     assert ": FAILED with status 2" in ended.out[0]
     assert sorted(command("logs", "--follow", handle).out) == ["[train 1] hello from 1", "hello from 0"]
     assert command("cancel", handle).out == [f"{handle} has ended already: FAILED"]
