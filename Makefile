@@ -128,7 +128,7 @@ smoke-docker: image ## Build the image, check it, train in two containers, evalu
 	@python -m pytest tests/docker -n 0
 
 smoke-slurm: $(READY) ## Train, kill, preempt and requeue on a Slurm of two nodes, which is set up on this machine (root, Debian).
-	@python -m pytest tests/slurm -n 0
+	@python -m pytest tests/slurm -n 2
 
 k8s-setup: ## Install what a cluster needs once (kubectl): namespace, service accounts, roles, network policies.
 	@kubectl apply -k k8s/cluster

@@ -62,11 +62,9 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
         # The flags after -- are training's: the evaluation reads model and data from the configuration of the run.
         evaluate(**_for(evaluate, {**parameters, "gpu": min(parameters["gpu"], 1)})),
     ]
-    _check_submitter(options.scheduler, parameters)
     with get_runner() as runner:
         target = _target(options, runner)
-        if options.scheduler in _IN_CONTAINERS or target.cfg.get("container", "none") != "none":
-            _require_persistent_run_dir(parameters["run_dir"], parameters["mounts"])
+        _check_submitter(target, parameters)
         if target.cfg.get("kind") == "jobset":
             # One object, whose second role starts when the first one is complete.
             stages = [_as_jobset_app(*stages)]
@@ -93,15 +91,18 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
     return DONE
 
 
-def _check_submitter(scheduler: str, parameters: dict[str, Any]) -> None:
+def _check_submitter(target: LaunchTarget, parameters: dict[str, Any]) -> None:
     """Raise a UserError for what this machine lacks, or for what does not survive the containers of the stages."""
-    if scheduler.startswith("local"):
+    if target.scheduler.startswith("local"):
         # On this machine the stages run in this Python.
         os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
         if problems := missing_secrets(parameters["secrets"] or ()):
             raise UserError(*problems)
-        if scheduler == "local_cwd" and not os.path.exists(find_config(parameters["config"])):
-            raise UserError(f"config={parameters['config']!r} does not exist here; the stages run in {os.getcwd()}")
+    here = target.scheduler in ("local_cwd", "slurm") and not target.cfg.get("job_dir")
+    if target.scheduler in _IN_CONTAINERS or target.cfg.get("container", "none") != "none":
+        _require_persistent_run_dir(parameters["run_dir"], parameters["mounts"])
+    elif here and not os.path.exists(find_config(parameters["config"])):
+        raise UserError(f"config={parameters['config']!r} does not exist here; the stages run in {os.getcwd()}")
 
 
 def _target(options: argparse.Namespace, runner: Runner) -> LaunchTarget:

@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 _POLL = 0.5
 _FRESH = 2.0
 """Seconds for which what Slurm said of a job is taken for true: its controller serves a whole cluster."""
+_OF_AN_ALLOCATION = ("SLURM_JOB", "SLURM_STEP", "SLURM_N", "SLURM_TASK", "SLURM_CPU", "SLURM_MEM", "SLURM_GPU")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -107,12 +108,16 @@ class Slurm(DirWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         (folder / "task.sh").write_text(request.task)
         about = {"role": job.role.name, "replicas": job.role.num_replicas, "image": job.role.image}
         (folder / "app.json").write_text(json.dumps(about))
-        environment = dict(os.environ)
+        # Within an allocation Slurm's variables are about that one, and would contradict the options of this job.
+        within = "SLURM_JOB_ID" in os.environ
+        environment = {
+            name: value for name, value in os.environ.items() if not (within and name.startswith(_OF_AN_ALLOCATION))
+        }
         if (job.cfg.get("container") or "none") == "none":
             # Its nodes run this Python, also if nobody has activated its environment.
             environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), environment.get("PATH", "")))
         try:
-            job_id = slurm_client.submit(str(folder / "job.sh"), environment)
+            job_id = slurm_client.submit(str(folder / "job.sh"), job.options, environment)
         except BaseException:
             shutil.rmtree(folder)
             raise

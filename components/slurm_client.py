@@ -25,13 +25,14 @@ _STATES: Mapping[str, AppState] = {
 }
 _REASONS = {
     "BadConstraints": "no node has what constraint asks for",
-    "BeginTime": "Slurm lets a requeued job wait for two minutes (cred_expire of its AuthInfo)",
+    "BeginTime": "its start time has not come; a requeued job waits for two minutes (cred_expire of Slurm's AuthInfo)",
     "Dependency": "it waits for another job to succeed",
     "DependencyNeverSatisfied": "the job that it waits for has failed",
     "JobHeldAdmin": "an administrator holds it",
     "JobHeldUser": "its user holds it: scontrol release",
     "Licenses": "it waits for a license",
     "NodeDown": "a node that it needs is down",
+    "PartitionConfig": "the partition has fewer or smaller nodes than --nodes and --cpu ask for",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition accepts no jobs now",
     "PartitionNodeLimit": "the partition has fewer nodes than --nodes asks for, or gives a job fewer",
@@ -48,6 +49,8 @@ _REFUSED = (
     ("partition", "partition"),
     ("qos", "qos"),
     ("time limit", "time"),
+    ("--time", "time"),
+    ("license", "sbatch_args"),
     ("feature", "constraint"),
     ("reservation", "reservation"),
     ("generic resource", "gres, --gpu"),
@@ -62,7 +65,9 @@ _REFUSED = (
     ("node configuration", "--nodes, --cpu, --memory, --gpu, constraint, nodelist"),
     ("argument", "sbatch_args"),
 )
-_AWAY = re.compile(r"[Uu]nable to contact slurm|Connection refused|timed out|Zero Bytes|temporarily", re.DOTALL)
+_AWAY = re.compile(
+    r"[Uu]nable to contact slurm|Connection refused|timed out|Zero Bytes|temporarily|[Mm]unge|authentication"
+)
 
 
 class SlurmError(Exception):
@@ -91,11 +96,12 @@ class SlurmState:
         return _STATES.get(self.name, AppState.UNKNOWN)
 
 
-def submit(script: str, environment: Mapping[str, str]) -> str:
+def submit(script: str, options: Sequence[str], environment: Mapping[str, str]) -> str:
     """Submit a batch script.
 
     Args:
         script: Its path.
+        options: Of sbatch: those of the script itself yield to variables of the user's, such as SBATCH_PARTITION.
         environment: Of the job.
 
     Returns:
@@ -106,7 +112,7 @@ def submit(script: str, environment: Mapping[str, str]) -> str:
         SlurmError: The controller does not answer.
     """
     try:
-        said = _run(("sbatch", "--parsable", script), environment)
+        said = _run(("sbatch", "--parsable", *options, script), environment)
     except SlurmError as error:
         if _AWAY.search(str(error)):
             raise

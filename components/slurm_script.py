@@ -61,6 +61,9 @@ class JobScript:
         role: What its nodes are.
         cfg: The run options.
         memory: Whether memory is asked for: some partitions have none to give.
+
+    Raises:
+        UserError: Something cannot work.
     """
 
     name: str
@@ -69,15 +72,18 @@ class JobScript:
     cfg: Mapping[str, Any]
     memory: bool = True
 
-    def batch(self) -> str:
-        """Return the batch script.
-
-        Raises:
-            UserError: Something cannot work.
-        """
-        required, role = LaunchRequirements.of(self.role), self.role
-        if problems := [*self._problems(required)]:
+    def __post_init__(self) -> None:
+        if problems := [*self._problems(LaunchRequirements.of(self.role))]:
             raise UserError(*problems)
+
+    @property
+    def options(self) -> list[str]:
+        """The options of sbatch."""
+        return shlex.split(" ".join(self._sbatch(LaunchRequirements.of(self.role).grace)))
+
+    def batch(self) -> str:
+        """Return the batch script."""
+        required, role = LaunchRequirements.of(self.role), self.role
         variables = {
             "FOLDER": str(self.folder),
             "ROLE": role.name,
@@ -102,7 +108,9 @@ class JobScript:
             binds = [f"--bind {shlex.quote(':'.join(mount))}" for mount in self._mounts()]
             gpus = ["--nv"] if role.resource.gpu > 0 else []
             image = role.image if "://" in role.image or role.image.endswith(".sif") else f"docker://{role.image}"
-            command = " ".join(["apptainer exec", *gpus, "--pwd /app", *binds, shlex.quote(image), command])
+            command = " ".join(
+                ["apptainer exec", *gpus, "--pwd", shlex.quote(self._inside()), *binds, shlex.quote(image), command]
+            )
         exports = [f"export {name}={_quoted(value)}" for name, value in role.env.items()]
         return "\n".join(["#!/bin/sh", *exports, f"set -- {command}", _part("slurm_task.sh")])
 
@@ -149,7 +157,7 @@ class JobScript:
         yield f"--signal=B:USR1@{grace + MARGIN + _EARLY}"
         yield "--export=ALL"
         if self.cfg.get("job_dir"):
-            yield f"--chdir={shlex.quote(os.path.abspath(self.cfg['job_dir']))}"
+            yield f"--chdir={shlex.quote(self._inside())}"
         for name in OPTIONS:
             value = self.cfg.get(name)
             if name in _OURS or value in (None, "", False):
@@ -169,12 +177,18 @@ class JobScript:
         if self.cfg.get("container") == "pyxis":
             mounts = ",".join(":".join(mount) for mount in self._mounts())
             options += [f"--container-image={_enroot(self.role.image)}", f"--container-mounts={mounts}"]
-            options += ["--container-workdir=/app", "--no-container-mount-home"]
+            options += [f"--container-workdir={self._inside()}", "--no-container-mount-home"]
         return [*options, "sh", f"{self.folder}/task.sh"]
+
+    def _inside(self) -> str:
+        """Return the working directory: the workspace, or where the code is in a container."""
+        return os.path.abspath(self.cfg["job_dir"]) if self.cfg.get("job_dir") else "/app"
 
     def _mounts(self) -> Iterator[tuple[str, ...]]:
         """Yield source, destination and, of one that is read only, `ro`."""
         yield str(self.folder), str(self.folder)
+        if self.cfg.get("job_dir"):
+            yield self._inside(), self._inside()
         for mount in self.role.mounts:
             assert isinstance(mount, BindMount)
             yield mount.src_path, mount.dst_path, *(("ro",) if mount.read_only else ())

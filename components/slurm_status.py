@@ -60,6 +60,11 @@ class JobRecord:
         """How often its nodes were started again."""
         return max(0, int(self.values.get("start") or 0) - 1)
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has cancelled it."""
+        return bool(self.values.get("cancelled")) or (self.folder / "cancelled").exists()
+
     @classmethod
     def last_state(cls, folder: Path) -> AppState | None:
         """Return the state of a job that Slurm does not remember; None if its folder is gone."""
@@ -68,7 +73,7 @@ class JobRecord:
 
     def state(self) -> SlurmState:
         """Return how a job has ended that Slurm does not remember."""
-        if self.values.get("cancelled") or (self.folder / "cancelled").exists() or self.status is None:
+        if self.cancelled or self.status is None:
             return SlurmState("CANCELLED")
         return SlurmState("COMPLETED" if self.status == DONE else "FAILED", exit_status=self.status)
 
@@ -109,11 +114,13 @@ def described(app_id: str, state: SlurmState, record: JobRecord | None) -> Descr
 def _end_of(state: SlurmState, record: JobRecord | None) -> tuple[int, str]:
     """Return the exit status of a job that has not succeeded, and a sentence."""
     fields = state.fields or {}
-    if state.name == "CANCELLED":
+    if state.name == "CANCELLED" or (record is not None and record.cancelled):
         never = state.reason in ("Dependency", "DependencyNeverSatisfied")
         return INTERRUPTED, "cancelled: the job that it waited for has not succeeded" if never else "cancelled"
     if state.name == "FAILED" and record is not None and record.status is not None:
         return record.status, record.why()
+    if state.name == "FAILED" and record is not None and not record.values:
+        return CRASH, f"nothing was started: the nodes must all see {record.folder}; log_dir names another place"
     words = {
         "TIMEOUT": "its time limit passed before its nodes had saved: lower --grace, or give it more time",
         "OUT_OF_MEMORY": f"killed for memory: its limit is {fields.get('MinMemoryNode', 'in --memory')}",

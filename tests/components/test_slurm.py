@@ -53,17 +53,39 @@ def test_it_replaces_torchxs_own() -> None:
         assert isinstance(runner._scheduler("slurm"), Slurm)
 
 
-def test_a_job_has_a_folder_of_its_own_and_the_python_of_its_submitter(fake: FakeSlurm, tmp_path: Path) -> None:
-    fake.answers("sbatch", "", script='echo "7;cluster"; echo "$PATH" >"$(dirname "$2")/path"')
+def test_a_job_has_a_folder_of_its_own_and_the_python_of_its_submitter(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERE", str(tmp_path))
+    fake.answers("sbatch", "", script='echo "7;cluster"; echo "$PATH" >"$HERE/path"')
     scheduler = submitted()
     folder = folder_of(tmp_path)
     assert folder.name.startswith("train-")
     assert (folder / "id").read_text() == "7"
-    assert (folder / "path").read_text().split(os.pathsep)[0] == os.path.dirname(sys.executable)
+    assert (tmp_path / "path").read_text().split(os.pathsep)[0] == os.path.dirname(sys.executable)
     assert str(folder / "task.sh") in (folder / "job.sh").read_text()
     described = scheduler.describe("7")
     assert described is not None
     assert (described.state, described.roles[0].num_replicas) == (AppState.RUNNING, 2)
+
+
+def test_a_job_submitted_within_an_allocation_knows_nothing_of_that_one(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERE", str(tmp_path))
+    fake.answers("sbatch", "", script='echo 7; env | grep ^SLURM_ >"$HERE/known"')
+    for name in ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_MEM_PER_CPU", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.setenv(name, "3")
+    submitted()
+    assert (tmp_path / "known").read_text() == "SLURM_CONF=3\n"
+
+
+def test_what_is_asked_for_takes_precedence_over_variables_of_sbatch(fake: FakeSlurm, tmp_path: Path) -> None:
+    # sbatch prefers them to the options in a script, and options of its command line to them.
+    submitted(partition="gpu", comment="it's mine")
+    (call,) = [call for call in fake.calls if call.startswith("sbatch")]
+    assert " --partition=gpu --comment=it's mine " in call
+    assert call.endswith(str(folder_of(tmp_path) / "job.sh"))
 
 
 def test_a_job_that_slurm_refuses_leaves_nothing(fake: FakeSlurm, tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_what_slurm_refuses_names_our_option(slurm: FakeSlurm) -> None:
     }.items():
         slurm.answers("sbatch", "", err=f"sbatch: error: {said}\n", status=1)
         with pytest.raises(UserError) as error:
-            slurm_client.submit("job.sh", {"PATH": str(slurm.bin) + ":/bin:/usr/bin", "CALLS": str(slurm.calls_file)})
+            slurm_client.submit(
+                "job.sh", [], {"PATH": str(slurm.bin) + ":/bin:/usr/bin", "CALLS": str(slurm.calls_file)}
+            )
         assert str(error.value).startswith("Slurm refuses the job (")
         assert about in str(error.value)
         assert "sbatch: error" not in str(error.value)
@@ -94,7 +96,7 @@ def test_a_controller_that_does_not_answer_is_no_mistake(slurm: FakeSlurm) -> No
     slurm.answers("sbatch", "", err=f"sbatch: error: Batch job submission failed: {away}\n", status=1)
     slurm.answers("scontrol", "", err=f"slurm_load_jobs error: {away}\n", status=1)
     with pytest.raises(SlurmError, match="Unable to contact"):
-        slurm_client.submit("job.sh", {"PATH": str(slurm.bin) + ":/bin:/usr/bin", "CALLS": str(slurm.calls_file)})
+        slurm_client.submit("job.sh", [], {"PATH": str(slurm.bin) + ":/bin:/usr/bin", "CALLS": str(slurm.calls_file)})
     with pytest.raises(SlurmError, match="Unable to contact"):
         slurm_client.job("7")
 

@@ -45,7 +45,11 @@ GOLDEN: dict[str, JobScript] = {
     "pyxis": job(
         train(run_dir="/data/run", image="registry.example.com/team/pipeline:1", mounts=DATA), container="pyxis"
     ),
-    "apptainer": job(train(run_dir="/data/run", gpu=1, image="team/pipeline:1", mounts=DATA), container="apptainer"),
+    "apptainer": job(
+        train(run_dir="/data/run", gpu=1, image="team/pipeline:1", mounts=DATA),
+        container="apptainer",
+        job_dir="/shared/code",
+    ),
 }
 
 
@@ -92,7 +96,7 @@ def test_a_mistake_is_named_before_anything_is_submitted(
     parameters: dict[str, Any], cfg: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        job(train(run_dir="/shared/run", **parameters), **cfg).batch()
+        job(train(run_dir="/shared/run", **parameters), **cfg)
     assert words in str(error.value)
 
 
@@ -179,6 +183,17 @@ def test_a_node_that_is_stopped_before_it_has_a_handler_was_preempted(tmp_path: 
     process.terminate()
     process.communicate(timeout=20)
     assert process.returncode == 75
+
+
+def test_apptainer_runs_the_command_in_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = FakeSlurm(tmp_path, monkeypatch)
+    started = 'until [ "$1" = oras://host/team/one:1 ]; do echo "$1"; shift; done; shift; exec "$@"'
+    commands.answers("apptainer", "", script=started)
+    app = program("exit 3")
+    app.roles[0].image = "oras://host/team/one:1"
+    ended, record = run_task(job(app, tmp_path, container="apptainer"), tmp_path)
+    assert ended.stdout.split() == ["exec", "--pwd", "/app", "--bind", f"{tmp_path}:{tmp_path}"]
+    assert record.split()[1] == "3"
 
 
 # ---- what follows from how the nodes end

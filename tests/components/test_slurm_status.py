@@ -67,6 +67,11 @@ def test_what_slurm_has_ended_is_said_in_words(state: SlurmState, status: int, w
     assert json.loads(response.structured_error_msg)["message"]["errorCode"] == status
 
 
+def test_a_job_whose_nodes_do_not_see_its_folder_says_so(tmp_path: Path) -> None:
+    response = described("7", SlurmState("FAILED", exit_status=1), left(tmp_path))
+    assert response.msg == f"nothing was started: the nodes must all see {tmp_path}; log_dir names another place"
+
+
 def test_a_pending_job_says_why_and_a_foreign_job_has_its_nodes() -> None:
     fields = {"JobName": "theirs", "NumNodes": "2-4", "Restarts": "1"}
     response = described("7", SlurmState("PENDING", "Priority", fields=fields), None)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import filelock
+
 PACKAGES = ("slurmd", "slurmctld", "slurm-client", "munge")
 ACCOUNTING = ("slurmdbd", "mariadb-server")
 NODES = ("n1", "n2")
@@ -73,13 +75,11 @@ class Cluster:
 
     def up(self) -> None:
         """Start it."""
-        _install(PACKAGES + (ACCOUNTING if self._accounting else ()))
+        with filelock.FileLock("/run/lock/pipeline-slurm.lock"):
+            _install(PACKAGES + (ACCOUNTING if self._accounting else ()))
+            _name_nodes()
         for folder in ("state", "munge", *(f"spool-{node}" for node in NODES)):
             (self.home / folder).mkdir(parents=True, exist_ok=True)
-        missing = [node for node in NODES if node not in _HOSTS.read_text().split()]
-        if missing:
-            with _HOSTS.open("a") as hosts:
-                hosts.write(f"127.0.0.1 {' '.join(missing)}\n")
         self._configure()
         self._munge()
         if self._accounting:
@@ -123,6 +123,7 @@ class Cluster:
         more = ""
         if self._accounting:
             more = f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={ports['accounts']}\n"
+            more += f"AccountingStoragePass={self.home}/munge/socket\n"
             conf = self.home / "slurmdbd.conf"
             conf.write_text(
                 f"AuthType=auth/munge\nAuthInfo=socket={self.home}/munge/socket\nDbdHost=localhost\n"
@@ -218,6 +219,13 @@ def _install(packages: Sequence[str]) -> None:
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
             stdout=subprocess.DEVNULL,
         )
+
+
+def _name_nodes() -> None:
+    missing = [node for node in NODES if node not in _HOSTS.read_text().split()]
+    if missing:
+        with _HOSTS.open("a") as hosts:
+            hosts.write(f"127.0.0.1 {' '.join(missing)}\n")
 
 
 def _path(program: str) -> str:

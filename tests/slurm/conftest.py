@@ -1,5 +1,6 @@
-"""A real Slurm for these tests: the one that SLURM_CONF names, or one of their own."""
+"""A real Slurm for these tests, one for each process that runs some."""
 
+import os
 import subprocess
 import sys
 import time
@@ -77,7 +78,9 @@ class Launched:
         self.log = log
         self.cluster = cluster
         with log.open("w") as out:
-            self.process = subprocess.Popen([*LAUNCH, *map(str, arguments)], cwd=ROOT, stdout=out, stderr=out)
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests/docker/own")))}
+            command = [*LAUNCH, *map(str, arguments)]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
 
     @property
     def output(self) -> str:

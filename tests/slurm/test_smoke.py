@@ -2,10 +2,8 @@
 
 import os
 import re
-import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,12 @@ import pytest
 from pipeline.checkpoint.commit import newest
 from pipeline.run.run_dir import RECEIPT, RunDir
 from tests.slurm.cluster import Cluster
-from tests.support.commands import command
+from tests.support.commands import ROOT, command
+from tests.support.launcher_cases import CASES, Launcher, tried
 
 QUIET = "--trainer.enable_model_summary=false"
 PACED = (
-    *("--trainer.max_epochs=8", "--trainer.callbacks+=tests.slurm.own.Paced", "--checkpoints.every_n_steps=10"),
+    *("--trainer.max_epochs=8", "--trainer.callbacks+=own.Paced", "--checkpoints.every_n_steps=10"),
     QUIET,
 )
 ENDLESS = (*PACED, "--trainer.max_epochs=1000")
@@ -27,28 +26,6 @@ TWO = ("--nodes", "2")
 
 def state_of(handle: str) -> str:
     return command("torchx", "--log_level", "ERROR", "status", handle).text
-
-
-def agents(run: Path) -> list[int]:
-    """The agents of a run on this machine: one a node, in the order of the nodes."""
-    found = {}
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(OSError):
-            line = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
-            if b"pipeline.agent" in line and str(run).encode() in line and line[0].endswith(b"python"):
-                variables = Path("/proc", pid, "environ").read_bytes().split(b"\0")
-                found[next(each for each in variables if each.startswith(b"SLURM_PROCID="))] = int(pid)
-    return [found[key] for key in sorted(found)]
-
-
-def ranks(run: Path) -> list[int]:
-    """The processes that train."""
-    return [
-        int(pid)
-        for agent in agents(run)
-        for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-        if b"fit" in Path("/proc", pid, "cmdline").read_bytes()
-    ]
 
 
 def steps(run: Path) -> int:
@@ -85,47 +62,16 @@ def test_two_nodes_train_and_one_evaluates(launch: Callable[..., Any], tmp_path:
 
 
 @pytest.mark.timeout(400)
-def test_a_users_mistake_ends_the_job_with_2_at_once(launch: Callable[..., Any], tmp_path: Path) -> None:
-    with launch(*TWO, "--run_dir", tmp_path / "run", "--", "--model.learning_rate=fast") as launched:
-        assert launched.status() == 2, launched.output
-        shown = launched.shows(launched.job)
-    assert launched.output.count("fast") == 1
-    assert "train: failed with status 2" in launched.output
-    assert " ExitCode=2:0 " in shown
-    assert " Restarts=0 " in shown
-    assert "start 2" not in launched.output
-
-
-@pytest.mark.timeout(400)
-def test_killed_ranks_and_agents_cost_no_more_than_a_start(launch: Callable[..., Any], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with launch(*TWO, "--retries", "2", "--run_dir", run, "--", *PACED, "--collective_timeout=5") as launched:
-        launched.until(lambda: steps(run) >= 10)
-        os.kill(ranks(run)[0], signal.SIGKILL)  # its agent restarts it in place
-        for agent in (1, 0):
-            at = steps(run)
-            launched.until(lambda at=at: steps(run) > at and len(ranks(run)) == 2)
-            os.kill(agents(run)[agent], signal.SIGKILL)
-            launched.until(lambda: "a node has ended" in launched.output)
-        assert launched.status() == 0, launched.output
-    assert steps(run) == 160
-    assert "restart 2 of 2" in launched.output
-    assert " Restarts=0 " in launched.shows(launched.job), "its nodes were never given back"
-
-
-@pytest.mark.timeout(400)
-def test_a_crash_is_started_again_only_as_often_as_the_budget_allows(
-    launch: Callable[..., Any], tmp_path: Path
-) -> None:
-    with launch(
-        *("--retries", "1", "--max_restarts", "0", "--run_dir", tmp_path / "run", "--"),
-        *("--model=tests.support.models.FailsToTrain", "--data=tests.support.models.Own", "--checkpoints.monitor=null"),
-    ) as launched:
-        assert launched.status() == 1, launched.output
-    assert "restart 1 of 1" in launched.output
-    assert launched.output.count("the model is broken") >= 2
-    assert "start 3" not in launched.output
-    assert "train 0 ended with status 1: " in launched.output
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("done", "crash")])
+def test_what_happens_on_slurm(cluster: Cluster, tmp_path: Path, name: str) -> None:
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests/docker/own")))
+    launcher = Launcher(("-s", "slurm", "--memory", "1000"), restarts=True, continues=True)
+    ended = tried(CASES[name], launcher, tmp_path, env={"PYTHONPATH": path}, timeout=350)
+    found = re.search(r"train: slurm://torchx/(\d+)", ended.text)
+    assert found is not None
+    shown = cluster.run("scontrol", "show", "job", "-o", found[1])
+    assert " Restarts=0 " in shown, "the nodes were never given back"
+    assert f" ExitCode={ended.status}:0 " in shown
 
 
 @pytest.mark.timeout(400)
@@ -134,15 +80,15 @@ def test_a_training_longer_than_its_time_limit_goes_on_through_three_jobs(
 ) -> None:
     run = tmp_path / "run"
     with launch(
-        *(*TWO, "--retries", "0", "--grace", "10", "--scheduler_args", "time=1", "--run_dir", run, "--", *PACED),
-        "--trainer.max_epochs=28",  # a minute and a half
+        *(*TWO, "--retries", "0", "--grace", "5", "--scheduler_args", "time=1", "--run_dir", run, "--", *PACED),
+        "--trainer.max_epochs=55",  # more than a minute
     ) as launched:
         assert launched.status() == 0, launched.output
         shown = launched.shows(launched.job)
     assert attempts(run)[:-1] == [75] * (len(attempts(run)) - 1)
     assert len(attempts(run)) >= 3, launched.output
     assert int(re.search(r" Restarts=(\d+)", shown)[1]) == len(attempts(run)) - 1
-    assert steps(run) == 28 * 20
+    assert steps(run) == 55 * 20
     assert "360 of 360" in launched.output
 
 
