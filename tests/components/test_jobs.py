@@ -208,7 +208,7 @@ def test_a_run_that_is_not_there_is_said_at_once(command: Command, arguments: tu
         (("one",), "run='one' must be SCHEDULER://SESSION/ID, or an ID whose scheduler is named by -s SCHEDULER"),
         (("board://one",), "run='board://one' must be SCHEDULER://SESSION/ID"),
         (("-s", "slurm", "board://torchx/one"), "run='board://torchx/one' is not of scheduler='slurm': leave out -s"),
-        (("bord://torchx/one",), "scheduler='bord' must be one of board, kubernetes_job; did you mean 'board'?"),
+        (("boards://torchx/one",), "scheduler='boards' must be one of board, kubernetes_job; did you mean 'board'?"),
         (("-s", "kubernetes", "one"), "scheduler='kubernetes' must be one of board, kubernetes_job; did you mean"),
     ],
 )
