@@ -10,9 +10,10 @@ import time
 import urllib.error
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from email.message import Message
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import botocore.exceptions as boto
@@ -21,6 +22,7 @@ import pytest
 import requests
 import torch
 import urllib3
+from botocore.config import Config
 
 from pipeline.checkpoint.saver import SaveFailed
 from pipeline.commands.drill.proxy import Proxy
@@ -34,6 +36,7 @@ from tests.support.flaky import Flaky
 from tests.support.models import Rows
 from tests.support.processes import fit_process
 from tests.support.runs import FIT
+from tests.support.s3_front import HANGS, FaultyFront, fronted
 
 App = Callable[..., Ended]
 
@@ -87,6 +90,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "a resume from a named checkpoint": (*FIT, *MORE, "--ckpt_path=flaky://store/run/checkpoints/step-00000014.ckpt"),
     "test": ("test", "--data.test=tests.support.models.Rows"),
     "validate": ("validate", "--data.val=tests.support.models.Rows"),
+    "predict": ("predict", "--data.predict=tests.support.predicting.Numbers"),
     "verify": ("verify",),
     "prune": ("prune", "--keep_last=1"),
     "explain_resume": ("explain_resume",),
@@ -104,8 +108,8 @@ def trained(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "trained"
 
 
-SLOW = ("validate", "a resume from a named checkpoint")
-"""Whose requests are nearly those of another command."""
+IN_FULL = ("a resume", "test")
+"""Which go through all their requests in each run of the tests; the others do in the slow ones."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -123,7 +127,7 @@ def test_a_start_whose_every_request_fails_once_ends_as_if_none_had(app: App, tr
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in COMMANDS]
+    "name", [name if name in IN_FULL else pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS]
 )
 def test_a_start_whose_storage_goes_away_at_any_request_is_a_crash_that_loses_nothing(
     app: App, trained: Path, name: str
@@ -149,6 +153,97 @@ def test_a_start_whose_storage_goes_away_at_any_request_is_a_crash_that_loses_no
     if statuses[-1] != 0:  # what is left by the last start that failed is in nobody's way
         Flaky.reset(trained.with_name(f"{good - 1}"))
         assert app(*COMMANDS[name], "--run_dir", run).status == 0
+
+
+FAULTS = ("reset", "503", "hang", "torn")
+ON_S3 = ("a new run", "a resume", "test", "predict", "verify", "prune", "explain_resume")
+
+
+@pytest.fixture
+def impatient(s3: str, fresh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder on S3 behind a server that fails requests, whose clients hardly retry by themselves."""
+    server = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setitem(Config.OPTION_DEFAULTS, "read_timeout", HANGS)  # type: ignore[attr-defined]
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
+    monkeypatch.setattr("pipeline.run.s3_client._TIMEOUT", timedelta(seconds=HANGS))
+    monkeypatch.setattr("pipeline.run.s3_client._RETRIES", {"max_retries": 0, "retry_timeout": timedelta(seconds=1)})
+    for pause in ("pipeline.run.retry._FIRST_PAUSE", "pipeline.checkpoint.saver._FIRST_PAUSE"):
+        monkeypatch.setattr(pause, 0.001)
+    for limit in ("pipeline.run.attempts._AT_THE_END", "pipeline.training.logs.mirror._LIMIT"):
+        monkeypatch.setattr(limit, 1.0)
+    FaultyFront.behind = server.netloc
+    FaultyFront.plan(0)
+    with fronted(FaultyFront) as front:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{front.server_port}")
+        yield f"{s3}/{uuid.uuid4().hex[:12]}"
+
+
+def failed_at(app: App, folder: str, name: str, number: int, *more: str, **how: Any) -> tuple[Ended | None, bool]:
+    """Run a command while a request fails; return how it ended, None where a save did, and whether one has failed.
+
+    Nothing that was committed before may be lost.
+    """
+    run, trained = RunDir(f"{folder}/{uuid.uuid4().hex[:8]}/run"), RunDir(f"{folder}/trained")
+    if name != "a new run":
+        for path in run.fs.find(trained.path):
+            run.fs.copy(path, path.replace(trained.path, run.path))
+    arguments = [each.replace("flaky://store/run", run.url) for each in COMMANDS[name] if "storage_budget" not in each]
+    FaultyFront.plan(number, **how)
+    try:
+        ended = app(*arguments, "--run_dir", run, *more)
+    except SaveFailed:
+        ended = None
+    failed = FaultyFront.asked >= number
+    FaultyFront.plan(0)
+    if name not in ("a new run", "prune"):
+        before, after = (each.steps()["ckpt"] for each in (trained, run))
+        assert before.items() <= after.items()
+        assert set(trained.steps()["json"]) <= set(run.steps()["json"])
+    return ended, failed
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [("a resume", 23), *(pytest.param(name, 7, marks=pytest.mark.slow, id=f"{name}-more") for name in ON_S3)],
+)
+def test_a_start_of_which_any_request_to_s3_fails_once_ends_as_if_it_had_not(
+    app: App, impatient: str, name: str, every: int
+) -> None:
+    assert app(*FIT, "--run_dir", f"{impatient}/trained").status == 0
+    more = ["--checkpoints.storage_budget=60"] if COMMANDS[name][0] == "fit" else []
+    for number in range(1, 1000, every):
+        ended, failed = failed_at(app, impatient, name, number, *more, fault=FAULTS[number % len(FAULTS)])
+        assert ended is not None
+        assert ended.status == 0, (number, ended.text)
+        assert "Traceback" not in ended.text
+        if not failed:
+            break
+    assert number > 3
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [("a resume", 23), *(pytest.param(name, 7, marks=pytest.mark.slow, id=f"{name}-more") for name in ON_S3)],
+)
+def test_a_start_of_which_s3_goes_away_at_any_request_is_a_crash(
+    app: App, impatient: str, name: str, every: int
+) -> None:
+    assert app(*FIT, "--run_dir", f"{impatient}/trained").status == 0
+    more = ["--checkpoints.storage_budget=0"] if COMMANDS[name][0] == "fit" else []
+    crashes = 0
+    for number in range(1, 1000, every):
+        fault = FAULTS[number % len(FAULTS)]
+        ended, failed = failed_at(app, impatient, name, number, "--away_limit=0", *more, fault=fault, lasting=True)
+        if ended is None or not failed:  # training had begun, or was over
+            break
+        assert ended.status in (0, 1), (number, fault, ended.text)
+        assert "Traceback" not in ended.text
+        assert ended.status == 0 or "has not answered for 0 s (--away_limit)" in ended.err
+        crashes += ended.status
+    assert crashes > 1
 
 
 DATA_ERRORS: dict[str, Callable[[], Exception]] = {
@@ -188,18 +283,24 @@ class Remote(Rows):
         super().__init__(size)
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose data were there at once, trained by the first test that needs it."""
+    return tmp_path_factory.mktemp("straight") / "run"
+
+
 @pytest.mark.parametrize("name", DATA_ERRORS)
 def test_data_whose_storage_is_away_for_a_moment_are_waited_for_and_train_the_same_model(
-    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    app: App, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("pipeline.run.retry._FIRST_PAUSE", 0.001)
     fit = (*FIT, "--data.train=tests.test_outage.Remote", "--trainer.max_epochs=1")
-    assert app(*fit, "--run_dir", tmp_path / "straight").status == 0
+    assert straight.exists() or app(*fit, "--run_dir", straight).status == 0
     monkeypatch.setattr(Remote, "fails", [DATA_ERRORS[name]] * 2)
     ended = app(*fit, "--run_dir", tmp_path / "waited")
     assert ended.status == 0, ended.text
     assert "what data, model or trainer read does not answer" in ended.err
-    one, other = (torch.load(tmp_path / run / RunDir.checkpoint(7)) for run in ("straight", "waited"))
+    one, other = (torch.load(run / RunDir.checkpoint(7)) for run in (straight, tmp_path / "waited"))
     assert all(torch.equal(one["state_dict"][key], other["state_dict"][key]) for key in one["state_dict"])
 
 

@@ -14,6 +14,10 @@ from urllib.parse import urlsplit
 from pipeline.run.storage_errors import is_away
 
 _DEFAULT_REGION = "us-east-1"
+_TIMEOUT = timedelta(seconds=300)
+"""Of one request: a part of a large file may take minutes."""
+_RETRIES: Any = {"max_retries": 10, "retry_timeout": timedelta(seconds=180)}
+"""Of a request that a server does not answer, or by an error of its own, before anybody hears of it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class S3Location:
         """Return an obstore client of the bucket."""
         from obstore.store import S3Store  # noqa: PLC0415 - part of the extra for S3
 
-        options: dict[str, Any] = {"allow_http": self.endpoint.startswith("http:"), "timeout": "300s"}
+        options: dict[str, Any] = {"allow_http": self.endpoint.startswith("http:"), "timeout": _TIMEOUT}
         # Without a proxy of its own obstore asks the environment: name one that is not for this host.
         options["proxy_url"] = self.proxy or "http://none.invalid"
         if self.proxy is None:
@@ -57,6 +61,7 @@ class S3Location:
             region=self.region,
             credential_provider=self._credentials,
             client_options=options,
+            retry_config=_RETRIES,
         )
 
     def _credentials(self) -> dict[str, Any]:

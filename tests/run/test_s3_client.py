@@ -1,18 +1,17 @@
 """Whatever botocore reaches the saver reaches: s3fs and obstore by the same endpoint, region, trust and proxies."""
 
 import datetime
-import http.client
 import http.server
 import ipaddress
 import os
 import re
 import ssl
-import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.session
@@ -27,83 +26,20 @@ from cryptography.x509.oid import NameOID
 from pipeline.checkpoint.transfer import open_ranges, open_writer
 from pipeline.run.run_dir import RunDir
 from pipeline.run.s3_client import locate
-
-FOUND = "x-amz-bucket-region"
-HOP_BY_HOP = ("connection", "proxy-connection", "transfer-encoding", "content-length", "expect")
-
-
-class Front(http.server.BaseHTTPRequestHandler):
-    """Passes requests on to the S3 server of the tests, as a server of its own or as a proxy, and notes them."""
-
-    protocol_version = "HTTP/1.1"
-    behind = ""
-    region: str | None = None
-    seen: ClassVar[list[str]] = []
-
-    def _answer(self) -> None:
-        self.seen.append(f"{self.command} {self.path}")
-        body = self._body()
-        signed = re.search(r"Credential=[^/]+/\d+/([^/]+)/", self.headers.get("Authorization", ""))
-        if self.region is not None and (signed is None or signed[1] != self.region):
-            told = f"<Error><Code>AuthorizationHeaderMalformed</Code><Region>{self.region}</Region></Error>"
-            self._send(400, {FOUND: self.region}, told.encode())
-            return
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
-        connection = http.client.HTTPConnection(self.behind)
-        connection.request(self.command, re.sub(r"^https?://[^/]+", "", self.path), body or None, headers)
-        answer = connection.getresponse()
-        self._send(answer.status, dict(answer.getheaders()), answer.read())
-        connection.close()
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
-
-    def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        headers = {name.lower(): value for name, value in headers.items()}
-        if self.region is not None:
-            headers[FOUND] = self.region
-        for name, value in headers.items():
-            if name not in ("content-length", "transfer-encoding", "connection", "date", "server"):
-                self.send_header(name, value)
-        length = headers.get("content-length", "0") if self.command == "HEAD" else str(len(body))
-        self.send_header("Content-Length", length)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _answer
-
-    def log_message(self, *_: Any) -> None: ...
+from tests.support.s3_front import FOUND, Front, fronted
 
 
 @pytest.fixture
 def front(s3: str) -> Iterator[Callable[..., http.server.ThreadingHTTPServer]]:
     """Starts servers in front of the S3 server."""
-    servers: list[http.server.ThreadingHTTPServer] = []
+    with ExitStack() as stack:
 
-    def start(region: str | None = None, context: ssl.SSLContext | None = None) -> http.server.ThreadingHTTPServer:
-        kind = type(
-            "Kind", (Front,), {"behind": urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc, "region": region, "seen": []}
-        )
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
-        if context is not None:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        servers.append(server)
-        return server
+        def start(region: str | None = None, context: ssl.SSLContext | None = None) -> http.server.ThreadingHTTPServer:
+            behind = urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc
+            kind = type("Kind", (Front,), {"behind": behind, "region": region, "seen": []})
+            return stack.enter_context(fronted(kind, context))
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 @pytest.fixture(autouse=True)

@@ -54,6 +54,8 @@ CASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[int, ...], t
     ),
     "ModelSummary": ("", (), (), (), (3, 7)),
     "OnExceptionCheckpoint": ("", ("dirpath=",), (), (), (3, 7)),
+    "RichModelSummary": ("", (), (), (), (3, 7)),
+    "RichProgressBar": ("", (), (), (8,), (3, 7, 14)),
     "SpikeDetection": ("", ("window=5", "rtol=100"), (), (8,), (3, 7)),
     "StochasticWeightAveraging": ("", SWA, ("--trainer.max_epochs=4", BACKBONED), (17,), (3, 7, 8, 10, 14, 21, 24)),
     "without batch norm": (
@@ -74,12 +76,10 @@ GRID = [
 ]
 NOT_OF_A_FIT = {"BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "ProgressBar"}
 """Bases of others, and what acts in predictions only."""
-NEED_RICH = {"RichModelSummary", "RichProgressBar"}
-"""As ModelSummary and TQDMProgressBar, with a package that is not a dependency."""
 
 
 def test_no_callback_of_lightning_is_forgotten() -> None:
-    assert set(lightning.pytorch.callbacks.__all__) - set(CASES) == NOT_OF_A_FIT | NEED_RICH
+    assert set(lightning.pytorch.callbacks.__all__) - set(CASES) == NOT_OF_A_FIT
 
 
 @pytest.mark.filterwarnings("ignore")
