@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.slurm.cluster import Cluster
 from tests.support.commands import DIGITS, ROOT
+from tests.support.slurm_cluster import Cluster
 
 LAUNCH = (
     sys.executable,

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.checkpoint.commit import newest
 from pipeline.run.run_dir import RECEIPT, RunDir
-from tests.slurm.cluster import Cluster
 from tests.support.commands import ROOT, command
 from tests.support.launcher_cases import CASES, Launcher, tried
+from tests.support.slurm_cluster import Cluster
 
 QUIET = "--trainer.enable_model_summary=false"
 PACED = (

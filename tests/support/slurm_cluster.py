@@ -1,6 +1,6 @@
 """A real Slurm of this machine alone: a controller, two nodes n1 and n2, with or without accounting. Needs root.
 
-python -m tests.slurm.cluster /tmp/one [--accounting]      starts one that stays, and prints how to reach it
+python -m tests.support.slurm_cluster /tmp/one [--accounting]      starts one that stays, and prints how to reach it
 """
 
 import os
