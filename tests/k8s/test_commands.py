@@ -273,6 +273,16 @@ def test_a_mistake_is_reported_before_a_driver_is_submitted(api: ApiServer, caps
     assert not api.objects_of("Job")
 
 
+def terminated_once_there(api: ApiServer, kind: str, name: str) -> None:
+    """Send SIGTERM to this process once an object is there, and some more requests have been made."""
+    while name not in [one["metadata"]["name"] for one in api.objects_of(kind)]:
+        time.sleep(0.02)
+    asked = len(api.seen)
+    while len(api.seen) < asked + 3:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.mark.usefixtures("_handlers")
 def test_a_restarted_driver_finds_its_stages_and_runs_none_twice(
     api: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -280,7 +290,7 @@ def test_a_restarted_driver_finds_its_stages_and_runs_none_twice(
     assert launch.main([*DETACH[:4], *KEPT, "--nodes", "2"]) == 0
     inner = command_of(api, "fox-launch")
     # The first one dies while training runs: it asks for nothing to be cancelled.
-    api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
+    api.later(0, terminated_once_there, api, "Job", "fox-train-train")
     assert launch.main(inner) == 75
     assert "train: keeps running without this driver" in capsys.readouterr().err
     assert not [one for one in api.seen if one.startswith(("delete", "patch"))]
@@ -291,7 +301,7 @@ def test_a_restarted_driver_finds_its_stages_and_runs_none_twice(
     api.faults.clear()
     # The third one comes when training is over, and dies in the evaluation; the fourth finds both done.
     stage(api, "train", 2)
-    api.later(1.5, os.kill, os.getpid(), signal.SIGTERM)
+    api.later(0, terminated_once_there, api, "Job", "fox-evaluate-evaluate")
     assert launch.main(inner) == 75
     stage(api, "evaluate", 1)
     assert launch.main(inner) == 0
@@ -307,7 +317,7 @@ def test_a_named_job_set_is_called_as_it_was_named_and_found_again(
     api: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*DETACH[:2], "--name", "js1", "--scheduler_args", "kind=jobset,ttl=9", *KEPT]
-    api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
+    api.later(0, terminated_once_there, api, "JobSet", "js1")
     assert launch.main([*arguments, "--on_signal", "leave"]) == 75
     assert [one["metadata"]["name"] for one in api.objects_of("JobSet")] == ["js1"]
     api.change("JobSet", "js1", {"status": {"conditions": [{"type": "Completed", "status": "True"}]}})
