@@ -338,7 +338,7 @@ def test_a_job_that_somebody_deletes_ends_its_launcher(api: ApiServer, capsys: p
 @pytest.mark.usefixtures("_handlers")
 def test_cancelling_a_driver_cancels_its_stages(api: ApiServer, torchx: Command, tmp_path: Path) -> None:
     assert launch.main([*DETACH[:4], *KEPT]) == 0
-    api.later(0.5, os.kill, os.getpid(), signal.SIGTERM)
+    api.later(0, terminated_once_there, api, "Job", "fox-train-train")
     assert launch.main(command_of(api, "fox-launch")) == 75
     assert torchx("cancel", "kubernetes_job://torchx/default:fox").status == 0
     for job in api.objects_of("Job"):
