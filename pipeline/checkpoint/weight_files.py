@@ -122,12 +122,21 @@ def read_weights(url: str, sha256: str | None = None, weights_only: bool = True)
 def _load_shards(
     path: str, url: str, name: str, load: "Callable[[str, str], dict[str, Tensor]]"
 ) -> "dict[str, Tensor]":
-    """Load the files that an index names, all of them beside it."""
+    """Load the files that an index names: an index from elsewhere must not choose what else of this user's is read.
+
+    Raises:
+        UserError: It is no index, or names a file that is not in its own folder.
+    """
     try:
         with open(path, "rb") as file:
             files = sorted({str(each) for each in json.load(file)["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{name} is no index of weights in several files: it has no weight_map") from error
+    if outside := [each for each in files if each in ("", ".", "..") or set(each) & set("/\\:")]:
+        raise UserError(
+            f"{name} names {listed(outside)}: the parts must be plain file names, of files in the folder of the index. "
+            "Put them there and correct the names in its weight_map"
+        )
     beside = url.rpartition("/")[0]
     found: dict[str, Tensor] = {}
     for each in files:

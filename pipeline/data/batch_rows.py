@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.data.row_order import row_order
 
-def given(batch: Any, before: Sequence[Any], after: Sequence[Any]) -> tuple[list[int], str | None]:
+
+def given(
+    batch: Any, before: Sequence[Any], after: Sequence[Any], ordered: bool = True
+) -> tuple[list[int], str | None]:
     """Return which samples a batch holds, in their order.
 
     Args:
         batch: What the collate function made, not None.
         before: The samples.
         after: The list of them that the collate function was given: it may have sorted it, or deleted from it.
+        ordered: Whether it matters which row is whose, so that the rows are compared with the samples.
 
     Returns:
         Positions in `before`, and why they are not known; where that is not None, all positions.
@@ -31,7 +36,12 @@ def given(batch: Any, before: Sequence[Any], after: Sequence[Any]) -> tuple[list
             everything = [at[id(each)] for each in after if id(each) in at]
     present = [position for position in everything if before[position] is not None]
     if holds(batch, len(present)):
-        return present, None
+        order = row_order(batch, [before[at] for at in present]) if ordered and present else list(range(len(present)))
+        if order is None:
+            return list(
+                range(len(before))
+            ), "a batch in another order than that of its samples, not told by their content"
+        return [present[at] for at in order], None
     return list(range(len(before))), f"{described(batch)} of {len(before)} samples"
 
 

@@ -225,7 +225,7 @@ class DataModule(pl.LightningDataModule):
         world_size, rank = self._ranks()
         self._batches = self.planned(epoch, position, rank, world_size, self._accumulate())
         loader = self._loader(dataset, batch_sampler=self._batches)
-        return identified(loader, digests=False) if self.emit_sample_ids else loader
+        return identified(loader, digests=False, ordered=False) if self.emit_sample_ids else loader
 
     def val_dataloader(self) -> Any:
         """In order, spread over the ranks without padding; nothing where no validation set is named."""

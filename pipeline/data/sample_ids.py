@@ -121,8 +121,9 @@ class _IdentifiedDataset:
 class _IdentifiedCollate:
     """Collates the samples as the user's function does, and keeps their identities beside."""
 
-    def __init__(self, collate: Any) -> None:
+    def __init__(self, collate: Any, ordered: bool) -> None:
         self.collate = collate
+        self.ordered = ordered
         self.own = collate.collate if isinstance(collate, SeededCollate) else collate
         """The user's, or torch's, which makes a row of each sample."""
 
@@ -139,7 +140,7 @@ class _IdentifiedCollate:
         known = known._replace(batch=batch)
         if batch is None or self.own is default_collate:
             return known
-        positions, unknown = given(batch, before, items)
+        positions, unknown = given(batch, before, items, self.ordered)
         name = getattr(self.own, "__qualname__", type(self.own).__name__)
         return known._replace(unknown=f"{name} made {unknown}") if unknown else known.of_those(positions)
 
@@ -202,13 +203,19 @@ def makes_own_batches(loader: DataLoader[Any]) -> bool:
     return type(loader).__iter__ not in (DataLoader.__iter__, SeededLoader.__iter__)
 
 
-def identified(loader: DataLoader[Any], digests: bool = True) -> DataLoader[Any]:
-    """The same loader, of the same class and with the same sampler and workers, whose samples have identities."""
+def identified(loader: DataLoader[Any], digests: bool = True, ordered: bool = True) -> DataLoader[Any]:
+    """The same loader, of the same class and with the same sampler and workers, whose samples have identities.
+
+    Args:
+        loader: Of the user's dataset.
+        digests: Whether their content is digested.
+        ordered: Whether it matters which row of a batch is whose.
+    """
     twin = copy.copy(loader)
     # A DataLoader forbids replacing its dataset by attribute, lest its sampler no longer fit; this one has the same
     # length and order.
     twin.__dict__.update(
-        dataset=_IdentifiedDataset(loader.dataset, digests), collate_fn=_IdentifiedCollate(loader.collate_fn)
+        dataset=_IdentifiedDataset(loader.dataset, digests), collate_fn=_IdentifiedCollate(loader.collate_fn, ordered)
     )
     return twin
 

@@ -69,6 +69,28 @@ def test_an_index_of_other_things_is_no_index_of_weights(app: App, tmp_path: Pat
     assert_one_message(app(*FIT, "--weights", tmp_path / "x.index.json", "--run_dir", tmp_path / "r"), "no weight_map")
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        "../other.pt",
+        "sub/../../other.pt",
+        "{there}/other.pt",
+        "file://{there}/other.pt",
+        "memory:other.pt",
+        "..",
+        "a\\b",
+    ],
+)
+def test_an_index_that_names_a_part_outside_its_folder_is_refused(app: App, tmp_path: Path, part: str) -> None:
+    torch.save(Regression().state_dict(), tmp_path / "other.pt")
+    (tmp_path / "hub").mkdir()
+    named = part.format(there=tmp_path)
+    index = tmp_path / "hub" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"layers.0.weight": named}}))
+    ended = app(*FIT, "--weights", index, "--run_dir", tmp_path / "run")
+    assert_one_message(ended, "the parts must be plain file names, of files in the folder of the index")
+
+
 def test_a_web_host_is_asked_for_the_file_once_and_for_no_listing() -> None:
     host, file = Host(), io.BytesIO()
     torch.save(Regression().state_dict(), file)
