@@ -208,7 +208,7 @@ def _attach_session(start: _Start) -> None:
     if isinstance(data, DataModule):
         _prepare(data, trainer, topology)
     known = topology.world_size, asked.seed_everything, asked.trainer.accumulate_grad_batches
-    topology.together("facts", lambda: facts.update(compatibility.facts(*known, data)))
+    topology.together("facts", lambda: facts.update(compatibility.facts(*known, data, asked.trainer)))
     resume_point.require_same_data(facts, topology)
     restart_epoch = topology.agree(
         "compatibility",

@@ -42,13 +42,14 @@ def explain_fit(flags: Sequence[str], world_size: int | None) -> str:
     run, resolved = RunDir(config.run_dir), command.resolved()
     begin = resume_point.for_training(run, resolved, command.given_checkpoint, verify=run.is_local)
     changed = saved_config.changes(saved_config.load(run, "fit"), resolved)
-    known = config.seed_everything, config.trainer.accumulate_grad_batches
-    return explain(run, begin, changed, command.build_data(), *known, world_size)
+    data = command.build_data()
+    if isinstance(data, DataModule):
+        data.prepare_early(True)
+        data.set_up_early()
+    return explain(run, begin, changed, data, config, world_size)
 
 
-def explain(
-    run: RunDir, begin: ResumePoint, changed: list[str], data: Any, seed: Any, accumulate: int, world_size: int | None
-) -> str:
+def explain(run: RunDir, begin: ResumePoint, changed: list[str], data: Any, config: Any, world_size: int | None) -> str:
     """Return what a fit would resume from, what would be different, and which samples would come next.
 
     Args:
@@ -56,8 +57,7 @@ def explain(
         begin: Where the fit would resume.
         changed: What its configuration changes of the saved one.
         data: The data that it would train on.
-        seed: The resolved `seed_everything`.
-        accumulate: Batches per optimizer step.
+        config: What is asked for.
         world_size: Processes that would train; None: as many as the checkpoint says.
 
     Raises:
@@ -68,11 +68,15 @@ def explain(
     lines = _checkpoint_lines(run, begin) + [_line("configuration", change) for change in changed]
     if begin.finished:
         lines.append(_line("", "training is over: a fit with this configuration would do nothing"))
+    if config.weights:
+        used = "training starts from them" if begin.url is None else "not used: the run has a checkpoint to resume from"
+        lines.append(_line("weights", f"{config.weights}: {used}"))
     own = begin.run_state()
     if begin.url is not None and own is None:
         return "\n".join([*lines, _line("mismatches", "not known: another program wrote the checkpoint")])
     saved = {} if own is None else own.facts
-    now = facts(world_size or saved.get("world_size") or 1, seed, accumulate, data)
+    seed, accumulate = config.seed_everything, config.trainer.accumulate_grad_batches
+    now = facts(world_size or saved.get("world_size") or 1, seed, accumulate, data, config.trainer)
     found = [] if own is None else find_mismatches(saved, now)
     lines += [
         _line("mismatch", f"{each}{f'  REFUSED unless --allow_mismatch={each.name}' if each.stops_resume else ''}")

@@ -6,7 +6,7 @@ the start unless the user says that it is intended.
 
 import logging
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -29,6 +29,15 @@ STOPS_RESUME = {
 _CHANGES_ORDER = ("train_data", "data_seed")
 """With these, the samples that are left of the current epoch are not known any more."""
 
+_NUMERICS = {
+    "precision": "32-true",
+    "gradient_clip_val": "none",
+    "gradient_clip_algorithm": "norm",
+    "deterministic": "false",
+    "benchmark": "false",
+}
+"""Arguments of the trainer that change what a step computes, and that no checkpoint brings back; what None means."""
+
 _PACKAGES = ("torch", "lightning", "numpy", "torchx-lightning-pipeline")
 
 
@@ -49,7 +58,7 @@ class Mismatch:
         return f"{self.name} {_short(self.saved)} -> {_short(self.now)}"
 
 
-def facts(world_size: int, seed: Any, accumulate: int, data: Any) -> dict[str, Any]:
+def facts(world_size: int, seed: Any, accumulate: int, data: Any, trainer: Mapping[str, Any]) -> dict[str, Any]:
     """Return what later starts are compared with, as numbers and strings.
 
     Args:
@@ -57,6 +66,7 @@ def facts(world_size: int, seed: Any, accumulate: int, data: Any) -> dict[str, A
         seed: The resolved `seed_everything`.
         accumulate: Batches per optimizer step.
         data: The data module. Of one that is not ours nothing is known.
+        trainer: The trainer's resolved arguments.
 
     Raises:
         UserError: The data do not fit that world size, or cannot be read.
@@ -74,6 +84,8 @@ def facts(world_size: int, seed: Any, accumulate: int, data: Any) -> dict[str, A
                 "Name files that are there; what must be downloaded first belongs into the dataset's prepare_data()"
             )
             raise_for_user(error, "the training or validation data cannot be read", advice)
+    given = {name: trainer[name] for name in _NUMERICS}
+    known |= {name: none if given[name] is None else str(given[name]).lower() for name, none in _NUMERICS.items()}
     known["packages"] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -86,7 +98,10 @@ def facts(world_size: int, seed: Any, accumulate: int, data: Any) -> dict[str, A
 def find_mismatches(saved: dict[str, Any], now: dict[str, Any]) -> list[Mismatch]:
     """Return what differs, in the order of the facts; packages one by one."""
     old, new = _flat(saved), _flat(now)
-    return [Mismatch(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
+    # Checkpoints of earlier versions do not tell all of them.
+    untold = {name for name in _NUMERICS if name not in old}
+    names = [name for name in {**old, **new} if name not in untold]
+    return [Mismatch(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
 
 
 def parse_allowed(names: str | None) -> set[str]:

@@ -108,3 +108,10 @@ def test_explain_resume_of_nothing_and_of_foreign_data(app: App, tmp_path: Path)
     first = app("explain_resume", *BASE[1:], "--model.notes=x", "--run_dir", tmp_path / "none")
     assert first.status == 0
     assert "none: training would begin at step 0" in first.out
+
+
+def test_explain_resume_names_what_changes_the_numbers_and_what_becomes_of_weights(app: App, run: Path) -> None:
+    ended = app("explain_resume", "--run_dir", run, "--trainer.gradient_clip_val=0.5", "--weights=elsewhere.ckpt")
+    assert ended.status == 0, ended.err
+    assert "mismatch       gradient_clip_val none -> 0.5" in ended.out.lower()
+    assert "weights        elsewhere.ckpt: not used: the run has a checkpoint to resume from" in ended.out

@@ -65,6 +65,20 @@ def test_a_harmless_mismatch_is_named_and_training_resumes(app: App, run: Path) 
     assert "mismatches with the resumed checkpoint: batch_size 16 -> 20; global_batch_size 16 -> 20" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("--trainer.precision=64-true", "precision 32-true -> 64-true"),
+        ("--trainer.gradient_clip_val=0.1", "gradient_clip_val none -> 0.1"),
+        ("--trainer.deterministic=warn", "deterministic false -> warn"),
+    ],
+)
+def test_what_a_step_computes_otherwise_from_now_on_is_named(app: App, run: Path, change: str, named: str) -> None:
+    ended = fit(app, run, 12, change)
+    assert ended.status == 0, ended.err
+    assert f"mismatches with the resumed checkpoint: {named}" in ended.err
+
+
 @pytest.mark.parametrize("change", ["--data.seed=1", "--data.train.init_args.n=30"])
 def test_in_another_order_the_epoch_restarts_and_both_parts_are_proven(app: App, run: Path, change: str) -> None:
     name = "data_seed" if "seed" in change else "train_data"
