@@ -139,6 +139,7 @@ class Dying:
             self.close()
 
 
+@pytest.mark.timeout(300)  # a real server takes half a second a save
 def test_cut_at_any_operation_a_save_leaves_a_whole_checkpoint_or_nothing(
     storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_an_interrupt_or_a_closed_terminal_cancels_the_stage_and_leaves_no_proce
 @pytest.mark.timeout(240)
 def test_a_preempted_stage_ends_the_driver_with_75_and_the_same_command_resumes(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    more = ("--run_dir", str(run), "--", "--trainer.max_epochs=40")
+    more = ("--run_dir", str(run), "--", "--trainer.max_epochs=20")
     process = subprocess.Popen([*LAUNCH, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 60

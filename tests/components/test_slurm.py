@@ -160,7 +160,7 @@ def test_a_log_is_followed_to_the_end_of_the_job(fake: FakeSlurm, tmp_path: Path
     (folder / "train-0.2.log").write_text("three\n")
     (folder / "state").write_text("status=0\n")
     ended(fake)
-    thread.join(20)
+    thread.join(60)
     assert read == ["one\n", "two\n", "three\n"]
 
 

@@ -130,7 +130,7 @@ def test_what_only_a_node_knows_is_filled_in_there(tmp_path: Path) -> None:
 
 def run_task(one: JobScript, folder: Path) -> tuple["subprocess.CompletedProcess[str]", str]:
     process = start_task(one, folder)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     found = folder / "ended/2-1"
     return subprocess.CompletedProcess([], process.returncode, out, err), found.read_text() if found.exists() else ""
 
@@ -169,7 +169,7 @@ def test_a_signal_to_a_node_reaches_its_program_which_is_waited_for(number: sign
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 75
     assert (tmp_path / "ended/2-1").read_text().split()[1] == "75"
 
@@ -181,7 +181,7 @@ def test_a_node_that_is_stopped_before_it_has_a_handler_was_preempted(tmp_path: 
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 75
 
 

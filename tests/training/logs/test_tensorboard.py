@@ -1,5 +1,6 @@
 """Logs reach every storage, and a log that cannot be written is a warning."""
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def test_of_a_long_run_each_byte_is_sent_once_and_tensorboard_reads_all_of_it(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mirror, "_SECONDS_BETWEEN_COPIES", 0.0)
-    run = RunDir(f"{s3}/{tmp_path.name}/run")
+    run = RunDir(f"{s3}/{uuid.uuid4().hex[:12]}/run")
     logger = RunLogger(run)
     assert logger.mirror is not None
     sent = written_sizes(monkeypatch)
