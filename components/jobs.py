@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", _status).add_argument("run", metavar=_RUN)
     logs = add("logs", _logs)
     logs.add_argument("run", metavar=f"{_RUN}[/ROLE[/REPLICA,...]]")
-    logs.add_argument("--follow", action="store_true", help="go on until the run has ended")
+    logs.add_argument("--follow", action="store_true", help="continue until the run has ended")
     add("cancel", _cancel).add_argument("run", metavar=_RUN)
     return parser
 

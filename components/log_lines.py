@@ -8,7 +8,19 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from torchx.schedulers.api import Stream
+
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ?(.*)", re.DOTALL)
+
+
+def require_combined(streams: Stream | None) -> None:
+    """Refuse to show one of the two streams where a launcher does not keep them apart.
+
+    Raises:
+        ValueError: One of the two is asked for.
+    """
+    if streams not in (None, Stream.COMBINED):
+        raise ValueError(f"streams={streams} must be {Stream.COMBINED.value}")
 
 
 class LogLine(NamedTuple):

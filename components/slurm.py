@@ -25,7 +25,7 @@ from torchx.specs import AppDef, Role, is_terminal, runopts
 from torchx.workspace.dir_workspace import DirWorkspaceMixin
 
 from components import slurm_client
-from components.log_lines import whole_lines
+from components.log_lines import require_combined, whole_lines
 from components.role import LaunchRequirements, missing_secrets
 from components.slurm_script import OPTIONS, JobScript
 from components.slurm_status import JobRecord, described, folder_of, id_of, link, links, state_folder
@@ -161,8 +161,7 @@ class Slurm(DirWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         Raises:
             ValueError: One of the two streams is asked for; they are in one file.
         """
-        if streams not in (None, Stream.COMBINED):
-            raise ValueError(f"streams={streams} must be {Stream.COMBINED.value}")
+        require_combined(streams)
         folder = folder_of(app_id)
         if folder is None or not folder.is_dir():
             raise UserError(f"the log of job {app_id} is not here: it is in the folder of whoever submitted it")

@@ -32,7 +32,7 @@ OPTIONS: dict[str, tuple[type, Any, str]] = {
     "qos": (str, None, "quality of service"),
     "constraint": (str, None, "features that the nodes must have"),
     "reservation": (str, None, "reservation to run in"),
-    "time": (str, None, "time limit of one allocation, such as 4:00:00 or 2-12; the job goes on in another one"),
+    "time": (str, None, "time limit of one allocation, such as 4:00:00 or 2-12; the job continues in another one"),
     "gres": (str, None, "generic resources per node, such as gpu:a100:4, in place of --gpu"),
     "exclusive": (bool, False, "whether no other job shares the nodes"),
     "nodelist": (str, None, "nodes that must be among those of the job"),

@@ -27,7 +27,7 @@ from torchx.specs import AppDef, Role, runopts
 from torchx.workspace.docker_workspace import DockerWorkspaceMixin
 
 from components.compat import torchx_config
-from components.log_lines import nanoseconds
+from components.log_lines import nanoseconds, require_combined
 from k8s.api_errors import ApiError
 from k8s.cancel import cancel
 from k8s.cluster_api import PATIENCE, Cluster, Patience
@@ -244,8 +244,7 @@ class KubernetesJob(DockerWorkspaceMixin, Scheduler[Mapping[str, Any]]):
         Raises:
             ValueError: One of the two streams is asked for; a container's log does not keep them apart.
         """
-        if streams not in (None, Stream.COMBINED):
-            raise ValueError(f"streams={streams} must be {Stream.COMBINED.value}")
+        require_combined(streams)
         last = nanoseconds(until) if until else math.inf
         log = ReplicaLog(self._find(app_id), role_name, k, self._poll)
         lines = log.lines(since, follow=should_tail and last > time.time_ns())

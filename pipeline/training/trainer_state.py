@@ -18,7 +18,6 @@ from pipeline.training.state.model_modes import ModelModes
 from pipeline.training.state.optimizer_settings import OptimizerSettings
 from pipeline.training.state.progress import is_mid_epoch, settle
 from pipeline.training.state.resumed_state import ResumedState
-from pipeline.training.state.rng_state import RankState
 from pipeline.training.state.run_state import KEY, RunState
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class TrainerState:
         self._validation_pending = False
         self._callbacks: Any = None
         self._in_epoch = False
-        self._restoring: RankState | None = None
+        self._restoring: rng_state.RankState | None = None
         self._left: dict[str, Any] | None = None
         """Of all ranks, where an epoch was left in its middle: Lightning forgets its sums."""
 
@@ -230,7 +229,7 @@ class TrainerState:
         self._loaded = state
         self._in_epoch = not restarts and state.batches > 0
         self._callbacks = checkpoint.get("callbacks")
-        self._restoring = RankState(state, with_sums=not restarts)
+        self._restoring = rng_state.RankState(state, with_sums=not restarts)
 
     def start_fit(self) -> None:
         """Stand right after the model was loaded: from here on hooks of the user's own may act."""
@@ -266,7 +265,7 @@ class TrainerState:
             self._resume_batch = self.loaders.plan(self._loaded, before, has_order)
             if before and not self._resume_batch:
                 self._in_epoch = self._validation_pending = False
-                self._restoring = RankState(self._loaded, with_sums=False)
+                self._restoring = rng_state.RankState(self._loaded, with_sums=False)
         if self._restoring is not None:
             self._restoring.before_training(self.trainer)
         self.bucket_order.begin(self.trainer, None if self._loaded is None else self._loaded.bucket_order)
