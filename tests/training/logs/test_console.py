@@ -86,10 +86,16 @@ def test_a_line_that_comes_while_a_bar_is_drawn_keeps_its_letters(capsys: pytest
 
 
 @pytest.mark.timeout(60)
-def test_on_a_terminal_there_is_a_progress_bar(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bar", "end"),
+    [("TQDM", rb"Epoch 1: 100%.*train_loss=0"), ("Rich", rb"Epoch 1/1.* 40/40 .*train_loss: 0")],
+)
+def test_on_a_terminal_there_is_a_progress_bar(bar: str, end: bytes, tmp_path: Path) -> None:
+    # By default Lightning draws rich's bar where that is installed, else tqdm's.
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (40, 160))
-    arguments = [sys.executable, "-m", "pipeline", *FIT, "--trainer.max_epochs=2", "--run_dir", str(tmp_path)]
+    chosen = f"--trainer.callbacks=lightning.pytorch.callbacks.{bar}ProgressBar"
+    arguments = [sys.executable, "-m", "pipeline", *FIT, "--trainer.max_epochs=2", "--run_dir", str(tmp_path), chosen]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=follower, stderr=follower, stdin=subprocess.DEVNULL)
     os.close(follower)
     shown = b""
@@ -102,5 +108,5 @@ def test_on_a_terminal_there_is_a_progress_bar(tmp_path: Path) -> None:
             break
         shown += part
     assert process.wait() == 0
-    assert re.search(rb"Epoch 1: 100%.*train_loss", shown)
+    assert re.search(end, shown)
     assert b"started on 1 node" in shown
