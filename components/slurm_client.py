@@ -71,7 +71,7 @@ _AWAY = re.compile(
 
 
 class SlurmError(Exception):
-    """A command of Slurm has failed, most often because its controller does not answer: not the user's mistake."""
+    """A command of Slurm has failed or made no sense, most often because its controller is away: no user's mistake."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def job(job_id: str) -> SlurmState | None:
 def states() -> dict[str, AppState]:
     """Return the state of each job of this user that the controller remembers, by its id."""
     lines = _run(("squeue", "--me", "--noheader", "--states=all", "--format=%i %T")).splitlines()
-    found = dict(line.split() for line in lines)
-    return {job_id: SlurmState(name).app_state for job_id, name in found.items()}
+    found = [line.split() for line in lines]
+    return {words[0]: SlurmState(words[1]).app_state for words in found if len(words) == 2}
 
 
 def has_memory(partition: str | None) -> bool:
@@ -149,8 +149,9 @@ def has_memory(partition: str | None) -> bool:
         lines = _run(("sinfo", "--noheader", "--noconvert", "--format=%P %m", *which)).splitlines()
     except (UserError, SlurmError):
         return True
-    sizes = {name: int(size.rstrip("+")) for name, size in map(str.split, lines)}
-    found = [size for name, size in sizes.items() if partition or name.endswith("*")]
+    said = [line.split() for line in lines]
+    sizes = [(words[0], words[1].rstrip("+")) for words in said if len(words) == 2]
+    found = [int(size) for name, size in sizes if size.isdecimal() and (partition or name.endswith("*"))]
     return not found or max(found) > 1
 
 
@@ -160,11 +161,17 @@ def cancel(job_id: str, signal: str = "") -> None:
 
 
 def parsed_job(text: str) -> SlurmState:
-    """Parse a job as `scontrol show job --oneliner` prints it."""
+    """Parse a job as `scontrol show job --oneliner` prints it.
+
+    Raises:
+        SlurmError: It says nothing of a job's state.
+    """
     # A comment or a path may hold anything; what counts comes first.
     fields: dict[str, str] = {}
     for name, value in _FIELD.findall(text):
         fields.setdefault(name, value)
+    if "JobState" not in fields:
+        raise SlurmError(f"scontrol answered {text[:200]!r}, in which there is no JobState")
     name, reason = fields["JobState"], fields.get("Reason", "None")
     ended = name not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
     status = _status(fields.get("ExitCode", "")) if ended else None

@@ -131,3 +131,9 @@ def test_memory_is_asked_for_where_slurm_knows_of_any(
 ) -> None:
     slurm.answers("sinfo", said)
     assert slurm_client.has_memory(partition) is has
+
+
+@pytest.mark.parametrize("text", ["", "\n", "slurm_load_jobs: retrying\n", "JobId=7 JobNa"])
+def test_an_answer_without_a_state_is_a_controller_that_is_away(text: str) -> None:
+    with pytest.raises(SlurmError, match="there is no JobState"):
+        parsed_job(text)

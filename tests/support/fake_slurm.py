@@ -55,12 +55,16 @@ class FakeSlurm:
     def answers(self, name: str, out: str, *, err: str = "", status: int = 0, script: str = "") -> None:
         """Let a command print something and end with a status, or run a script."""
         path = self.bin / name
-        (self.bin / f".{name}.out").write_text(out)
-        (self.bin / f".{name}.err").write_text(err)
+        # A command that runs now sees the old answer or the new one.
+        for stream, text in (("out", out), ("err", err)):
+            (self.bin / f".{name}.{stream}.new").write_text(text)
+            (self.bin / f".{name}.{stream}.new").rename(self.bin / f".{name}.{stream}")
         noted = f'echo "{name} $*" >>"$CALLS"'
         here = f'{noted}\ncat "{self.bin}/.{name}.out"\ncat "{self.bin}/.{name}.err" >&2\nexit {status}'
-        path.write_text(f"#!/bin/sh\n{script or here}\n")
-        path.chmod(0o755)
+        new = path.with_suffix(".new")
+        new.write_text(f"#!/bin/sh\n{script or here}\n")
+        new.chmod(0o755)
+        new.rename(path)
 
     @property
     def calls(self) -> list[str]:
