@@ -5,6 +5,8 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 from torchx import specs
@@ -113,12 +115,23 @@ class NodeSpec:
             entrypoint="sh",
             args=["-c", f"exec {command}"],
             # By default each process starts a thread for every core of its node.
-            env={"OMP_NUM_THREADS": str(threads), **(self.env or {})},
+            env={"OMP_NUM_THREADS": str(threads), **_own_modules(), **(self.env or {})},
             resource=specs.Resource(cpu=self.cpu, memMB=self.memory, gpu=self.gpu),
             mounts=specs.parse_mounts(list(self.mounts or ())),
             max_retries=self.retries,
             metadata=LaunchRequirements(tuple(self.secrets or ()), self.shm, grace, api=api).metadata(),
         )
+
+
+def _own_modules() -> dict[str, str]:
+    """Return what lets `python -m pipeline` be this program where the current folder has another module of that name.
+
+    The stages of some launchers run in this folder, or in a copy of it; see `pipeline.process.search_path`.
+    """
+    found = PathFinder.find_spec("pipeline", [os.getcwd()])
+    if found is None or found.origin is None or (Path(found.origin).parent / "agent" / "__main__.py").exists():
+        return {}  # none, or a checkout of this program
+    return {"PYTHONSAFEPATH": "1"}
 
 
 def missing_secrets(names: Iterable[str]) -> list[str]:

@@ -22,12 +22,14 @@ from pipeline.errors import INTERRUPTED
 from pipeline.process.error_file import guarded
 from pipeline.process.output import flush_output
 from pipeline.process.preemption import Preemption
+from pipeline.process.search_path import look_for_users_modules_last
 
 
 def run() -> int:
     """Run this process's command line, and listen to signals from before torch is imported."""
     preemption = Preemption()
     preemption.listen()
+    look_for_users_modules_last()
     try:
         status = main(sys.argv[1:], preemption)
         preemption.report_unsaved(status)

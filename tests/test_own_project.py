@@ -86,6 +86,22 @@ def test_where_torchx_is_missing_the_driver_says_what_to_install(tmp_path: Path)
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_what_torchx_starts_is_this_program_also_beside_a_pipeline_of_the_users_own(
+    project: Path, installed: dict[str, str]
+) -> None:
+    (project / "pipeline").mkdir()
+    for stage, file in ((("train", "--config", "cube.yaml"), "pipeline.py"), (("evaluate",), "pipeline/__init__.py")):
+        (project / file).write_text("raise SystemExit('this is mine')\n")
+        run = ("torchx", "run", "-s", "local_cwd", stage[0], "--run_dir", "runs/cube", "--cpu", "1", *stage[1:])
+        ended = command(*run, cwd=project, env=installed, timeout=150)
+        assert ended.status == 0, ended.text
+    receipt = RunDir(str(project / "runs" / "cube")).read_json(RECEIPT)
+    assert receipt is not None
+    assert receipt["samples_scored"] == receipt["samples_expected"] == 100
+
+
 @pytest.mark.parametrize(("name", "file"), [("pipeline", "pipeline.py"), ("k8s", "k8s/__init__.py")])
 def test_a_module_of_the_users_own_that_hides_one_of_ours_is_named(tmp_path: Path, name: str, file: str) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)

@@ -45,6 +45,7 @@ from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANG
 from pipeline.process import error_file, started_runs
 from pipeline.process.output import drop_lost_output, flush_output, print_line
 from pipeline.process.preemption import GRACE, default_grace
+from pipeline.process.search_path import look_for_users_modules_last
 
 _CPP_LOG = "TORCH_CPP_LOG_LEVEL"
 
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
     signals = Signals(exit_at_once)
     signals.listen()
+    look_for_users_modules_last()
     try:
         return report(_run(arguments, signals))
     except UserError as error:

@@ -158,8 +158,7 @@ class TrainerState:
         """
         trainer = self.trainer
         data = data_of(trainer)
-        batches = None if data is None else data.batches
-        ranks = self._left
+        batches, ranks = None if data is None else data.batches, self._left
         if ranks is None:
             ranks = rng_state.gather(trainer, standing or self.of_rank(at.batches > 0))
         state = RunState(
@@ -202,7 +201,7 @@ class TrainerState:
             UserError: Its state is damaged or of another version, or does not fit the data.
         """
         if self._modes is None:  # else it is a callback that puts back what it has saved itself
-            self._resumed = ResumedState(checkpoint)
+            self._resumed = ResumedState(checkpoint, self.trainer.strategy.root_device.type == "cpu")
         callback_state.prepare(self.trainer, checkpoint.get("callbacks") or {})
         state, data = RunState.of_checkpoint(checkpoint), data_of(self.trainer)
         if state is None:
@@ -217,7 +216,7 @@ class TrainerState:
         self._validation_pending = state.validation_pending and not restarts
         if self.ledger is not None and state.ledger is not None:
             try:
-                self.ledger.load(state.ledger, state.epoch, self.restart_epoch)
+                self.ledger.load(state.ledger, state.epoch, restarts)
             except ValueError as error:
                 raise UserError(
                     f"the checkpoint's ledger is damaged ({error}): remove it and resume from the one before"
@@ -247,15 +246,14 @@ class TrainerState:
         Raises:
             UserError: Something has changed it.
         """
-        if self._resumed is not None:
+        self._left = None  # it was over: its loader has given fewer batches than its length says
+        if self._resumed is not None and not self._resumed.in_epoch:
             self._resumed.start_epoch(self.trainer, self._in_epoch)
-            self._restore_modes()
+            if self._modes is not None and self._loaded is not None:
+                self._modes.restore(self._loaded.modes)
+                self._modes.keep()
             if not self._in_epoch:
                 self._resumed = None
-
-    def _restore_modes(self) -> None:
-        if self._modes is not None and self._loaded is not None:
-            self._modes.restore(self._loaded.modes)
 
     def begin(self) -> None:
         """Put back what callbacks and schedules look at, and find the batch to resume at."""
@@ -296,7 +294,8 @@ class TrainerState:
             self._in_epoch = False
             compat.load_callbacks(self.trainer, self._callbacks)
             compat.logged_results(self.trainer).clear()
-            self._restore_modes()
+            if self._modes is not None:
+                self._modes.put_back()
             if self._resumed is not None:
                 self._resumed.resume_epoch(self.trainer)
                 self._resumed = None

@@ -128,7 +128,7 @@ class Meddles(pl.Callback):
     """Changes what training starts with, as a callback does that loads or resets something.
 
     Args:
-        what: `weights`, `optimizer`, `step` or `nothing`.
+        what: `weights`, `element`, `data`, `buffers`, `moments`, `optimizer`, `frozen`, `eval`, `step` or `nothing`.
         hook: In which hook.
     """
 
@@ -137,12 +137,47 @@ class Meddles(pl.Callback):
         setattr(self, hook, self._meddle)
 
     def _meddle(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        first = next(pl_module.parameters())
         if self.what == "weights":
-            next(pl_module.parameters()).data.mul_(0.5)
+            first.data.mul_(0.5)
+        elif self.what == "element":
+            first.data.view(-1)[-1] += 0.5
+        elif self.what == "data":
+            first.data = first.data.flip(0)
+        elif self.what == "buffers":
+            pl_module.norm.running_mean.add_(1)
+        elif self.what == "moments":
+            for state in trainer.optimizers[0].state.values():
+                state["exp_avg"].neg_()
         elif self.what == "optimizer":
             trainer.optimizers[0].state.clear()
+        elif self.what == "frozen":
+            first.requires_grad_(not first.requires_grad)
+        elif self.what == "eval":
+            pl_module.norm.train(not pl_module.norm.training)
         elif self.what == "step":
             trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed //= 2
+
+
+class MeddlesItself(Thorough):
+    """A module whose own hooks do so: shrinks and perturbs its weights as an epoch starts, and counts in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def on_train_start(self) -> None:
+        self.epochs.zero_()
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs += 1
+        self.scale.fill_(1 / (1 + self.current_epoch))
+        for parameter in self.parameters():
+            parameter.data.mul_(0.9).add_(0.1 * torch.randn_like(parameter))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.scale * self.epochs * super().training_step(batch, batch_idx)
 
 
 class LosesTheRun(pl.Callback):

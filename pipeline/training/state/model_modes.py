@@ -35,6 +35,7 @@ class ModelModes:
         self._pruned_at_start = {name for name, *_ in _pruned(self.model)}
         self.standing: Modes | None = None
         """Before the validation that is under way, in which all modules are in eval mode."""
+        self._kept: list[tuple[Any, str, bool]] = []
 
     def stand(self) -> None:
         """Remember the modes before a validation."""
@@ -71,6 +72,18 @@ class ModelModes:
             for name, part in named:
                 if (name in before) == (name in now):
                     setattr(part, _ATTRIBUTES[kind], name not in captured)
+
+    def keep(self) -> None:
+        """Remember the modes before hooks that are called a second time."""
+        parts = [(part, _ATTRIBUTES[kind]) for kind, named in _parts(self.model).items() for _, part in named]
+        self._kept = [(part, name, getattr(part, name)) for part, name in parts]
+
+    def put_back(self) -> None:
+        """Put the modes back that those hooks have changed, but for parts that they have added."""
+        for part, name, value in self._kept:
+            if getattr(part, name) != value:
+                setattr(part, name, value)
+        self._kept = []
 
     def restore_masks(self, saved: dict[str, dict[str, Any]]) -> None:
         """Prune again with the saved masks. The optimizer keeps its parameters, in the order that it had."""
