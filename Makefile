@@ -12,8 +12,9 @@ NODES ?= 2
 # Cores per node, and so threads per process: all nodes of a local run share this machine.
 CPU ?= 1
 SCHEDULER ?= local_cwd
-# Where bench-checkpoint writes, and removes what it wrote.
-BENCH_URL ?= runs
+# Of a benchmark: its subjects, without which all are measured, and options; the storage that saves are measured on.
+BENCH ?=
+BENCH_URL ?=
 # The app's own flags, such as ARGS="--trainer.max_epochs=3".
 ARGS ?=
 # Of a drill: how many faults, and the seed of their plan.
@@ -41,7 +42,7 @@ VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_clie
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test test-slow test-torchx-nightly test-versions benchmark bench-checkpoint drill soak \
+.PHONY: help setup check format test test-slow test-torchx-nightly test-versions bench bench-quick drill soak \
   pipeline train evaluate image driver-image image-push smoke-docker smoke-slurm audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
@@ -94,11 +95,11 @@ test-versions: .venv/lowest/.ready .venv/newest/.ready ## Run what rests on torc
 	@.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-benchmark: $(READY) ## Measure the order of samples, loading and the ledger, side by side.
-	@for name in sampler loading ledger; do python -m tests.benchmarks.$$name || exit 1; done
+bench: $(READY) ## Measure speed beside Lightning and a hand-written loop; BENCH='step load --write-docs', BENCH_URL=s3://...
+	@python -m tests.benchmarks --against docs/performance.json $(if $(BENCH_URL),--url $(BENCH_URL)) $(BENCH)
 
-bench-checkpoint: $(READY) ## Measure saving and loading against Lightning's defaults, in BENCH_URL=s3://bucket/prefix.
-	@python -m tests.benchmarks.checkpoint $(BENCH_URL)
+bench-quick: $(READY) ## The same within three minutes.
+	@python -m tests.benchmarks --scale quick --against docs/performance.json $(if $(BENCH_URL),--url $(BENCH_URL)) $(BENCH)
 
 drill: $(READY) ## Disturb a training in every way, FAULTS times, and compare it with an undisturbed one.
 	@python -m pipeline drill --config $(CONFIG) --run_dir $(DRILL_DIR) --nodes $(NODES) --faults $(FAULTS) --seed $(SEED) --args='$(ARGS)'

@@ -1,11 +1,8 @@
-"""Samples per second out of a loader in one process: ours beside a stock one, on rows of 784 floats.
-
-python -m tests.benchmarks.loading
-"""
+"""A loader in one process: ours, which accounts for each sample, beside torch's stock one."""
 
 import random
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,39 +11,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pipeline.data.datamodule import DataModule
-from pipeline.data.sampler import Batches, PositionedSampler
-from tests.benchmarks.sampler import interleaved, spread
+from tests.benchmarks.processes import clock, forked
+from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
+from tests.benchmarks.workloads import BATCH, Rows, images
 
-ROWS = 60_000
-BATCH = 64
-BATCHES = -(-ROWS // BATCH)
-
-
-class Rows(Dataset[Any]):
-    """Rows in memory, fetched batch by batch."""
-
-    deterministic = True
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x, y
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.x[index], self.y[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        # index_select copies row by row, x[rows] number by number: three times as slow.
-        rows = torch.from_numpy(np.asarray(indices))
-        return self.x.index_select(0, rows), self.y.index_select(0, rows)
+GATHER = "numpy's gather"
+OURS = "this pipeline"
+STOCK = "stock DataLoader"
+WARM_UP = 5
 
 
 class OneByOne(Dataset[Any]):
-    """The same rows, without batches: their randomness is keyed unless they say that there is none."""
+    """Rows fetched sample by sample; where they draw, each of the three global generators is drawn from."""
 
-    def __init__(self, x: Tensor, y: Tensor, deterministic: bool = False, draws: bool = False) -> None:
-        self.x, self.y, self.deterministic, self.draws = x, y, deterministic, draws
+    def __init__(self, count: int, draws: bool = False, deterministic: bool = False) -> None:
+        self.x, self.y = images(count)
+        self.draws, self.deterministic = draws, deterministic
 
     def __len__(self) -> int:
         return len(self.x)
@@ -57,75 +37,81 @@ class OneByOne(Dataset[Any]):
         return self.x[index], self.y[index]
 
 
-def through(loader: Iterable[Any]) -> Callable[[], float]:
-    """Microseconds a batch, over an epoch."""
-
-    def measure() -> float:
-        begin = time.perf_counter()
-        for _ in loader:
-            pass
-        return 1e6 * (time.perf_counter() - begin) / BATCHES
-
-    return measure
-
-
-def ours(dataset: Dataset[Any], accounted: bool = False) -> Any:
-    data = DataModule(train=dataset, batch_size=BATCH)
-    data.emit_sample_ids = accounted
+def accounted(dataset: Dataset[Any], workers: int = 0) -> Any:
+    """The loader that training sees, whose batches carry the identities of their samples for the ledger."""
+    data = DataModule(train=dataset, batch_size=BATCH, num_workers=workers)
+    data.emit_sample_ids = True
     return data.train_dataloader()
 
 
-def bare(dataset: Rows) -> Iterable[Any]:
-    """No loader at all: what the memory and the order alone cost."""
-
-    class Bare:
-        def __iter__(self) -> Any:
-            return map(dataset.__getitems__, Batches(PositionedSampler(dataset), BATCH))  # type: ignore[arg-type]
-
-    return Bare()
-
-
-def main() -> None:
-    """Measure and print, with one thread and with as many as torch takes."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.rand(ROWS, 784, generator=generator), torch.randint(10, (ROWS,), generator=generator)
-    stock = "stock DataLoader(TensorDataset)"
-    most = torch.get_num_threads()
-    for threads in sorted({1, most}):
-        torch.set_num_threads(threads)
-        found = interleaved(
-            9,
-            {
-                stock: through(DataLoader(TensorDataset(x, y), BATCH, shuffle=True)),
-                "ours, batched": through(ours(Rows(x, y))),
-                "ours, batched, accounted": through(ours(Rows(x, y), accounted=True)),
-                "no loader, only order and copying": through(bare(Rows(x, y))),
-                "ours, one by one, deterministic": through(ours(OneByOne(x, y, deterministic=True))),
-                "ours, one by one, keyed": through(ours(OneByOne(x, y))),
-            },
-        )
-        print(f"{ROWS:,} rows of 784 floats, batches of {BATCH}, {threads} thread(s): us a batch, median [quartiles]")
-        reference = np.array(found[stock])
-        for name, values in found.items():
-            ratios = reference / np.array(values)
-            print(
-                f"  {name:36}{spread(values):32}{BATCH * 1e6 / np.median(values):12,.0f} samples/s  "
-                f"{np.median(ratios):5.2f} x stock ({ratios.min():.2f} .. {ratios.max():.2f})"
-            )
-    torch.set_num_threads(1)
-    found = interleaved(
-        9,
-        {
-            "deterministic": through(ours(OneByOne(x, y, deterministic=True))),
-            "keyed": through(ours(OneByOne(x, y))),
-            "keyed and drawing": through(ours(OneByOne(x, y, draws=True))),
-        },
-    )
-    keyed = (np.array(found["keyed"]) - np.array(found["deterministic"])) / BATCH
-    print(f"keying the three generators, one by one, us a sample: {spread(keyed.tolist())}")
-    drawn = (np.array(found["keyed and drawing"]) - np.array(found["deterministic"])) / BATCH
-    print(f"the same, with a draw from each of the three:         {spread(drawn.tolist())}")
+def gathered(count: int) -> Iterator[Any]:
+    """No loader at all: what the memory and a random order alone cost."""
+    x, y = (each.numpy() for each in images(count))
+    order = np.random.default_rng(0).permutation(count)
+    for start in range(0, count, BATCH):
+        rows = order[start : start + BATCH]
+        yield torch.from_numpy(x[rows]), torch.from_numpy(y[rows])
 
 
-if __name__ == "__main__":
-    main()
+def through(make: Callable[[], Iterable[Any]], batches: int) -> Reading:
+    """Microseconds a sample, in the midst of an epoch."""
+    clock.set_window(WARM_UP, batches - 1)
+    for _ in islice(make(), batches):
+        clock.tick()
+    return clock.reading(BATCH * (batches - 1 - WARM_UP))
+
+
+def turns(ways: dict[str, Callable[[], Iterable[Any]]], batches: int, context: Context) -> Contenders:
+    log = context.folder / "log.txt"
+    return {name: (lambda make=make: forked(through, make, batches, log=log)) for name, make in ways.items()}
+
+
+@subject(
+    "loader",
+    unit="us a sample",
+    reference=GATHER,
+    bars=(Bar(OURS, "cpu", 0.80), Bar(OURS, "wall", 0.80)),
+    rounds=(1, 7, 15),
+)
+def loader(context: Context) -> Contenders:
+    """Rows of 784 floats out of a loader, fetched batch by batch, one process."""
+    count = BATCH * context.pick(10, 400, 900)
+    images(count)
+    ways = {
+        GATHER: lambda: gathered(count),
+        OURS: lambda: accounted(Rows(count)),
+        STOCK: lambda: DataLoader(TensorDataset(*images(count)), BATCH, shuffle=True),
+    }
+    return turns(ways, count // BATCH, context)
+
+
+def per_sample(context: Context, workers: int, draws: bool) -> Contenders:
+    count = BATCH * context.pick(10, 200, 600)
+    images(count)
+    ways = {
+        STOCK: lambda: DataLoader(OneByOne(count, draws), BATCH, shuffle=True, num_workers=workers),
+        OURS: lambda: accounted(OneByOne(count, draws), workers),
+        f"{OURS}, deterministic = True": lambda: accounted(OneByOne(count, draws, True), workers),
+    }
+    return turns(ways, count // BATCH, context)
+
+
+SAMPLE_BARS = (Bar(OURS, "cpu", 0.90), Bar(OURS, "wall", 0.90))
+
+
+@subject("samples", "us a sample", STOCK, SAMPLE_BARS, (1, 5, 11))
+def samples(context: Context) -> Contenders:
+    """Rows fetched sample by sample, randomness kept, in the process itself."""
+    return per_sample(context, workers=0, draws=False)
+
+
+@subject("samples_drawn", "us a sample", STOCK, SAMPLE_BARS, (1, 5, 11))
+def samples_drawn(context: Context) -> Contenders:
+    """The same, where each sample draws from torch, numpy and Python."""
+    return per_sample(context, workers=0, draws=True)
+
+
+@subject("samples_workers", "us a sample", STOCK, SAMPLE_BARS, (1, 3, 11))
+def samples_workers(context: Context) -> Contenders:
+    """Rows fetched sample by sample, randomness kept, with 2 workers."""
+    return per_sample(context, workers=2, draws=False)

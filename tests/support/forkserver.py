@@ -35,6 +35,7 @@ PROGRAMS = {
     "pipeline.agent": True,
     "torch.distributed.run": True,
     "components.launch": True,
+    "tests.benchmarks": True,
 }
 """What is forked of a warm server (`python -m <name>`), and whether it starts others of them itself."""
 FROZEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOGLEVEL", "TORCH_DISTRIBUTED_DEBUG", "LD_PRELOAD", "LD_LIBRARY_PATH")

@@ -1,0 +1,102 @@
+"""The benchmarks run, each of them in a moment, and tell what they are asked to tell."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.commands import Ended, command
+
+GROUPS = {
+    "one of each kind": ("step", "samples", "evaluation", "save"),
+    "steps": ("step_alone", "step_heavy", "parts"),
+    "data": ("loader", "samples_drawn", "samples_workers", "epoch_start", "epoch_order", "ranks", "evaluation_memory"),
+    "starts": ("first_step", "recovery"),
+    "saves": ("save_memory", "load", "save_beside", "save_beside_ranks"),
+}
+ELSEWHERE = {"turnaround": "needs containers"}
+
+
+def bench(folder: Path, *arguments: str) -> Ended:
+    program = (sys.executable, "-m", "tests.benchmarks", "--scale", "tiny", "--json", folder / "bench.json")
+    return command(*program, *arguments, timeout=110)
+
+
+@pytest.mark.parametrize(
+    "group", [pytest.param(name, marks=pytest.mark.slow if place else ()) for place, name in enumerate(GROUPS)]
+)
+def test_every_contender_of_a_subject_is_measured(group: str, tmp_path: Path) -> None:
+    ended = bench(tmp_path, *GROUPS[group])
+    assert ended.status == 0, ended.text
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert [one["subject"] for one in found["subjects"]] == list(GROUPS[group])
+    assert found["machine"]["cores"] >= 1
+    assert {"commit", "python", "torch", "lightning"} <= set(found["versions"])
+    for one in found["subjects"]:
+        assert all(row["cost"]["value"] >= 0 for row in one["rows"])
+        contenders = {row["contender"] for row in one["rows"]}
+        assert one["reference"] is None or one["reference"] in contenders
+        for row in one["rows"]:
+            assert row["contender"] in ended.out
+            assert row["cost"]["low"] <= row["cost"]["value"] <= row["cost"]["high"]
+
+
+def test_every_subject_is_measured_by_some_test(tmp_path: Path) -> None:
+    refused = bench(tmp_path, "nothing")
+    assert refused.status == 2
+    listed = re.findall(r"there are (.*)", refused.err)[0].split(", ")
+    assert sorted(listed) == sorted([*ELSEWHERE, *(name for names in GROUPS.values() for name in names)])
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> dict[str, Any]:
+    """A result of two subjects."""
+    assert bench(tmp_path, "loader", "ranks").status == 0
+    found: dict[str, Any] = json.loads((tmp_path / "bench.json").read_text())
+    return found
+
+
+def row_of(result: dict[str, Any], subject: str, contender: str, quantity: str) -> dict[str, Any]:
+    one = next(each for each in result["subjects"] if each["subject"] == subject)
+    found: dict[str, Any] = next(
+        row for row in one["rows"] if (row["contender"], row["quantity"]) == (contender, quantity)
+    )
+    return found
+
+
+def test_what_has_moved_beyond_the_noise_is_told_and_nothing_else(earlier: dict[str, Any], tmp_path: Path) -> None:
+    for one in earlier["subjects"]:
+        for row in one["rows"]:
+            for spread in (row["cost"], row["ratio"]):
+                if spread is not None:
+                    spread |= {"low": 0.0, "high": 1e12}
+    row_of(earlier, "loader", "this pipeline", "cpu")["ratio"] = {"value": 1000.0, "low": 990.0, "high": 1010.0}
+    row_of(earlier, "loader", "stock DataLoader", "cpu")["ratio"] = {"value": 1e-6, "low": 1e-6, "high": 2e-6}
+    row_of(earlier, "ranks", "2 ranks", "keys read a rank")["cost"] = {"value": 1.0, "low": 1.0, "high": 1.0}
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    ended = bench(tmp_path, "loader", "ranks", "--against", str(tmp_path / "earlier.json"))
+    told = ended.out.partition("\nagainst ")[2].splitlines()[1:]
+    assert [line.partition(":")[0].strip() for line in told] == [
+        "loader, this pipeline, cpu",
+        "loader, stock DataLoader, cpu",
+        "ranks, 2 ranks, keys read a rank",
+    ]
+    assert ["WORSE" in line for line in told] == [True, False, True], told
+
+
+def test_a_table_is_written_into_the_docs_beside_what_was_kept(earlier: dict[str, Any], tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Before\n<!-- made by `make bench`: begin -->\nold\n<!-- made by `make bench`: end -->\nafter\n")
+    page.with_suffix(".json").write_text(json.dumps(earlier))
+    assert bench(tmp_path, "ranks", "--write-docs", str(page)).status == 0
+    text = page.read_text()
+    assert text.startswith("# Before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "`loader`" in text, "the subject that was not measured again"
+    kept = json.loads(page.with_suffix(".json").read_text())
+    assert [one["subject"] for one in kept["subjects"]] == ["loader", "ranks"]
+    assert kept["subjects"][1]["made"] >= earlier["subjects"][1]["made"]
