@@ -25,7 +25,7 @@ LAYERS = (
 INSIDE = (
     ("compat", "save_policy", "stop_vote"),
     ("trainer",),
-    ("state", "results", "logs"),
+    ("state", "results", "logs", "step"),
     ("loaders",),
     ("trainer_state",),
     ("session",),

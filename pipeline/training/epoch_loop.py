@@ -6,12 +6,16 @@ never, a validation is lost). We save only where all bookkeeping of the last bat
 are there (`progress.settle`), and resume without a guess.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
 from pipeline.run.goodput import OTHER, WAITING
 from pipeline.training import compat
+from pipeline.training.step import logged_values
+from pipeline.training.step.lean_step import LeanStep
+from pipeline.training.step.logged_values import LoggedValues
 
 if TYPE_CHECKING:
     from pipeline.training.session import TrainingSession
@@ -22,12 +26,15 @@ class EpochLoop(compat.TrainingEpochLoop):
 
     Attributes:
         validation_pending: Whether the validation after the last batch was cut short, and comes first.
+        logged: What the batches of this epoch log, where a `LeanStep` trains on them.
     """
 
     validation_pending = False
     _skipped = False
     _session: "TrainingSession | None" = None
     _hooks: pl.Callback | None = None
+    _lean: LeanStep | None = None
+    logged: LoggedValues | None = None
 
     def begin(self, session: "TrainingSession", hooks: pl.Callback) -> None:
         """Have a session called between two batches, while its hooks are among the trainer's callbacks."""
@@ -61,6 +68,8 @@ class EpochLoop(compat.TrainingEpochLoop):
     def on_run_start(self, data_fetcher: Any) -> None:
         """Do what is left of the batch that the checkpoint stands after."""
         super().on_run_start(data_fetcher)
+        self._lean = LeanStep.of(self, data_fetcher)
+        self.logged = None if self._lean is None else self._lean.logged
         if self.session is not None:
             self.session.state.loaders.resume(data_fetcher)
             self.session.state.resume_epoch()
@@ -86,19 +95,46 @@ class EpochLoop(compat.TrainingEpochLoop):
         if self.session is not None:
             self.session.at_boundary(self.session.state.boundary("batch"))
             self.session.goodput.enter(WAITING)
+        if self._lean is not None and not self._lean.holds:
+            self._leave_lean_step()
         try:
-            super().advance(data_fetcher)
+            if self._lean is None or self.restarting:
+                super().advance(data_fetcher)
+            else:
+                self._lean.advance(data_fetcher)
         except StopIteration:
             self._skipped = progress.ready > ready  # there was a batch, and the model returned -1
             raise
         if self.session is not None:
             self.session.on_batch_end()
 
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        """Validate where that is due, and count the batch."""
+        if self.logged is not None:
+            ends = self.validation_pending or self._skip_next_val or self.trainer.should_stop
+            if not (ends or self.trainer.lr_scheduler_configs or super()._should_check_val_fx(data_fetcher)):
+                self._batches_that_stepped += not self._should_accumulate()
+                return
+            self.logged.settle()
+        super().on_advance_end(data_fetcher)
+
+    def _leave_lean_step(self) -> None:
+        """Leave the rest of this epoch to Lightning's own loop."""
+        if self.logged is not None:
+            self.logged.settle()
+        self._lean = self.logged = None
+
     def run(self, data_fetcher: Any) -> None:
         """Train on the batches of one epoch, whose ledger is then closed."""
         if self.session is not None:
             self.session.goodput.enter(WAITING)  # a loader starts its workers before the first batch
-        super().run(data_fetcher)
+        try:
+            super().run(data_fetcher)
+        except BaseException:
+            with suppress(RuntimeError):  # of a device that has failed
+                self._leave_lean_step()
+            raise
+        self._leave_lean_step()
         if self.session is not None:
             self.session.goodput.enter(OTHER)
             self.session.state.close_epoch(self._ended_by(), self.batch_progress.current.completed)
@@ -116,6 +152,7 @@ class EpochLoop(compat.TrainingEpochLoop):
 
 def install(trainer: pl.Trainer) -> EpochLoop:
     """Have a trainer resume exactly."""
+    logged_values.install()
     stock = trainer.fit_loop.epoch_loop
     loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
     trainer.fit_loop.epoch_loop = loop

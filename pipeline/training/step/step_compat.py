@@ -1,0 +1,135 @@
+"""Every private member of Lightning's that training on one batch builds on, and why; see `pipeline.training.compat`."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import ClosureResult, _AutomaticOptimization
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.trainer.connectors.data_connector import _DataConnector, _DataHookSelector
+from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection, _ResultMetric
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+
+from pipeline.training.compat import Member, check
+
+MEMBERS = (
+    Member(_TrainingEpochLoop, "advance", ("data_fetcher",), "trains on a batch; `LeanStep` does the same"),
+    Member(_TrainingEpochLoop, "_batches_that_stepped", None, "is the step under which values are logged"),
+    Member(_TrainingEpochLoop, "_skip_next_val", None, "tells that Lightning resumes behind a validation"),
+    Member(_TrainingEpochLoop, "_warning_cache", None, "warns once of batches that are None"),
+    Member(_AutomaticOptimization, "_optimizer_step", ("batch_idx", "train_step_and_backward_closure"), "is a step"),
+    Member(_AutomaticOptimization, "_skip_backward", None, "leaves the backward pass out"),
+    Member(_AutomaticOptimization, "optim_progress", None, "counts optimizer steps"),
+    Member(ClosureResult, "from_training_step_output", ("training_step_output", "normalize"), "takes what a step gave"),
+    Member(Strategy, "_lightning_optimizers", None, "are what `optimizer_step` of a model is given"),
+    Member(DDPStrategy, "_model_averager", None, "averages the weights after a step"),
+    Member(MixedPrecision, "scaler", None, "scales the loss; without one a step is that of full precision"),
+    Member(pl.Trainer, "_data_connector", None, "has _datahook_selector"),
+    Member(_DataConnector, "_datahook_selector", None, "tells whose hooks move a batch"),
+    Member(_DataHookSelector, "get_instance", ("hook_name",), "tells whose hook moves a batch"),
+    Member(pl.LightningModule, "_current_fx_name", None, "is the hook in which `log` is called"),
+    Member(_LoggerConnector, "_first_loop_iter", None, "tells the first batch of an epoch"),
+    Member(_LoggerConnector, "_current_fx", None, "is the hook that logged last"),
+    Member(_LoggerConnector, "on_batch_start", ("batch", "dataloader_idx"), "takes note of a batch"),
+    Member(_LoggerConnector, "on_batch_end", (), "takes note of the values of a batch"),
+    Member(_LoggerConnector, "update_train_step_metrics", (), "sends the values of a batch to the loggers"),
+    Member(_ResultCollection, "_extract_batch_size", ("value", "batch_size", "meta"), "weighs a logged value"),
+    Member(_ResultMetric, "_forward_cache", None, "is the value of the newest batch"),
+    Member(_ResultMetric, "update", ("value", "batch_size"), "adds a value to a sum"),
+)
+
+check(MEMBERS)
+
+blocked_sync = _block_parallel_sync_behavior
+"""Keeps DDP from summing gradients that are accumulated for a later step."""
+
+
+def is_stock(trainer: pl.Trainer, fetcher: Any) -> bool:
+    """Return whether everything around a batch is Lightning's own, and such that `LeanStep` does what it would.
+
+    Args:
+        trainer: In its fit.
+        fetcher: Of its training batches.
+    """
+    strategy, precision, module = trainer.strategy, trainer.precision_plugin, trainer.lightning_module
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    return (
+        type(strategy) in (SingleDeviceStrategy, DDPStrategy)
+        and getattr(strategy, "_model_averager", None) is None
+        and (type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None))
+        and type(profiler) is PassThroughProfiler
+        and not isinstance(fetcher, _DataLoaderIterDataFetcher)
+        and module.automatic_optimization
+        and len(trainer.optimizers) == 1
+        and not trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward
+        and type(trainer.fit_loop.epoch_loop.automatic_optimization) is _AutomaticOptimization
+    )
+
+
+def runs_in_full_precision(trainer: pl.Trainer) -> bool:
+    """Return whether a training step needs no context of its precision."""
+    return type(trainer.precision_plugin) is Precision
+
+
+def clipping(trainer: pl.Trainer) -> tuple[float | None, Any]:
+    """Return the limit of gradients, None or 0 for none, and the algorithm by which they are clipped."""
+    return trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+
+
+def takes_batch_index(module: pl.LightningModule) -> bool:
+    """Return whether `training_step` has a second parameter."""
+    return is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+
+
+def moves_batches(trainer: pl.Trainer) -> bool:
+    """Return whether a model or its data have hooks of their own through which a batch goes."""
+    selector = trainer._data_connector._datahook_selector
+    assert selector is not None
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    return any(overridden(selector.get_instance(hook), hook) is not None for hook in hooks)
+
+
+def overridden(owner: Any, hook: str) -> Any:
+    """Return a hook of a callback, a model or data, bound to it; None where it is Lightning's own."""
+    kinds = (pl.Callback, pl.LightningModule, pl.LightningDataModule)
+    method, stock = getattr(owner, hook), next(getattr(kind, hook) for kind in kinds if isinstance(owner, kind))
+    return None if getattr(method, "__func__", method) is stock else method
+
+
+def loss_and_outputs(output: Any, batches: int) -> tuple[Tensor | None, dict[str, Any]]:
+    """Return the loss to be differentiated, and what `on_train_batch_end` is given.
+
+    Args:
+        output: What `training_step` returned.
+        batches: Over which the gradients of a step are averaged.
+    """
+    if type(output) is Tensor:
+        loss = output if batches == 1 else output / batches
+        return loss, {"loss": loss.detach().clone()}
+    result = ClosureResult.from_training_step_output(output, batches)
+    return result.closure_loss, {} if result.loss is None else result.asdict()
+
+
+def add_to_sum(results: Any, metric: Any, value: Tensor, batch_size: int | None) -> None:
+    """Add a logged number, as `_ResultMetric.update` does without torchmetrics' wrapper around it.
+
+    Args:
+        results: To which the metric belongs.
+        metric: The value's sum; all batches of it were logged in the same way.
+        value: Without dimensions, and a copy.
+        batch_size: Its weight; None: the batch tells.
+    """
+    meta = metric.meta
+    metric._computed = None
+    metric._update_count += 1
+    if meta.on_step and not meta.on_epoch and not meta.sync.should:
+        metric.value = metric._forward_cache = value
+    else:
+        type(metric).update(metric, value, results._extract_batch_size(metric, batch_size, meta))
+    metric.has_reset = False
