@@ -13,7 +13,16 @@ from tests.support.commands import Ended, command
 GROUPS = {
     "one of each kind": ("step", "samples", "evaluation", "save"),
     "steps": ("step_alone", "step_heavy", "parts"),
-    "data": ("loader", "samples_drawn", "samples_workers", "epoch_start", "epoch_order", "ranks", "evaluation_memory"),
+    "data": (
+        "loader",
+        "samples_drawn",
+        "samples_workers",
+        "epoch_start",
+        "epoch_order",
+        "ranks",
+        "nodes",
+        "evaluation_memory",
+    ),
     "starts": ("first_step", "recovery"),
     "saves": ("save_memory", "load", "save_beside", "save_beside_ranks"),
 }
@@ -75,28 +84,42 @@ def test_what_has_moved_beyond_the_noise_is_told_and_nothing_else(earlier: dict[
                     spread |= {"low": 0.0, "high": 1e12}
     row_of(earlier, "loader", "this pipeline", "cpu")["ratio"] = {"value": 1000.0, "low": 990.0, "high": 1010.0}
     row_of(earlier, "loader", "stock DataLoader", "cpu")["ratio"] = {"value": 1e-6, "low": 1e-6, "high": 2e-6}
-    row_of(earlier, "ranks", "2 ranks", "keys read a rank")["cost"] = {"value": 1.0, "low": 1.0, "high": 1.0}
+    row_of(earlier, "ranks", "2 ranks", "keys read each")["cost"] = {"value": 1.0, "low": 1.0, "high": 1.0}
     (tmp_path / "earlier.json").write_text(json.dumps(earlier))
     ended = bench(tmp_path, "loader", "ranks", "--against", str(tmp_path / "earlier.json"))
     told = ended.out.partition("\nagainst ")[2].splitlines()[1:]
     assert [line.partition(":")[0].strip() for line in told] == [
         "loader, this pipeline, cpu",
         "loader, stock DataLoader, cpu",
-        "ranks, 2 ranks, keys read a rank",
+        "ranks, 2 ranks, keys read each",
     ]
     assert ["WORSE" in line for line in told] == [True, False, True], told
 
 
-def test_a_table_is_written_into_the_docs_beside_what_was_kept(earlier: dict[str, Any], tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("# Before\n<!-- made by `make bench`: begin -->\nold\n<!-- made by `make bench`: end -->\nafter\n")
-    page.with_suffix(".json").write_text(json.dumps(earlier))
-    assert bench(tmp_path, "ranks", "--write-docs", str(page)).status == 0
-    text = page.read_text()
-    assert text.startswith("# Before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert "`loader`" in text, "the subject that was not measured again"
-    kept = json.loads(page.with_suffix(".json").read_text())
-    assert [one["subject"] for one in kept["subjects"]] == ["loader", "ranks"]
-    assert kept["subjects"][1]["made"] >= earlier["subjects"][1]["made"]
+def test_tables_are_written_into_the_docs_beside_what_was_kept(earlier: dict[str, Any], tmp_path: Path) -> None:
+    kept = tmp_path / "docs/performance.json"
+    kept.parent.mkdir()
+    kept.write_text(json.dumps(earlier))
+    pages = tmp_path / "README.md", tmp_path / "docs/performance.md"
+    for page in pages:
+        page.write_text(
+            "# Before\n<!-- made by `make bench`: begin -->\nold\n<!-- made by `make bench`: end -->\nafter\n"
+        )
+    assert bench(tmp_path, "ranks", "--write-docs", str(tmp_path)).status == 0
+    for page in pages:
+        text = page.read_text()
+        assert text.startswith("# Before\n")
+        assert text.endswith("after\n")
+        assert "old" not in text
+        assert "out of a loader" in text, "the subject that was not measured again"
+    assert "2 ranks" in pages[1].read_text()
+    subjects = json.loads(kept.read_text())["subjects"]
+    assert [one["subject"] for one in subjects] == ["loader", "ranks"]
+    assert subjects[1]["made"] >= earlier["subjects"][1]["made"]
+
+
+def test_a_subject_that_fails_leaves_the_others_measured(tmp_path: Path) -> None:
+    ended = bench(tmp_path, "save", "ranks", "--url", "nowhere://bucket/prefix")
+    assert ended.status == 1
+    assert "failed: save" in ended.err
+    assert [one["subject"] for one in json.loads((tmp_path / "bench.json").read_text())["subjects"]] == ["ranks"]

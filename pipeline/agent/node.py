@@ -100,8 +100,11 @@ class NodeAgent:
         group: Any = self._local.get_worker_group()
         store = dist.PrefixStore("pipeline.agent/preflight", handler.round_store())
         store.set(str(group.group_rank), "" if self._state.preflight_passed else self._preflight)
-        wanted = store.multi_get([str(rank) for rank in range(group.group_world_size)])
-        return next((arguments.decode() for arguments in wanted if arguments), "")
+        if group.group_rank == 0:
+            # One answer for all: if each node read what each other one wants, the store would send nodes ** 2 values.
+            wanted = store.multi_get([str(rank) for rank in range(group.group_world_size)])
+            store.set("agreed", next((arguments.decode() for arguments in wanted if arguments), ""))
+        return store.get("agreed").decode()
 
     def _start_round(self) -> Supervisor:
         """Start the workers, in the thread with whose end the kernel kills them."""

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.commands import ROOT, Ended, command
 from tests.support.forkserver import cold
+from tests.support.meeting import Meeting
 from tests.support.processes import blocks_or_catches
 
 pytestmark = pytest.mark.timeout(60)
@@ -355,3 +356,13 @@ def test_a_users_mistake_is_one_line_through_the_agent_and_the_driver(tmp_path: 
     assert len(ended.text.strip().splitlines()) == 2, ended.text
     assert "did you mean 'trainer.max_epochs'?" in ended.out
     assert "train: failed with status 2" in ended.err
+
+
+def test_what_the_store_is_asked_for_by_each_node_does_not_grow_with_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    meeting = Meeting(12)
+    meeting.join()
+    # torch's own: one node reads all roles, and the others their ranks. Ours: one node reads what each wants.
+    assert meeting.total["keys read by multi_get"] <= 4 * 12

@@ -70,7 +70,16 @@ def lightning(work: Evaluating) -> Reading:
 def bare(work: Evaluating) -> Reading:
     clock.set_window(WARM_UP, 1 << 60)
     x, _ = images(work.samples, work.width)
-    handwritten.evaluate(Autoencoder(width=work.width), x, work.batch_size, before_step=clock.tick)
+    handwritten.evaluate(Autoencoder(width=work.width), x.split(work.batch_size), before_step=clock.tick)
+    clock.stop()
+    return clock.reading(work.measured)
+
+
+def stock(work: Evaluating) -> Reading:
+    """The bare loop, but over torch's loader, as most write it."""
+    clock.set_window(WARM_UP, 1 << 60)
+    loader = DataLoader(TensorDataset(*images(work.samples, work.width)), work.batch_size)
+    handwritten.evaluate(Autoencoder(width=work.width), (x for x, _ in loader), before_step=clock.tick)
     clock.stop()
     return clock.reading(work.measured)
 
@@ -87,7 +96,7 @@ def evaluation(context: Context) -> Contenders:
     """Evaluation of the autoencoder 784-64-3 in batches of 64, with receipt and scores, one process."""
     work = Evaluating(context.folder, BATCH * context.pick(8, 300, 1000), WIDTH, BATCH)
     forked(work.train, log=work.log)
-    ways = {OURS: ours, "Lightning, defaults": lightning, BARE: bare}
+    ways = {OURS: ours, "Lightning, defaults": lightning, "the loop over a stock DataLoader": stock, BARE: bare}
     return {name: (lambda way=way: forked(way, work, log=work.log)) for name, way in ways.items()}
 
 

@@ -9,7 +9,7 @@ torchrun --nproc_per_node 2 -m tests.benchmarks.handwritten
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -69,20 +69,25 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, x: Tensor, batch_size: int = 64, before_step: Callable[[], None] = lambda: None
+    model: nn.Module, batches: Iterable[Tensor], before_step: Callable[[], None] = lambda: None
 ) -> tuple[float, Tensor]:
     """Score rows in their order, in one process.
+
+    Args:
+        model: Gives each of (batch, width) rows back.
+        batches: Of those rows.
+        before_step: Called when a batch is there.
 
     Returns:
         The mean error, and each row's, (samples,).
     """
     model.eval()
-    errors = torch.empty(len(x))
-    for start in range(0, len(x), batch_size):
+    errors = []
+    for batch in batches:
         before_step()
-        batch = x[start : start + batch_size]
-        errors[start : start + batch_size] = functional.mse_loss(model(batch), batch, reduction="none").mean(dim=1)
-    return float(errors.mean()), errors
+        errors.append(functional.mse_loss(model(batch), batch, reduction="none").mean(dim=1))
+    scores = torch.cat(errors)
+    return float(scores.mean()), scores
 
 
 def main() -> None:

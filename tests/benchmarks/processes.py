@@ -5,9 +5,11 @@ threads, caches or memory that another one has left behind, and none pays for im
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -22,6 +24,7 @@ from tests.benchmarks.subject import Reading
 from tests.support.agent_harness import free_port
 
 _FORK = multiprocessing.get_context("fork")
+_PR_SET_PDEATHSIG = 1
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -135,7 +138,8 @@ def forked(function: Callable[..., Any], *arguments: Any, ranks: int = 1, log: P
 def _run(
     rank: int, ranks: int, port: int, log: Path, sender: Connection, function: Callable[..., Any], arguments: Any
 ) -> None:
-    """Be one rank."""
+    """Be one rank; it dies with the runner, and ends without waiting for threads or workers that are left."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with log.open("a") as file:
         sys.stdout.flush()
         os.dup2(file.fileno(), 1)
@@ -163,3 +167,6 @@ def _run(
     if rank == 0:
         sender.send((found,))
     sender.close()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(0)

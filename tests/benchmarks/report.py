@@ -149,38 +149,54 @@ def print_changes(ours: dict[str, Any], path: Path) -> None:
     print("\n".join(f"  {line}" for line in changes(ours, theirs) or ["nothing has moved beyond the noise"]))
 
 
-def write_docs(result: dict[str, Any], page: Path) -> None:
-    """Put a result beside the kept ones of other subjects, and the table of all into a page.
+def write_docs(result: dict[str, Any], project: Path) -> None:
+    """Put a result beside the kept ones of other subjects, and the tables of all into the docs.
 
     Args:
         result: What was measured now.
-        page: Has a marked section for the table; the JSON beside it keeps what the table is made of. A table is of one
-            machine: what was kept of another one is dropped.
+        project: Its README.md and docs/performance.md have a marked section each: the first for what is held to a bar,
+            the second for everything. docs/performance.json keeps what they are made of. A table is of one machine:
+            what was kept of another one is dropped.
     """
-    beside = page.with_suffix(".json")
-    kept = json.loads(beside.read_text()) if beside.exists() else result
+    kept_in = project / "docs/performance.json"
+    kept = json.loads(kept_in.read_text()) if kept_in.exists() else result
     fresh = {one["subject"]: one for one in result["subjects"]}
     same = kept["subjects"] if kept["machine"] == result["machine"] else []
     merged = {**result, "subjects": [fresh.pop(one["subject"], one) for one in same] + list(fresh.values())}
-    beside.write_text(json.dumps(merged, indent=1) + "\n")
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{as_markdown(merged)}\n{END}{rest.partition(END)[2]}")
+    kept_in.write_text(json.dumps(merged, indent=1) + "\n")
+    for page, table in (("docs/performance.md", whole_table(merged)), ("README.md", short_table(merged))):
+        before, _, rest = (project / page).read_text().partition(BEGIN)
+        (project / page).write_text(f"{before}{BEGIN}\n\n{table}\n{END}{rest.partition(END)[2]}")
 
 
-def as_markdown(result: dict[str, Any]) -> str:
-    """The table of all subjects."""
-    machine_, versions_ = result["machine"], result["versions"]
-    used = ", ".join(f"{name} {version}" for name, version in versions_.items() if name != "commit")
+def about(result: dict[str, Any]) -> str:
+    """The machine and the versions, as a sentence."""
+    of, used = result["machine"], result["versions"]
+    names = ", ".join(f"{name} {version}" for name, version in used.items() if name != "commit")
+    return f"{of['cpu']}, {of['cores']} cores, {of['gpu'] or 'no GPU'}; {names}."
+
+
+def short_table(result: dict[str, Any]) -> str:
+    """What is held to a bar: one line each."""
+    told = [about(result), "", "| What | Cost | Ratio to | Bar |", "| --- | --- | --- | --- |"]
+    for one in result["subjects"]:
+        for row, line in zip(load_rows(one), lines(one), strict=True):
+            if row.bar is not None:
+                ratio = "" if row.ratio is None else f"{row.ratio.value:.3g} x {one['reference']}"
+                told.append(f"| {one['title']} | {line[1]} | {ratio} | {line[-1]} |")
+    return "\n".join(told) + "\n"
+
+
+def whole_table(result: dict[str, Any]) -> str:
+    """All subjects with all contenders."""
     told = [
-        f"{machine_['cpu']}, {machine_['cores']} cores, {machine_['gpu'] or 'no GPU'}; {used}.",
+        about(result),
         "",
         "| Subject | Contender | Median | Range | Ratio | Range | Bar |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in result["subjects"]:
         scale = "" if one["scale"] == "full" else f", {one['scale']}"
-        about = f"{one['title']} (`{one['subject']}`{scale}: {one['rounds']} rounds, load {one['load'][1]})"
-        told += [
-            f"| {' | '.join((about if position == 0 else '', *line))} |" for position, line in enumerate(lines(one))
-        ]
+        head = f"{one['title']} (`{one['subject']}`{scale}: {one['rounds']} rounds, load {one['load'][1]})"
+        told += [f"| {' | '.join((head if place == 0 else '', *line))} |" for place, line in enumerate(lines(one))]
     return "\n".join(told) + "\n"

@@ -86,7 +86,7 @@ def turns(context: Context, ways: dict[str, Callable[..., Reading]], *arguments:
     reference=LIGHTNING,
     bars=(Bar(OURS, STOPPED, 20), Bar(OURS, COMMITTED, 1.5)),
     rounds=(1, 3, 5),
-    remote=True,
+    stores=True,
 )
 def save(context: Context) -> Contenders:
     """A save of 400 MB (40 MB if quick)."""
@@ -112,7 +112,7 @@ def grown(url: str, megabytes: int, way: str) -> Reading:
     return {"x the state": (peak_memory() - before) / megabytes / 1e6}
 
 
-@subject("save_memory", unit="s", reference=LIGHTNING, rounds=(1, 1, 3))
+@subject("save_memory", unit="s", reference=LIGHTNING, rounds=(1, 1, 3), stores=True)
 def save_memory(context: Context) -> Contenders:
     """Peak memory that a process grows by in a save of 400 MB (40 MB if quick)."""
     ways = {name: partial(grown, way=name) for name in (OURS, LIGHTNING)}
@@ -154,7 +154,7 @@ def touch(loaded: dict[str, Any]) -> None:
         tensor.sum()
 
 
-@subject("load", unit="s", reference=LIGHTNING, bars=(Bar(OURS, "wall", 2),), rounds=(1, 3, 5), remote=True)
+@subject("load", unit="s", reference=LIGHTNING, bars=(Bar(OURS, "wall", 2),), rounds=(1, 3, 5), stores=True)
 def load(context: Context) -> Contenders:
     """A load of 400 MB (40 MB if quick) to tensors, verified if ours, from a file that is new to this node."""
     megabytes, log = context.pick(1, 40, 400), context.folder / "log.txt"
@@ -237,13 +237,13 @@ def beside(context: Context, ranks: int, reference: str) -> Contenders:
     return {way: partial(turn, way) for way in (reference, OURS)}
 
 
-@subject("save_beside", "us a step", NEVER, (Bar(OURS, "wall", 0.965),), (1, 0, 3), remote=True)
+@subject("save_beside", "us a step", NEVER, (Bar(OURS, "wall", 0.965),), (1, 0, 3), stores=True)
 def save_beside(context: Context) -> Contenders:
     """Steps of one process over half a minute in which a save of 400 MB falls."""
     return beside(context, 1, NEVER)
 
 
-@subject("save_beside_ranks", "us a step", FOREIGN, (Bar(OURS, "wall", 0.98),), (0, 0, 3), remote=True)
+@subject("save_beside_ranks", "us a step", FOREIGN, (Bar(OURS, "wall", 0.98),), (0, 0, 3), stores=True)
 def save_beside_ranks(context: Context) -> Contenders:
     """The same with 2 ranks, beside a process that only uploads as many bytes."""
     return beside(context, 2, FOREIGN)

@@ -1,25 +1,16 @@
-"""How long until training runs: a cold start, the start after a crash, and the start of many ranks."""
+"""How long until training runs: a cold start, and the start after a crash."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import torch.distributed as dist
-
-from pipeline.process.topology import Topology
-from tests.benchmarks.processes import forked, timed
 from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
-from tests.support.agent_harness import free_port
 from tests.support.commands import ROOT
 from tests.support.sigterm_trials import Job, job
 
@@ -109,63 +100,3 @@ def recovery(context: Context) -> Contenders:
         return found.pop(name)
 
     return {COLD: lambda: take(COLD), "kill -9": lambda: take("kill -9")}
-
-
-class CountingStore:
-    """A store that counts what it is asked for.
-
-    Args:
-        store: The real one.
-        counts: Of `requests`, and of `keys read`.
-    """
-
-    def __init__(self, store: Any, counts: Counter[str]) -> None:
-        self._store, self._counts = store, counts
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._store, name)
-
-        def call(*arguments: Any) -> Any:
-            self._counts["requests"] += 1
-            if name in ("get", "multi_get"):
-                self._counts["keys read"] += 1 if name == "get" else len(arguments[0])
-            return method(*arguments)
-
-        return call
-
-
-def agreement(world_size: int) -> Reading:
-    """Let so many ranks, each a thread with a connection of its own, agree on one thing and gather another."""
-    # torch asks for the name of each peer: a slow name server would be what is waited for.
-    os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"
-    port, timeout, counts = free_port(), timedelta(minutes=5), [Counter[str]() for _ in range(world_size)]
-    server = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timeout)
-    stores = [dist.TCPStore("127.0.0.1", port, wait_for_workers=False, timeout=timeout) for _ in range(world_size)]
-
-    def rank(number: int) -> None:
-        topology = Topology(number, 0, world_size, 1, number, world_size)
-        topology.__dict__["store"] = CountingStore(stores[number], counts[number])
-        topology.agree("run_dir", lambda: "runs/one")
-        topology.together("facts", lambda: number)
-
-    threads = [threading.Thread(target=rank, args=(number,)) for number in range(world_size)]
-
-    def meet() -> None:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    taken = timed(meet, world_size)
-    total: Counter[str] = sum(counts, Counter())
-    del server
-    return taken | {f"{name} a rank": total[name] / world_size for name in ("keys read", "requests")}
-
-
-@subject("ranks", unit="us a rank", rounds=(1, 1, 3))
-def ranks(context: Context) -> Contenders:
-    """One agreement and one gathering of W ranks, threads against one real store."""
-    most = context.pick(3, 7, 11)
-    sizes = [1 << power for power in range(1, most)]
-    log = context.folder / "log.txt"
-    return {f"{size:,} ranks": (lambda size=size: forked(agreement, size, log=log)) for size in sizes}

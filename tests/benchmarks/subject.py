@@ -63,7 +63,7 @@ class Subject:
         reference: The contender whose costs the ratios are of; None: costs alone.
         bars: What contenders are held to.
         rounds: At each of `SCALES`; 0: left out, unless it is asked for by name.
-        remote: Whether the bars are those of a remote storage.
+        stores: Whether it uses the storage; the bars are then those of a remote one.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Subject:
     reference: str | None = None
     bars: tuple[Bar, ...] = ()
     rounds: tuple[int, int, int] = (1, 3, 7)
-    remote: bool = False
+    stores: bool = False
 
 
 SUBJECTS: dict[str, Subject] = {}
@@ -85,14 +85,14 @@ def subject(
     reference: str | None = None,
     bars: tuple[Bar, ...] = (),
     rounds: tuple[int, int, int] = (1, 3, 7),
-    remote: bool = False,
+    stores: bool = False,
 ) -> Callable[[Callable[[Context], Contenders]], Callable[[Context], Contenders]]:
     """Register a function that prepares a subject; the first line of its docstring is the title."""
 
     def register(prepare: Callable[[Context], Contenders]) -> Callable[[Context], Contenders]:
         assert name not in SUBJECTS
         title = (inspect.getdoc(prepare) or "").partition("\n")[0].rstrip(".")
-        SUBJECTS[name] = Subject(name, prepare, title, unit, reference, bars, rounds, remote)
+        SUBJECTS[name] = Subject(name, prepare, title, unit, reference, bars, rounds, stores)
         return prepare
 
     return register
@@ -163,7 +163,7 @@ class Found:
 def measure(one: Subject, context: Context, rounds: int) -> Found:
     """Let the contenders of a subject take turns, each round beginning with another one."""
     contenders = list(one.prepare(context).items())
-    holds = not one.remote or "://" in context.url
+    holds = not one.stores or "://" in context.url
     found = Found(one, one.bars if holds else (), {name: [] for name, _ in contenders})
     for number in range(rounds):
         first = number % len(contenders)
