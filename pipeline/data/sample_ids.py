@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from pipeline.data.batch_rows import described, given, holds, rows_of_parts
 from pipeline.data.content_digest import digest, fed
 from pipeline.data.permutation import Permutation
-from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, fetch_sample, rows
+from pipeline.data.sample_seeding import fetch_samples
+from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, rows
 from pipeline.errors import ProofFailed
 
 _FINGERPRINTED = 64
@@ -96,7 +97,7 @@ class _IdentifiedDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._identify(index, fetch_sample(self.dataset, index))
+        return self._identify(index, *fetch_samples(self.dataset, [index]))
 
     def __getitems__(self, indices: list[int]) -> list[Sample] | IdentifiedBatch:
         if not callable(getattr(self.dataset, "__getitems__", None)):
@@ -135,10 +136,10 @@ class _IdentifiedCollate:
         return self._collated(IdentifiedBatch.of(samples, None), [sample.item for sample in samples])
 
     def _collated(self, known: IdentifiedBatch, items: list[Any]) -> IdentifiedBatch:
-        before = list(items)
+        before = None if self.own is default_collate else list(items)
         batch = self.collate(items)
-        known = known._replace(batch=batch)
-        if batch is None or self.own is default_collate:
+        known = IdentifiedBatch(known.indices, known.digests, known.canonical, batch)
+        if batch is None or before is None:
             return known
         positions, unknown = given(batch, before, items, self.ordered)
         name = getattr(self.own, "__qualname__", type(self.own).__name__)

@@ -6,18 +6,17 @@ draws (masking of words) gets the same ones for a batch.
 """
 
 import inspect
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pipeline.data.permutation import mix
+from pipeline.data.sample_seeding import SampleSeeding, fetch_samples, seeded
 from pipeline.data.sampler import Indices
 from pipeline.errors import UserError
 
@@ -30,7 +29,8 @@ class SeededDataset(Dataset[Any]):
     1. `__getitems__(indices, seeds)`: the dataset draws from `seeds`, (n,) uint64, one for each sample.
     2. `__getitems__(indices)` and `deterministic = True`: the dataset draws nothing.
     3. `__getitem__(index)`: torch's, numpy's and Python's global generators are seeded for each sample and put back
-       afterwards, unless the dataset says `deterministic = True`. That costs some microseconds a sample.
+       afterwards, unless the dataset says `deterministic = True`. `pipeline.data.sample_seeding` leaves out the seeding
+       that nobody sees; a dataset that says `deterministic = False` has all of it.
 
     `__getitems__` returns a list of samples, as torch has it, or a whole batch: a tensor, or a tuple or mapping of
     tensors and arrays with `len(indices)` rows each, which is not collated any more.
@@ -43,7 +43,9 @@ class SeededDataset(Dataset[Any]):
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        self.deterministic = bool(getattr(dataset, "deterministic", False))
+        said = getattr(dataset, "deterministic", None)
+        self.deterministic = bool(said)
+        self._seeding = SampleSeeding(dataset, always=said is not None)
         fetch = getattr(dataset, "__getitems__", None)
         self.takes_seeds = callable(fetch) and "seeds" in inspect.signature(fetch).parameters
         self.whole = self.takes_seeds or (callable(fetch) and self.deterministic)
@@ -90,13 +92,8 @@ class SeededDataset(Dataset[Any]):
 
     def _one_by_one(self, indices: list[int]) -> list[Any]:
         if self.deterministic:
-            return [fetch_sample(self.dataset, index) for index in indices]
-        samples = []
-        with preserve_rng():
-            for index, seed in zip(indices, sample_seeds(self.seed, _epoch(indices), indices).tolist(), strict=True):
-                _seed(seed)
-                samples.append(fetch_sample(self.dataset, index))
-        return samples
+            return fetch_samples(self.dataset, indices)
+        return self._seeding.fetch(indices, lambda: sample_seeds(self.seed, _epoch(indices), indices).tolist())
 
 
 class SeededCollate:
@@ -124,8 +121,7 @@ class SeededCollate:
         try:
             if self.seeded is None or self.collate is default_collate:
                 return self.collate(fetched)
-            with preserve_rng():
-                _seed(self.seeded.batch_seed())
+            with seeded(self.seeded.batch_seed()):
                 return self.collate(fetched)
         except Exception as error:
             if self.seeded is not None:
@@ -147,15 +143,6 @@ class SeededLoader(DataLoader[Any]):
         assert self.batch_sampler is not None
         for indices in self.batch_sampler:
             yield self.collate_fn(dataset.__getitems__(indices))
-
-
-def fetch_sample(dataset: Any, index: int) -> Any:
-    """Return a sample; what it raises says which one it is."""
-    try:
-        return dataset[index]
-    except Exception as error:
-        error.add_note(f"raised by {type(dataset).__name__}[{index}]")
-        raise
 
 
 def _listed(indices: Sequence[int]) -> str:
@@ -236,25 +223,3 @@ def _described(fetched: Any) -> str:
 
 def _epoch(indices: list[int]) -> int:
     return indices.epoch if isinstance(indices, Indices) else 0
-
-
-def _seed(seed: int) -> None:
-    """Seed torch's, numpy's and Python's global generators. 64 bits, of which numpy takes the upper half."""
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed >> 32)
-    random.seed(seed)
-
-
-@contextmanager
-def preserve_rng() -> Iterator[None]:
-    """Leave torch's, numpy's and Python's global generators as they were; a loader worker's have no other use."""
-    if get_worker_info() is not None:
-        yield
-        return
-    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(kept[0])
-        np.random.set_state(kept[1])
-        random.setstate(kept[2])
