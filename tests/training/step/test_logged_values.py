@@ -90,5 +90,5 @@ def test_values_of_the_last_batch_are_there_after_an_interrupted_epoch(tmp_path:
             self.log("index", float(batch_idx))
             return super().training_step(batch, batch_idx)
 
-    with pytest.raises(ArithmeticError, match="'index': 2.0"):
+    with pytest.raises(ArithmeticError, match=r"'index': 2\.0"):
         fit(tmp_path, Failing)
