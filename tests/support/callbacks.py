@@ -180,6 +180,63 @@ class MeddlesItself(Thorough):
         return self.scale * self.epochs * super().training_step(batch, batch_idx)
 
 
+class CountsEpochs(Thorough):
+    """Counts its epochs in an attribute that its own hooks save and load, and in the extra state of a layer."""
+
+    def __init__(self, shares: bool = False) -> None:
+        super().__init__()
+        self.counting, self.epochs, self.shares = CountingLayer(), 0, shares
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs += 1
+        self.counting.count += 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.epochs * self.counting.count * super().training_step(batch, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["epochs"] = self.epochs
+        if self.shares:
+            checkpoint["weights"] = len(checkpoint["state_dict"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.epochs = checkpoint.pop("epochs")
+
+
+class CountingLayer(nn.Module):
+    """A layer with a count in its extra state."""
+
+    count = 0
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+class CountsEpochsToo(pl.Callback):
+    """Counts epochs beside the model, and shrinks a weight by that."""
+
+    epochs = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs += 1
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        next(pl_module.parameters()).data.mul_(0.9**self.epochs)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["epochs too"] = self.epochs
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.epochs = checkpoint["epochs too"]
+
+
 class LosesTheRun(pl.Callback):
     """Moves the run directory away after a step, and dies as by kill -9, once.
 

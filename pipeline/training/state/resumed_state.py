@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.training.state import finders
+from pipeline.training.state.hook_state import HookState
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class ResumedState:
         if not in_epoch:
             finders.allow(trainer)
             return
+        self._hooks = HookState(trainer)
         self._groups = [[_settings(group) for group in each.param_groups] for each in trainer.optimizers]
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._schedulers = [(each, deepcopy(each.state_dict())) for each in schedulers]
@@ -98,8 +100,9 @@ class ResumedState:
     def resume_epoch(self, trainer: pl.Trainer) -> None:
         """Put back what the hooks have changed, and name what cannot be."""
         finders.allow(trainer)
-        names = self._put_back(_tensors(trainer))
-        moved = [_listed(names, "tensors of the model")] if names else []
+        moved, lost = self._hooks.put_back()
+        if names := self._put_back(_tensors(trainer)):
+            moved.append(_listed(names, "tensors of the model"))
         for number, (saved, optimizer) in enumerate(zip(self._optimizers, trainer.optimizers, strict=False)):
             state = optimizer.state_dict()
             if not _equal_states(saved, state["state"]):
@@ -118,7 +121,8 @@ class ResumedState:
                 "%s; put back as loaded",
                 " and ".join(moved),
             )
-        if changes := self.changes(trainer):
+        same = not (moved or self._samples) and self.step in (None, trainer.global_step)
+        if changes := ([] if same else self.changes(trainer)) + lost:
             log.warning(
                 "resuming in the middle of this epoch is not exact: on_train_epoch_start, which is called once more, "
                 "changes %s. Resume at an epoch's end, or change it in on_train_epoch_end",
@@ -146,20 +150,25 @@ class ResumedState:
         return [name for name, value in now.items() if name in self._loaded and not _equal(self._loaded[name], value)]
 
     def _put_back(self, now: dict[str, Tensor]) -> list[str]:
-        """Put tensors of the model back; return the names of those that had changed."""
-        moved = [name for name in self._moved(now) if now[name].shape == self._loaded[name].shape]
+        """Put tensors of the model back, if they still fit; return the names of those that had changed."""
+        moved = self._moved(now)
         with torch.no_grad():
             for name in moved:
-                now[name].copy_(self._loaded[name])
+                if now[name].shape == self._loaded[name].shape:
+                    now[name].copy_(self._loaded[name])
         return moved
 
 
 def _tensors(trainer: pl.Trainer) -> dict[str, Tensor]:
-    """Return the parameters and buffers of the model that have values, by name."""
+    """Return the parameters and buffers of the model that are plain tensors with values, by name."""
     model = trainer.lightning_module
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     lazy = torch.nn.parameter.is_lazy
-    return {name: value for name, value in named.items() if not lazy(value) and value.layout is torch.strided}
+    return {
+        name: value
+        for name, value in named.items()
+        if not lazy(value) and type(value.detach()) is Tensor and value.layout is torch.strided and not value.is_meta
+    }
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,14 @@ def test_a_model_that_changes_itself_as_training_and_epochs_start_does_so_once(
     straight_equals_resumed(app, tmp_path, (*BASE, "--model=tests.support.callbacks.MeddlesItself"), step)
 
 
+def test_what_a_model_and_a_callback_count_and_save_by_their_hooks_is_counted_once(app: App, tmp_path: Path) -> None:
+    counts = (
+        "--model=tests.support.callbacks.CountsEpochs",
+        "--trainer.callbacks+=tests.support.callbacks.CountsEpochsToo",
+    )
+    straight_equals_resumed(app, tmp_path, (*BASE, *counts), 10)
+
+
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_sanity_check_start", "on_sanity_check_end", "on_train_start"])
 @pytest.mark.parametrize("step", [7, 10])
 def test_buffers_that_change_before_training_resumes_are_put_back(
