@@ -226,6 +226,7 @@ class TrainerState:
             # Lightning would give rank 0's to all ranks, and only in the middle of an epoch.
             checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
         self._loaded = state
+        self.loaders.expect(state)
         self._in_epoch = not restarts and state.batches > 0
         self._callbacks = checkpoint.get("callbacks")
         self._restoring = rng_state.RankState(state, with_sums=not restarts)

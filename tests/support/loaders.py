@@ -1,5 +1,6 @@
 """Training loaders of users' own, of every kind, and how each is given to the trainer."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     Sampler,
+    SequentialSampler,
     WeightedRandomSampler,
     default_collate,
     get_worker_info,
@@ -49,6 +51,62 @@ class NumpyOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.rng.permutation(self.size).tolist())
+
+
+class MegatronSampler:
+    """As Megatron-LM's MegatronPretrainingSampler: begins after what was consumed, and is as long as all samples."""
+
+    def __init__(
+        self,
+        total_samples: int,
+        consumed_samples: int,
+        micro_batch_size: int,
+        data_parallel_rank: int,
+        data_parallel_size: int,
+        drop_last: bool = True,
+    ) -> None:
+        self.total_samples, self.consumed_samples = total_samples, consumed_samples
+        self.micro_batch_size, self.rank, self.ranks = micro_batch_size, data_parallel_rank, data_parallel_size
+        self.micro_batch_times_data_parallel_size = micro_batch_size * data_parallel_size
+        self.drop_last = drop_last
+
+    def __len__(self) -> int:
+        return self.total_samples
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = []
+        for index in range(self.consumed_samples, self.total_samples):
+            batch.append(index)
+            if len(batch) == self.micro_batch_times_data_parallel_size:
+                yield batch[self.rank * self.micro_batch_size :][: self.micro_batch_size]
+                batch = []
+        if batch and not self.drop_last:
+            yield batch[self.rank * self.micro_batch_size :][: self.micro_batch_size]
+
+
+class MegatronRandomSampler(MegatronSampler):
+    """As MegatronPretrainingRandomSampler: an order for each epoch, and a count that goes on as it is iterated."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.micro_batch_times_data_parallel_size
+        active = self.total_samples - self.total_samples % step
+        epoch, used = divmod(self.consumed_samples, active)
+        bucket = self.total_samples // step * self.micro_batch_size
+        order = torch.randperm(bucket, generator=torch.Generator().manual_seed(epoch)).tolist()
+        batch = []
+        for index in order[used // self.ranks :]:
+            batch.append(self.rank * bucket + index)
+            if len(batch) == self.micro_batch_size:
+                self.consumed_samples += step
+                yield batch
+                batch = []
+
+
+class NeMoSampler(MegatronSampler):
+    """As NeMo's: as long as the batches that are left."""
+
+    def __len__(self) -> int:
+        return max(self.total_samples - self.consumed_samples, 0) // self.micro_batch_times_data_parallel_size
 
 
 class Batches:
@@ -213,6 +271,49 @@ class BringsItsLoader(Trains):
 
     def train_dataloader(self) -> Any:
         return loader(self.kind, noise=False, **self.more)
+
+
+class SkipsBatches(BatchSampler):
+    """Leaves out the first batches, as Accelerate's SkipBatchSampler."""
+
+    def __init__(self, batches: BatchSampler, skip: int) -> None:
+        self.batches, self.skip = batches, skip
+
+    def __len__(self) -> int:
+        return len(self.batches) - self.skip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(iter(self.batches), self.skip, None)
+
+
+class SkipsByItself(Trains):
+    """Its loader begins where training stands, in the first epoch."""
+
+    def train_dataloader(self) -> Any:
+        batches = BatchSampler(SequentialSampler(Rows()), 16, drop_last=False)
+        skip = self.trainer.global_step % len(batches)
+        return DataLoader(Rows(), batch_sampler=SkipsBatches(batches, skip))
+
+
+class TrainsAsMegatron(Trains):
+    """Has a sampler of Megatron-LM's or NeMo's begin where training stands, as their users do.
+
+    Args:
+        sampler: Its class here.
+        how: What they hand it: the samples of all steps (`all`), of this epoch's (`epoch`), or none (`none`).
+    """
+
+    def __init__(self, sampler: str, how: str = "epoch", num_workers: int = 0, out: str = "") -> None:
+        super().__init__(out=out)
+        self.sampler, self.how, self.num_workers = sampler, how, num_workers
+
+    def train_dataloader(self) -> Any:
+        rows, ranks = Rows(), self.trainer.world_size
+        consumed = self.trainer.global_step * 16 * ranks * (self.how != "none")
+        if self.how == "epoch":
+            consumed %= 101 // (16 * ranks) * 16 * ranks
+        batches = globals()[self.sampler](len(rows), consumed, 16, self.global_rank, ranks)
+        return DataLoader(rows, batch_sampler=batches, num_workers=self.num_workers)
 
 
 class From(Sampler[int]):

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.trainer.connectors import data_connector
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle, _ModeIterator
 from torch.utils.data import DataLoader
@@ -16,6 +19,7 @@ MEMBERS = (
     Member(_FitLoop, "_load_combined_loader_states", (), "is called once the training loaders are known"),
     Member(_FitLoop, "_combined_loader", None, "has the training loaders"),
     Member(_FitLoop, "_data_fetcher", None, "fetches their batches"),
+    Member(data_connector, "_parse_num_batches", ("stage", "length", "limit_batches"), "limits a loader by its length"),
     Member(DataLoader, "_iterator", None, "is how Lightning shuts down loader workers"),
     Member(CombinedLoader, "_flattened", None, "is what is iterated"),
     Member(CombinedLoader, "_iterator", None, "counts the batches of an epoch"),
@@ -40,6 +44,17 @@ def on_loaders_ready(trainer: pl.Trainer, ready: Callable[[CombinedLoader], None
 def iterate_instead(combined: CombinedLoader, loaders: list[Any]) -> None:
     """Have the trainer iterate other objects, while `trainer.train_dataloader` stays what the user gave."""
     combined._flattened = loaders
+
+
+def limit(trainer: pl.Trainer, combined: CombinedLoader) -> None:
+    """Limit the batches of each loader by its length now, as Lightning has done by its length before."""
+    lengths = [sized_len(loader) for loader in combined.flattened]
+    combined.limits = [
+        data_connector._parse_num_batches(
+            RunningStage.TRAINING, float("inf") if length is None else length, trainer.limit_train_batches
+        )
+        for length in lengths
+    ]
 
 
 class SharedWorkers:

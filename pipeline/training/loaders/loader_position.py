@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from pipeline.data.sample_ids import StripSampleIds
@@ -24,6 +25,7 @@ class LoaderPosition:
     def __init__(self, trainer: pl.Trainer) -> None:
         self.trainer = trainer
         self._loaders: list[TrackedLoader] = []
+        self._expected: RunState | None = None
         self._places: tuple[dict[str, Any], bool] | None = None
         self._told: set[str] = set()
         loader_compat.on_loaders_ready(trainer, self._track)
@@ -45,6 +47,10 @@ class LoaderPosition:
             "each": [loader.place(mid, unused) for loader in self._loaders],
         }
 
+    def expect(self, state: RunState) -> None:
+        """Take note of the checkpoint that is resumed, before any loader is built."""
+        self._expected = state
+
     def plan(self, state: RunState, batches: int, has_order: bool) -> int:
         """Find the place of the checkpoint that is resumed, before training.
 
@@ -55,6 +61,9 @@ class LoaderPosition:
 
         Returns:
             The same, for the ranks and batches of now; 0 where the epoch has to restart.
+
+        Raises:
+            UserError: A loader would leave out twice what was used.
         """
         places: dict[str, Any] = {}
         problem, scaled = None, batches
@@ -95,6 +104,7 @@ class LoaderPosition:
             return
         self._loaders = [TrackedLoader(loader, self.trainer, self._unused) for loader in combined.flattened]
         loader_compat.iterate_instead(combined, self._loaders)
+        self._rewind(combined)
         for loader in self._loaders:
             if self._is_positioned:
                 how = "begins where the data module's load_state_dict has put it"
@@ -107,6 +117,19 @@ class LoaderPosition:
             if str(loader) not in self._told:
                 self._told.add(str(loader))
                 log.info("%s: its samples are not accounted for; a resume in the middle of an epoch %s", loader, how)
+
+    def _rewind(self, combined: Any) -> None:
+        """Have loaders that position themselves begin with the epoch, before their length is asked for."""
+        state, self._expected = self._expected, None
+        if state is None or self._is_positioned:
+            return
+        places, problem = self._of_rank(state, state.batches)
+        before = [sized_len(loader) for loader in self._loaders]
+        if problem is None:
+            for loader, place in zip(self._loaders, places["each"], strict=True):
+                loader.rewind(place, mid=state.batches > 0)
+        if before != [sized_len(loader) for loader in self._loaders]:
+            loader_compat.limit(self.trainer, combined)
 
     def _unused(self) -> int:
         """Return how many batches may be fetched and not used where a checkpoint stands, and need to be known."""
@@ -139,6 +162,8 @@ class LoaderPosition:
         world_size = self.trainer.world_size
         sizes = [(place["batch_size"], loader.batch_size) for place, loader in zip(places, self._loaders, strict=True)]
         if ranks == world_size and all(before in (now, None) for before, now in sizes):
+            for loader, place in zip(self._loaders, places, strict=True):
+                loader.require_whole(place)
             return batches, None
         place, loader = places[0], self._loaders[0]
         before, now = sizes[0]

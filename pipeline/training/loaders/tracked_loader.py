@@ -134,6 +134,7 @@ class TrackedLoader(SharedWorkers):
             "now": self._moment(state=True, random=False) if kept is None else kept,
             "batch_size": self.batch_size,
             "distributed": self.is_distributed,
+            "length": sized_len(self.loader),
         }
 
     def resume(self, place: dict[str, Any], mid: bool) -> None:
@@ -144,6 +145,28 @@ class TrackedLoader(SharedWorkers):
             mid: Whether to continue the pass of then; otherwise the one after it begins.
         """
         self._found = place, mid
+
+    def rewind(self, place: dict[str, Any], mid: bool) -> None:
+        """Have samplers count from where the pass began that `resume` continues, or the next one begins.
+
+        Those of Megatron-LM and NeMo are built to begin where training stands, and may be as long as what is left.
+        """
+        moment = place["start"] if mid and not place["exhausted"] else place["now"]
+        rng_state.set_counts(self._owners, (moment or {}).get("generators", {}))
+
+    def require_whole(self, place: dict[str, Any]) -> None:
+        """Refuse a loader that leaves out by itself what is left out where its pass continues.
+
+        Raises:
+            UserError: It has just so many batches less.
+        """
+        whole, now, used = place.get("length"), sized_len(self.loader), place["batches"]
+        if not self.is_stateful and used and whole is not None and now == whole - used:
+            raise UserError(
+                f"the training loader {self} has {now} batches of {whole}: it leaves out the {used} that were used, "
+                "which a resume does as well. Build it for the whole epoch, and its place is found; or give it "
+                "state_dict and load_state_dict, or the data module load_state_dict, to find it there"
+            )
 
     @property
     def batch_size(self) -> int | None:

@@ -15,6 +15,8 @@ from pipeline.training import compat
 from pipeline.training.state import metric_state
 from pipeline.training.state.run_state import RunState
 
+_COUNTS = ("consumed_samples", "_consumed_samples")
+
 
 def capture(trainer: pl.Trainer) -> dict[str, Any]:
     """Return the state of this rank as it is now: copies, for a save that may come later."""
@@ -119,7 +121,7 @@ def set_random_state(trainer: pl.Trainer, state: dict[str, Any]) -> None:
 
 
 def generators(owners: dict[str, Any]) -> dict[str, Any]:
-    """Return the states of the random number generators that some objects hold as attributes.
+    """Return the states of the random number generators that some objects hold as attributes, and their counts.
 
     Args:
         owners: The objects, by name.
@@ -127,11 +129,19 @@ def generators(owners: dict[str, Any]) -> dict[str, Any]:
     Returns:
         By `<owner>.<attribute>`, as tensors, numbers, strings and lists.
     """
-    return {name: _generator_state(each) for name, each in _generators(owners).items()}
+    counts = {f"{owner}.{name}": vars(holder)[name] for owner, holder, name in _counts(owners)}
+    return {name: _generator_state(each) for name, each in _generators(owners).items()} | counts
+
+
+def set_counts(owners: dict[str, Any], states: dict[str, Any]) -> None:
+    """Put the counts back, as far as the objects still hold them."""
+    for owner, holder, name in _counts(owners):
+        setattr(holder, name, states.get(f"{owner}.{name}", vars(holder)[name]))
 
 
 def set_generators(owners: dict[str, Any], states: dict[str, Any]) -> None:
-    """Put the states of generators back, as far as the objects still hold them."""
+    """Put the states of generators and the counts back, as far as the objects still hold them."""
+    set_counts(owners, states)
     for name, generator in _generators(owners).items():
         if (state := states.get(name)) is None:
             continue
@@ -154,6 +164,12 @@ def _generators(owners: dict[str, Any]) -> dict[str, Any]:
         for name, value in getattr(holder, "__dict__", {}).items()
         if isinstance(value, kinds)
     }
+
+
+def _counts(owners: dict[str, Any]) -> list[tuple[str, Any, str]]:
+    """Return what counts the samples that were consumed, as the samplers of Megatron-LM and NeMo do, and its name."""
+    holders = ((owner, holder, getattr(holder, "__dict__", {})) for owner, holder in owners.items())
+    return [(owner, holder, name) for owner, holder, held in holders for name in _COUNTS if type(held.get(name)) is int]
 
 
 def _generator_state(generator: Any) -> Any:

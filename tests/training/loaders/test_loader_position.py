@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.commands import Ended, torchrun
-from tests.support.resumes import only
+from tests.support.resumes import only, same_end
 
 App = Callable[..., Ended]
 FIT = (
@@ -72,6 +72,47 @@ def test_a_loader_that_does_not_take_its_state_back_is_the_users_to_know(app: Ap
     ended = app(*more, "--model.num_workers=0")
     assert ended.status == 2
     assert "StatefulDataLoader of Rows does not take back its state in the checkpoint" in ended.err
+
+
+@pytest.mark.parametrize("step", [4, 6, 9])
+@pytest.mark.parametrize(
+    ("sampler", "how", "more"),
+    [
+        ("MegatronSampler", "epoch", ()),
+        ("MegatronSampler", "all", ()),
+        ("MegatronSampler", "none", ()),
+        ("MegatronRandomSampler", "all", ()),
+        ("NeMoSampler", "epoch", ()),
+        ("NeMoSampler", "all", ("--trainer.limit_train_batches=5",)),
+        ("NeMoSampler", "epoch", ("--trainer.limit_train_batches=0.8",)),
+        pytest.param("NeMoSampler", "epoch", ("--model.num_workers=2",), marks=pytest.mark.slow),
+        pytest.param("MegatronRandomSampler", "all", ("--model.num_workers=2",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_sampler_that_is_built_to_begin_where_training_stands_is_not_moved_twice(
+    app: App, tmp_path: Path, sampler: str, how: str, more: tuple[str, ...], step: int
+) -> None:
+    flags = (*FIT, "--model=tests.support.loaders.TrainsAsMegatron", f"--model.sampler={sampler}", f"--model.how={how}")
+    flags = (*flags, *more, "--trainer.max_epochs=3")
+    straight, _ = order(app, *flags, "--run_dir", tmp_path / "straight", out=tmp_path / "s")
+    assert len(straight) == {"5": 15, "0.8": 12}.get(more[0].partition("=")[2] if more else "", 18)
+    only(tmp_path / "straight", tmp_path / "run", step)
+    rest, _ = order(app, *flags, "--run_dir", tmp_path / "run", out=tmp_path / "r")
+    assert rest == straight[step:]
+    same_end(tmp_path / "straight", tmp_path / "run")
+
+
+def test_a_loader_that_leaves_out_by_itself_what_was_used_is_refused(app: App, tmp_path: Path) -> None:
+    flags = (*FIT, "--model=tests.support.loaders.SkipsByItself")
+    straight, _ = order(app, *flags, "--run_dir", tmp_path / "straight", out=tmp_path / "s")
+    only(tmp_path / "straight", tmp_path / "middle", 4)
+    ended = app(*flags, "--run_dir", tmp_path / "middle")
+    assert ended.status == 2
+    assert "DataLoader of Rows has 3 batches of 7: it leaves out the 4 that were used" in ended.err
+    assert "Build it for the whole epoch" in ended.err
+    only(tmp_path / "straight", tmp_path / "between", 7)
+    rest, _ = order(app, *flags, "--run_dir", tmp_path / "between", out=tmp_path / "r")
+    assert rest == straight[7:]
 
 
 @pytest.mark.timeout(240)
