@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import tomllib
+import uuid
 from importlib.metadata import distributions, requires
 from pathlib import Path
 
@@ -46,9 +47,10 @@ CHAINS = {
     ],
 )
 def test_every_command_of_the_readme_runs(name: str, tmp_path: Path, s3: str) -> None:
+    unique = uuid.uuid4().hex
     for line in CHAINS[name]:
         # What it leaves lands in a place of the test's own.
-        placed = line.replace("runs/", f"{tmp_path}/").replace("s3://bucket/", f"{s3}/{tmp_path.name}/")
+        placed = line.replace("runs/", f"{tmp_path}/").replace("s3://bucket/", f"{s3}/{unique}/")
         ended = command(*shlex.split(placed), timeout=120)
         assert ended.status == 0, f"{line}\n{ended.text}"
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,8 +250,8 @@ class OwnBar(pl.callbacks.ProgressBar):
         print(f"own bar: {self.total_train_batches} batches")
 
 
-def test_what_two_processes_write_beside_the_logs_arrives_and_lightning_speaks_once(s3: str, tmp_path: Path) -> None:
-    run = f"{s3}/{tmp_path.name}/run"
+def test_what_two_processes_write_beside_the_logs_arrives_and_lightning_speaks_once(s3: str) -> None:
+    run = f"{s3}/{uuid.uuid4().hex}/run"
     more = ("--trainer.callbacks=tests.test_user_output.WritesByRank", "--trainer.profiler=simple")
     ended = torchrun(2, "-m", "pipeline", "fit", *ROWS, "--trainer.max_epochs=1", "--run_dir", run, *more)
     assert ended.status == 0, ended.text

@@ -5,14 +5,18 @@ configuration, so it is given botocore's answers: what one of them reaches, the 
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.run.storage_errors import is_away
 
+_PROFILE = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
+_FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 _DEFAULT_REGION = "us-east-1"
 _TIMEOUT = timedelta(seconds=300)
 """Of one request: a part of a large file may take minutes."""
@@ -73,6 +77,20 @@ class S3Location:
 
 def profile() -> dict[str, Any]:
     """Return what the AWS configuration says of the profile in use; nothing where there is none."""
+    files = [os.path.expanduser(os.environ.get(name, default)) for name, default in _FILES.items()]
+    return _profile(*(os.environ.get(name) for name in _PROFILE), *((path, _version(path)) for path in files))
+
+
+def _version(path: str) -> tuple[int, int] | None:
+    with suppress(OSError):
+        state = os.stat(path)
+        return state.st_mtime_ns, state.st_size
+    return None
+
+
+@cache
+def _profile(*_of: Any) -> dict[str, Any]:
+    """Read the profile once for each choice of it, and each state of the files: it takes a tenth of a second."""
     try:
         import botocore.session  # noqa: PLC0415 - comes with s3fs
         from botocore.exceptions import BotoCoreError  # noqa: PLC0415

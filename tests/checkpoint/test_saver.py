@@ -175,9 +175,9 @@ def test_cut_at_any_operation_a_save_leaves_a_whole_checkpoint_or_nothing(
     assert outcomes[0] == (False, 0)
 
 
-def test_loader_workers_that_are_forked_after_an_upload_live_on(app: App, s3: str, tmp_path: Path) -> None:
+def test_loader_workers_that_are_forked_after_an_upload_live_on(app: App, s3: str) -> None:
     more = ("--data.val=tests.support.models.Rows", "--data.num_workers=2", "--checkpoints.every_n_steps=1")
-    ended = app(*FIT, *more, "--trainer.val_check_interval=2", "--run_dir", f"{s3}/{tmp_path.name}")
+    ended = app(*FIT, *more, "--trainer.val_check_interval=2", "--run_dir", f"{s3}/{uuid.uuid4().hex}")
     assert ended.status == 0, ended.err
 
 

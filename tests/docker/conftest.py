@@ -1,10 +1,8 @@
 """Real containers: `make smoke-docker` has built the image, and runs these; `make test` needs no engine."""
 
 import os
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,8 +14,8 @@ from docker.models.containers import Container
 from torchx.schedulers.docker_scheduler import LABEL_APP_ID, NETWORK, ensure_network
 
 from pipeline.commands.drill.proxy import Proxy
-from tests.support.commands import ROOT
 from tests.support.containers import IMAGE, LAUNCH, ONE_NODE
+from tests.support.launched import Launched, killed_in_the_end
 
 
 @pytest.fixture(scope="session")
@@ -63,28 +61,13 @@ def bucket(engine: docker.DockerClient, s3: str) -> Iterator[tuple[str, str]]:
         yield s3, f"http://{gateway}:{proxy.port}"
 
 
-class Launched:
+class LaunchedContainers(Launched):
     """A run of the driver, and the containers that it has started."""
 
     def __init__(self, engine: docker.DockerClient, log: Path, *arguments: object) -> None:
         self.engine = engine
-        self.log = log
         self.before = {one.id for one in engine.containers.list(all=True)}
-        with log.open("w") as out:
-            self.process = subprocess.Popen([*map(str, arguments)], cwd=ROOT, stdout=out, stderr=out)
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
-
-    def until(self, is_true: Callable[[], Any], seconds: float = 60) -> Any:
-        """Wait for something to be true."""
-        deadline = time.monotonic() + seconds
-        while not (found := is_true()):
-            assert time.monotonic() < deadline, self.output
-            assert self.process.poll() is None, self.output
-            time.sleep(0.1)
-        return found
+        super().__init__(log, *LAUNCH, *ONE_NODE, *arguments)
 
     def node(self, replica: int, role: str = "train") -> Container:
         """The container of one node."""
@@ -99,22 +82,8 @@ class Launched:
         found.reload()
         return found
 
-    def status(self, seconds: float = 90) -> int:
-        """Its exit status, once it has ended."""
-        return self.process.wait(seconds)
-
-
-@contextmanager
-def _launched(engine: docker.DockerClient, log: Path, *arguments: object) -> Iterator[Launched]:
-    launched = Launched(engine, log, *LAUNCH, *ONE_NODE, *arguments)
-    try:
-        yield launched
-    finally:
-        launched.process.kill()
-        launched.process.wait()
-
 
 @pytest.fixture
 def launch(engine: docker.DockerClient, tmp_path: Path) -> Callable[..., Any]:
     """`python -m components.launch` on Docker, as a context."""
-    return lambda *arguments: _launched(engine, tmp_path / "log", *arguments)
+    return lambda *arguments: killed_in_the_end(LaunchedContainers(engine, tmp_path / "log", *arguments))

@@ -6,6 +6,7 @@ import http.server
 import pickle
 import struct
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def test_a_whole_batch_of_mnist_is_what_its_samples_are(storage: str, zipped: bo
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_mnist_reaches_loader_workers_as_a_name(tmp_path: Path, s3: str, cache: Path, zipped: bool) -> None:
-    for root in (str(tmp_path), f"{s3}/{tmp_path.name}"):
+    for root in (str(tmp_path), f"{s3}/{uuid.uuid4().hex}"):
         put(root, files(), zipped)
         dataset = MNIST(root, "val")
         assert dataset.images.source is not None
@@ -118,7 +119,7 @@ def test_mnist_reaches_loader_workers_as_a_name(tmp_path: Path, s3: str, cache: 
 
 
 def test_mnist_has_one_fingerprint_wherever_it_lies(tmp_path: Path, s3: str) -> None:
-    roots = [str(tmp_path / "plain"), str(tmp_path / "zipped"), f"{s3}/{tmp_path.name}-zipped"]
+    roots = [str(tmp_path / "plain"), str(tmp_path / "zipped"), f"{s3}/{uuid.uuid4().hex}-zipped"]
     for root in roots:
         put(root, files(), "zipped" in root)
     prints = {MNIST(root, split).fingerprint() for root in roots for split in ("train", "val", "test")}

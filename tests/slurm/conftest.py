@@ -1,17 +1,15 @@
 """A real Slurm for these tests, one for each process that runs some."""
 
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.commands import DIGITS, ROOT
+from tests.support.launched import Launched, killed_in_the_end
 from tests.support.slurm_cluster import Cluster
 
 LAUNCH = (
@@ -71,55 +69,25 @@ def _used(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     cluster.run("scancel", "--user=root")
 
 
-class Launched:
+class LaunchedJobs(Launched):
     """A run of the driver, and the jobs that it has submitted."""
 
     def __init__(self, log: Path, cluster: Cluster, *arguments: object) -> None:
-        self.log = log
         self.cluster = cluster
-        with log.open("w") as out:
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests/docker/own")))}
-            command = [*LAUNCH, *map(str, arguments)]
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests/docker/own")))}
+        super().__init__(log, *LAUNCH, *arguments, env=environment)
 
     @property
     def job(self) -> str:
         """The id of the training's job."""
         return str(self.until(lambda: self.output.partition("train: slurm://torchx/")[2].partition("\n")[0]))
 
-    def until(self, is_true: Callable[[], Any], seconds: float = 120) -> Any:
-        """Wait for something to be true."""
-        deadline = time.monotonic() + seconds
-        while not (found := is_true()):
-            assert time.monotonic() < deadline, self.output
-            assert self.process.poll() is None, self.output
-            time.sleep(0.1)
-        return found
-
     def shows(self, job: str) -> str:
         """What Slurm says of a job."""
         return self.cluster.run("scontrol", "show", "job", "-o", job)
-
-    def status(self, seconds: float = 350) -> int:
-        """Its exit status, once it has ended."""
-        return self.process.wait(seconds)
-
-
-@contextmanager
-def _launched(log: Path, cluster: Cluster, *arguments: object) -> Iterator[Launched]:
-    launched = Launched(log, cluster, *arguments)
-    try:
-        yield launched
-    finally:
-        launched.process.kill()
-        launched.process.wait()
 
 
 @pytest.fixture
 def launch(cluster: Cluster, tmp_path: Path) -> Callable[..., Any]:
     """`python -m components.launch` on Slurm, as a context."""
-    return lambda *arguments: _launched(tmp_path / "log", cluster, *arguments)
+    return lambda *arguments: killed_in_the_end(LaunchedJobs(tmp_path / "log", cluster, *arguments))
