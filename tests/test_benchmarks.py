@@ -2,13 +2,16 @@
 
 import json
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.commands import Ended, command
+from tests.support.commands import ROOT, Ended, command, heeding_ctrl_c
 
 GROUPS = {
     "one of each kind": ("step", "samples", "evaluation", "save"),
@@ -123,3 +126,24 @@ def test_a_subject_that_fails_leaves_the_others_measured(tmp_path: Path) -> None
     assert ended.status == 1
     assert "failed: save" in ended.err
     assert [one["subject"] for one in json.loads((tmp_path / "bench.json").read_text())["subjects"]] == ["ranks"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_benchmark_that_is_stopped_leaves_nothing_on_the_storage(tmp_path: Path, number: signal.Signals) -> None:
+    storage, program = tmp_path / "storage", (sys.executable, "-m", "tests.benchmarks", "--scale", "quick", "save")
+    with heeding_ctrl_c():
+        more = ("--json", str(tmp_path / "bench.json"), "--url", str(storage))
+        process = subprocess.Popen([*program, *more], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(storage.glob("bench-*/*/*")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+        process.wait()
+    assert not list(storage.glob("bench-*"))

@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -78,6 +79,7 @@ def remove(url: str) -> None:
 def main() -> None:
     """Measure what was asked for."""
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # it removes what it has written
     for name in ("lightning.pytorch", "lightning.fabric", "pipeline"):
         logging.getLogger(name).setLevel(logging.ERROR)
     asked = arguments()

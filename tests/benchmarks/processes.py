@@ -120,16 +120,18 @@ def forked(function: Callable[..., Any], *arguments: Any, ranks: int = 1, log: P
         process.start()
     sender.close()
     answer, end = None, time.monotonic() + limit
-    with contextlib.suppress(EOFError):
-        if receiver.poll(limit):
-            answer = receiver.recv()
-    left = {process.sentinel: process for process in processes}
-    while left and time.monotonic() < end and not any(process.exitcode for process in processes):
-        for sentinel in wait(left, timeout=1):
-            left.pop(int(str(sentinel)))
-    for process in processes:
-        process.kill() if process.exitcode is None else None
-        process.join()
+    try:
+        with contextlib.suppress(EOFError):
+            if receiver.poll(limit):
+                answer = receiver.recv()
+        left = {process.sentinel: process for process in processes}
+        while left and time.monotonic() < end and not any(process.exitcode for process in processes):
+            for sentinel in wait(left, timeout=1):
+                left.pop(int(str(sentinel)))
+    finally:  # a signal included: what is removed then must not be written again
+        for process in processes:
+            process.kill() if process.exitcode is None else None
+            process.join()
     if answer is None or any(process.exitcode for process in processes):
         raise RuntimeError(f"{function.__name__}{arguments} failed:\n{log.read_text()[-4000:]}")
     return answer[0]
