@@ -31,6 +31,7 @@ def predict(
     grace: int = 30,
     join_timeout: int = 600,
     rdzv_port: int = 0,
+    standby: str = "auto",
 ) -> specs.AppDef:
     """Predict each sample once and keep it in the run; run it again to continue a prediction that was cut short.
 
@@ -53,9 +54,10 @@ def predict(
         grace: seconds between SIGTERM and SIGKILL
         join_timeout: seconds that the nodes wait for each other
         rdzv_port: rendezvous port on node 0; 0 means one that is free on this machine
+        standby: fork processes from one that has imported everything: true, false, or auto for true without GPUs
     """
     node = NodeSpec(image, cpu, memory, gpu, env, mounts, secrets, shm, retries)
-    agent = AgentOptions(nodes, processes, max_restarts, grace, join_timeout, rdzv_port, preflight=False)
+    agent = AgentOptions(nodes, processes, max_restarts, grace, join_timeout, rdzv_port, False, standby)
     problems = [*node.problems(run_dir), *agent.problems(gpu)]
     if checkpoint not in ("", "best", "latest") and not checkpoint.isdecimal():
         problems.append(f"checkpoint={checkpoint!r} must be best, latest or a step such as 120")

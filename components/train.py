@@ -17,6 +17,7 @@ from torchx.specs import macros
 from components.role import IMAGE, NodeSpec, quoted
 from pipeline.errors import UserError
 
+_STANDBY = ("auto", "true", "false")
 _PORTS = range(10_000, 30_000)
 
 
@@ -40,6 +41,7 @@ def train(
     join_timeout: int = 600,
     rdzv_port: int = 0,
     preflight: bool = False,
+    standby: str = "auto",
 ) -> specs.AppDef:
     """Train with DDP on one or more nodes; run it again with the same run_dir to resume.
 
@@ -63,9 +65,10 @@ def train(
         join_timeout: seconds that the nodes wait for each other, at the start and for a node that is replaced
         rdzv_port: rendezvous port on node 0; 0 means one that follows from run_dir
         preflight: true: check all nodes, their storage and their network before training; takes some seconds
+        standby: fork processes from one that has imported everything: true, false, or auto for true without GPUs
     """
     node = NodeSpec(image, cpu, memory, gpu, env, mounts, secrets, shm, retries)
-    agent = AgentOptions(nodes, processes, max_restarts, grace, join_timeout, rdzv_port, preflight)
+    agent = AgentOptions(nodes, processes, max_restarts, grace, join_timeout, rdzv_port, preflight, standby)
     return _app(node, agent, run_dir, config, app_args)
 
 
@@ -80,6 +83,7 @@ class AgentOptions:
     join_timeout: int
     rdzv_port: int
     preflight: bool
+    standby: str = "auto"
 
     def problems(self, gpu: int) -> Iterator[str]:
         """Yield what cannot work, one sentence per mistake."""
@@ -92,6 +96,8 @@ class AgentOptions:
         for name, least in {"processes": 0, "max_restarts": 0, "grace": 1, "join_timeout": 1}.items():
             if getattr(self, name) < least:
                 yield f"{name}={getattr(self, name)} must be >= {least}"
+        if self.standby not in _STANDBY:
+            yield f"standby={self.standby!r} must be one of {', '.join(_STANDBY)}"
         if not 0 <= self.rdzv_port < 65_536:
             yield f"rdzv_port={self.rdzv_port} must be 0 (one that follows from run_dir) to 65535"
 
@@ -138,8 +144,11 @@ def agent_app(name: str, node: NodeSpec, agent: AgentOptions, run_dir: str, argu
         f"python -m pipeline.agent --rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id {macros.app_id} "
         f"--nnodes {f'{least}:{most}' if least != most else most} --nproc-per-node {per_node} "
         f"--rdzv-conf join_timeout={agent.join_timeout} --max-restarts {agent.max_restarts} "
-        f"--shutdown-timeout {agent.grace} " + (f"--preflight {quoted([checked])} " if agent.preflight else "")
-    ) + f"--role {name} -m pipeline {quoted(arguments)}"
+        f"--shutdown-timeout {agent.grace} "
+    )
+    command += f"--preflight {quoted([checked])} " if agent.preflight else ""
+    command += f"--standby {agent.standby} " if agent.standby != "auto" else ""
+    command += f"--role {name} -m pipeline {quoted(arguments)}"
     # A node that ends first makes the agents of the others warn of a lost connection.
     quiet = {"LOGLEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", **(node.env or {})}
     role = replace(node, env=quiet).role(name, command, max(1, node.cpu // per_node), grace=agent.grace)

@@ -10,13 +10,35 @@ python -m pipeline prune --run_dir runs/one --keep_last 2 --dry_run true
 python -m pipeline probe s3://bucket/folder
 """
 
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from pipeline.process.held_signals import hold_signals
 
+
+def _import_all() -> Callable[[], None]:
+    from pipeline import cli  # noqa: F401, PLC0415
+    from pipeline.training.forked import renew_imports  # noqa: PLC0415
+
+    for name in ("torch.utils.tensorboard", "s3fs", "obstore.store"):  # which most runs import later
+        with suppress(ImportError):
+            importlib.import_module(name)
+    return renew_imports
+
+
+def _stand_by() -> None:
+    """Import everything, and wait until workers are wanted; returns in each of them."""
+    from pipeline.process import fork_server  # noqa: PLC0415
+
+    fork_server.serve(_import_all)
+
+
 if __name__ == "__main__":
     hold_signals()  # before anything else is imported
+    if "standby" in sys._xoptions:
+        _stand_by()
 
 from pipeline.errors import INTERRUPTED
 from pipeline.process.error_file import guarded

@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Tests run side by side: two threads for each of them would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Agents of the tests start their workers from the fork server below, which costs nothing; tests of standbys set it.
+os.environ.setdefault("PET_STANDBY", "false")
 
 import fsspec
 import pytest

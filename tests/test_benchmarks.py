@@ -27,6 +27,7 @@ GROUPS = {
         "evaluation_memory",
     ),
     "starts": ("first_step", "recovery"),
+    "starts of a node": ("recovery_node",),
     "saves": ("save_memory", "load", "save_beside", "save_beside_ranks"),
 }
 ELSEWHERE = {"turnaround": "needs containers"}

@@ -60,13 +60,17 @@ def goes_on(training: Job, attempt: int, steps: int = 12) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_disturbed_in_each_way_a_training_ends_like_one_that_nobody_has_disturbed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("standby", ["false", pytest.param("true", marks=pytest.mark.slow)])
+def test_disturbed_in_each_way_a_training_ends_like_one_that_nobody_has_disturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standby: str
+) -> None:
     (tmp_path / "straight").mkdir()
     with job(tmp_path / "straight", *PACED) as straight:
         assert [agent.wait(90) for agent in straight.agents] == [0, 0], straight.said
         assert "Traceback" not in straight.said
         assert "Warning" not in straight.said
     (tmp_path / "disturbed").mkdir()
+    monkeypatch.setenv("PET_STANDBY", standby)
     with job(tmp_path / "disturbed", *PACED, "--collective_timeout=5", "--grace=8", join=60, restarts=3) as training:
         training.until_step(25)
         # A rank is killed.

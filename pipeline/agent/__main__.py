@@ -16,8 +16,9 @@ A script written for torchrun runs under it unchanged. The differences:
   replaced by a new one, node 0 included, which hosts the rendezvous.
 * A failure is reported once: its traceback by the agent of its own node, one line by the others.
 
-One option is not torchrun's: `--preflight ARGUMENTS`, in one string, are those of `python -m pipeline preflight`, which
-then runs on all nodes before the workers, and again when a node has joined that has not been checked.
+Two options are not torchrun's. `--preflight ARGUMENTS`, in one string, are those of `python -m pipeline preflight`,
+which then runs on all nodes before the workers, and again when a node has joined that has not been checked. `--standby`
+says whether workers of `-m pipeline` are forked from a process that has imported all (`pipeline.agent.standby`).
 
 Only the c10d rendezvous is served; a single node needs none. How it works: `pipeline.agent.node`.
 """
@@ -41,6 +42,7 @@ from typing import NoReturn
 from pipeline.agent.arguments import parser
 from pipeline.agent.policy import JobEnd
 from pipeline.agent.signals import Signals
+from pipeline.agent.standby import CHOICES, Standby, command_of
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
 from pipeline.process import error_file, started_runs
 from pipeline.process.output import drop_lost_output, flush_output, print_line
@@ -87,6 +89,18 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
     options, defaults = parser().parse_args(list(arguments)), parser().parse_args(["script"])
     grace = _check(options)
+    standby = Standby(command_of(options))
+    try:
+        if options.nproc_per_node.isdecimal() and not options.preflight:
+            if int(options.nproc_per_node) > 1:
+                os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torch does, but not as early
+            standby.start()  # so that it imports while this process does
+        return _serve(options, defaults, grace, signals, standby)
+    finally:
+        standby.end()
+
+
+def _serve(options: Namespace, defaults: Namespace, grace: float, signals: Signals, standby: Standby) -> JobEnd:
     # torch's agent and its store warn of much that is reported here in one line; levels that the user set stay.
     quiet = _CPP_LOG not in os.environ
     if quiet:
@@ -101,7 +115,7 @@ def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
         del os.environ[_CPP_LOG]  # the workers choose for themselves
     try:
         config, program = compat.launch_config(options, defaults)
-        agent = NodeAgent(config, program, signals, grace, options.preflight)
+        agent = NodeAgent(config, program, signals, grace, options.preflight, standby)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"invalid torchrun arguments: {error}") from error
     signals.listen(options.signals_to_handle.split(","))
@@ -132,6 +146,8 @@ def _check(options: Namespace) -> float:
         shlex.split(options.preflight)
     except ValueError as error:
         problems.append(f"preflight={options.preflight!r}: {error}; must be arguments in a shell's quotes")
+    if options.standby not in CHOICES:
+        problems.append(f"standby={options.standby!r} must be one of {', '.join(CHOICES)}")
     if options.shutdown_timeout is not None and options.shutdown_timeout < 0:
         problems.append(f"shutdown_timeout={options.shutdown_timeout} must be >= 0 seconds")
     options.run_path = False  # a worker is a process of its own anyway

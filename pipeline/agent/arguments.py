@@ -37,6 +37,7 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("signals_to_handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT", str, "signals that stop the agent, beside SIGUSR1"),
     ("shutdown_timeout", None, int, "seconds that workers have between SIGTERM and SIGKILL (30)"),
     ("virtual_local_rank", False, bool, "LOCAL_RANK=0 and one visible GPU for each worker"),
+    ("standby", "auto", str, "fork workers from a process that has imported all: true, false, auto (no GPU)"),
     ("preflight", "", str, "arguments of a preflight that goes before the workers, in one string"),
 )
 _SHORT = {"module": "-m", "redirects": "-r", "tee": "-t"}

@@ -7,7 +7,10 @@ Whoever upgrades torch looks here: the rest of `pipeline/agent` uses torch's pub
 import inspect
 import time
 from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
+from itertools import chain, repeat
 from typing import Any, cast
 
 import torch
@@ -15,6 +18,7 @@ from torch.distributed.elastic.agent.server import WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import api as multiprocessing
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.elastic.rendezvous import RendezvousHandler, dynamic_rendezvous, utils
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.launcher.api import LaunchConfig
@@ -22,10 +26,16 @@ from torch.distributed.run import config_from_args, get_args_parser
 
 from pipeline.errors import UserError
 
+_FIRST_POLL = 0.03
+_FEW_NODES = 16
+_torch_delay = dynamic_rendezvous._delay
+Fork = Callable[[Sequence[str], dict[str, str], Sequence[int]], Any]
+
 _CALLED: tuple[tuple[Any, str, str], ...] = (
     # Where it is, a method or function, its parameters.
     (LocalElasticAgent, "_rendezvous", "self worker_group"),
     (LocalElasticAgent, "_start_workers", "self worker_group"),
+    (SubprocessHandler, "_popen", "self args env"),
     (DynamicRendezvousHandler, "_stop_heartbeats", "self"),
     (dynamic_rendezvous, "_DistributedRendezvousOpExecutor.run", "self state_handler deadline update_deadline"),
     (utils, "_matches_machine_hostname", "host"),
@@ -33,11 +43,15 @@ _CALLED: tuple[tuple[Any, str, str], ...] = (
 _SET_OR_READ: tuple[tuple[Any, str, str], ...] = (
     # Where it is, a method, the attributes that this must set or read.
     (LocalElasticAgent, "_start_workers", "_pcontext _remaining_restarts"),
+    (SubprocessHandler, "__init__", "_popen _stderr _stdout"),
     (DynamicRendezvousHandler, "__init__", "_op_executor"),
     (DynamicRendezvousHandler, "next_rendezvous", "_bootstrap_store_info _shared_tcp_store_server"),
+    (DynamicRendezvousHandler, "next_rendezvous", "_state_holder"),
+    (dynamic_rendezvous, "_BackendRendezvousStateHolder.sync", "_cache_duration"),
     (dynamic_rendezvous, "_RendezvousState.__init__", "complete participants redundancy_list round wait_list"),
     (dynamic_rendezvous, "_RendezvousContext.__init__", "node state"),
-    (dynamic_rendezvous, "_DistributedRendezvousOpExecutor.run", "ERROR_TIMEOUT FINISH REMOVE_FROM_PARTICIPANTS"),
+    (dynamic_rendezvous, "_DistributedRendezvousOpExecutor.run", "ERROR_TIMEOUT FINISH SYNC _delay"),
+    (dynamic_rendezvous, "_DistributedRendezvousOpExecutor.run", "REMOVE_FROM_PARTICIPANTS"),
     (dynamic_rendezvous, "_DistributedRendezvousOpExecutor.run", "REMOVE_FROM_WAIT_LIST REMOVE_FROM_REDUNDANCY_LIST"),
 )
 
@@ -91,7 +105,7 @@ def launch_config(options: Namespace, defaults: Namespace) -> tuple[LaunchConfig
         ValueError: The options contradict each other; AssertionError and RuntimeError, too.
     """
     known = get_args_parser().parse_args(["script"])
-    handled_here = {"preflight", "shutdown_timeout", "signals_to_handle"}
+    handled_here = {"preflight", "shutdown_timeout", "signals_to_handle", "standby"}
     unknown = sorted(vars(options).keys() - vars(known).keys() - handled_here)
     if problems := [name for name in unknown if getattr(options, name) != getattr(defaults, name)]:
         raise UserError(*(f"{name}: torch {torch.__version__} has no such option" for name in problems))
@@ -123,18 +137,32 @@ def assign_ranks(agent: LocalElasticAgent, handler: RendezvousHandler) -> None:
     agent._rendezvous(group)
 
 
-def start_workers(agent: LocalElasticAgent, arguments: tuple[str, ...], restarts_left: int) -> SubprocessContext:
+def start_workers(
+    agent: LocalElasticAgent, arguments: tuple[str, ...], restarts_left: int, fork: Fork
+) -> SubprocessContext:
     """Start the processes of this node. torch sets their environment from what `assign_ranks` has found.
 
     Args:
         agent: Of this node.
         arguments: Of each worker.
         restarts_left: From which torch computes TORCHELASTIC_RESTART_COUNT.
+        fork: Starts a process from its command line, environment and standard streams; where it returns None, torch
+            starts the process itself.
     """
     group = agent.get_worker_group()
     group.spec.args = arguments
     agent._remaining_restarts = restarts_left
-    agent._start_workers(group)
+    cold = SubprocessHandler._popen
+
+    def popen(handler: Any, args: tuple[str, ...], env: dict[str, str]) -> Any:
+        streams = [0, *(file.fileno() if file else fd for fd, file in ((1, handler._stdout), (2, handler._stderr)))]
+        return fork(args, env, streams) or cold(handler, args, env)
+
+    SubprocessHandler._popen = popen  # type: ignore[method-assign, assignment]
+    try:
+        agent._start_workers(group)
+    finally:
+        SubprocessHandler._popen = cold  # type: ignore[method-assign]
     assert isinstance(agent._pcontext, SubprocessContext)
     return agent._pcontext
 
@@ -150,6 +178,26 @@ def forget_round_store(handler: DynamicRendezvousHandler) -> None:
     """
     handler._bootstrap_store_info = None
     handler._shared_tcp_store_server = None
+
+
+@contextmanager
+def frequent_polls(handler: DynamicRendezvousHandler) -> Iterator[None]:
+    """Have a rendezvous look for the other nodes often at first, the less often the more of them there may be.
+
+    torch looks once a second, and keeps what it has read for as long, which is most of the time of a restart.
+    """
+    state: Any = handler._state_holder
+    first = _FIRST_POLL * max(1.0, handler.settings.max_nodes / _FEW_NODES)
+    delays = chain([first * 1.5**count for count in range(9)], repeat(1.0))
+
+    def delay(seconds: float | tuple[float, float]) -> None:
+        _torch_delay(seconds if isinstance(seconds, tuple) else min(seconds, next(delays)))
+
+    dynamic_rendezvous._delay, state._cache_duration = delay, 0
+    try:
+        yield
+    finally:
+        state._cache_duration = 1
 
 
 def leave(handler: DynamicRendezvousHandler, seconds: float) -> None:

@@ -17,6 +17,9 @@ JOB_STATUS = "over"
 """The key of the job's store that holds the exit status of a job that has ended."""
 
 _POLL_SECONDS = 0.25
+_SOON_SECONDS = 0.03
+"""The same for a second after something has happened, which is how long a restart takes; longer for many nodes."""
+_FEW_NODES = 16
 _READ_SECONDS = 1.5
 """Time in which all other nodes read the log at least once."""
 _LEAVE_SECONDS = 3.0
@@ -82,9 +85,11 @@ class EventLog:
         self._thread.join(0.5)
 
     def _run(self) -> None:
+        happened = 0.0
         while not self._stopped.is_set():
             try:
                 while self._outbox:
+                    happened = time.monotonic()
                     self._store.append(_KEY, encode(self._outbox[0]))
                     self._outbox.popleft()
                 # Before the log: a node that waits has written the reason before.
@@ -92,12 +97,13 @@ class EventLog:
                 if self._store.check([_KEY]):
                     events = decode(self._store.get(_KEY))
                     if len(events) != len(self.events):
-                        self.events = events
+                        self.events, happened = events, time.monotonic()
                 self.waiting, self.spares, self.alive = waiting, spares, alive
             except (RendezvousError, RuntimeError, ValueError) as error:
                 self.lost = str(error).partition("\n")[0] or type(error).__name__
                 return
-            self._wake.wait(_POLL_SECONDS)
+            soon = min(_POLL_SECONDS, _SOON_SECONDS * max(1.0, len(alive) / _FEW_NODES))
+            self._wake.wait(soon if time.monotonic() - happened < 1 else _POLL_SECONDS)
             self._wake.clear()
 
 

@@ -9,6 +9,7 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.agent.event_log import JOB_STATUS, EventLog, leave_job, round_log
 from pipeline.agent.policy import Event, EventType, JobEnd
 from pipeline.agent.rendezvous import JobAlreadyFinished, Rendezvous, RendezvousTimeout, RoundHandler
 from pipeline.agent.signals import Signals, StopRequested
+from pipeline.agent.standby import Standby
 from pipeline.agent.supervisor import NodeState, Supervisor
 from pipeline.agent.workers import Workers
 from pipeline.errors import DONE, INTERRUPTED, PREEMPTED
@@ -39,10 +41,17 @@ class NodeAgent:
         grace: Seconds that workers have after SIGTERM.
         preflight: Arguments of a preflight, which runs before the workers of each round that has a node without one;
             empty for none.
+        standby: From which workers are forked; None: they start cold.
     """
 
     def __init__(
-        self, config: LaunchConfig, program: list[str], signals: Signals, grace: float, preflight: str = ""
+        self,
+        config: LaunchConfig,
+        program: list[str],
+        signals: Signals,
+        grace: float,
+        preflight: str = "",
+        standby: Standby | None = None,
     ) -> None:
         parameters = RendezvousParameters(
             backend=config.rdzv_backend,
@@ -63,6 +72,7 @@ class NodeAgent:
             grace=grace,
             interval=config.monitor_interval,
             max_restarts=config.max_restarts,
+            standby=standby or Standby(()),
         )
 
     def serve(self) -> JobEnd:
@@ -114,8 +124,17 @@ class NodeAgent:
         program = self._program
         if self._preflight_of_round:
             program = [sys.executable, "-m", "pipeline", "preflight", *shlex.split(self._preflight_of_round)]
-        arguments = ("-I", "-S", str(Path(pdeathsig.__file__)), str(os.getpid()), *program)
-        processes = compat.start_workers(self._local, arguments, max(0, state.max_restarts - state.restarts_used))
+        cold = ("-I", "-S", str(Path(pdeathsig.__file__)), str(os.getpid()))
+        if not self._preflight_of_round:
+            state.standby.await_ready(state.signals)
+
+        def fork(command: Sequence[str], environment: dict[str, str], streams: Sequence[int]) -> Any:
+            # What torch puts before it, such as the binding to a NUMA node, only a cold start can do.
+            tied = tuple(command[: len(cold) + 1]) == (sys.executable, *cold)
+            return state.standby.fork(command[len(cold) + 1 :], environment, streams) if tied else None
+
+        left = max(0, state.max_restarts - state.restarts_used)
+        processes = compat.start_workers(self._local, (*cold, *program), left, fork)
         ranks = {worker.local_rank: worker.global_rank for worker in self._local.get_worker_group().workers}
         workers = Workers(processes, ranks, state.grace, state.signals)
         self._log.start()

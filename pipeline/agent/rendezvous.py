@@ -116,7 +116,8 @@ class RoundHandler(DynamicRendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """See base class."""
         compat.forget_round_store(self)
-        return super().next_rendezvous()
+        with compat.frequent_polls(self):
+            return super().next_rendezvous()
 
     @property
     def last_call(self) -> float:

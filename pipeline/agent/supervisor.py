@@ -22,6 +22,7 @@ from pipeline.agent.policy import (
 )
 from pipeline.agent.rendezvous import RoundHandler
 from pipeline.agent.signals import Signals
+from pipeline.agent.standby import Standby
 from pipeline.agent.workers import HURRY, WorkerExit, Workers
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE
 from pipeline.process.cgroup import MemoryCgroup
@@ -51,6 +52,7 @@ class NodeState:
         grace: Seconds that workers have after SIGTERM.
         interval: Seconds between two looks at the workers.
         max_restarts: Restarts at most.
+        standby: From which the workers are forked.
         restarts_used: Restarts so far.
         status: The exit status if the next rendezvous fails.
         memory: Of this container.
@@ -62,6 +64,7 @@ class NodeState:
     grace: float
     interval: float
     max_restarts: int
+    standby: Standby
     restarts_used: int = 0
     status: int = CRASH
     memory: MemoryCgroup = field(default_factory=MemoryCgroup)
@@ -110,6 +113,7 @@ class Supervisor:
     def _watch(self) -> JobEnd | None:
         while True:
             time.sleep(self.state.interval)
+            self.state.standby.tend()
             self._poll_workers()
             if self.state.signals.received:
                 return self._stop()

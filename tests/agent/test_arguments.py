@@ -8,7 +8,7 @@ from torch.distributed.run import get_args_parser
 from pipeline.agent.arguments import parser
 from tests.support.commands import command
 
-OURS = {"preflight"}
+OURS = {"preflight", "standby"}
 NEWER = {"log_line_prefix_template", "print_completion"}
 """Options of torch 2.14 that have their defaults here."""
 SINCE = {

@@ -1,5 +1,6 @@
 """How long until training runs: a cold start, and the start after a crash."""
 
+import functools
 import json
 import os
 import signal
@@ -10,13 +11,14 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.agent.standby import is_standby
 from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
 from tests.support.commands import ROOT
 from tests.support.sigterm_trials import Job, job
 
 OURS = "this pipeline"
 SCRIPT = "bare Lightning script"
-COLD = "cold start"
+COLD, COLD_CRASH, START, CRASH = "cold start", "kill -9, no standby", "start", "kill -9"
 LIGHTNING = """
 import sys
 import lightning.pytorch as pl
@@ -69,34 +71,82 @@ def cold_start(context: Context) -> Contenders:
 def next_step(training: Job, known: int, began: float) -> float:
     """Seconds until a rank notes a step more."""
     while len(training.steps(0)) <= known:
-        assert time.monotonic() - began < 60, training.said
-        time.sleep(0.01)
+        assert time.monotonic() - began < 120, training.said
+        time.sleep(0.005)
     return time.monotonic() - began
 
 
-def crash(folder: Path) -> dict[str, Reading]:
-    """Seconds to the first step of 2 nodes, and from kill -9 of a rank to the next step."""
-    began = time.monotonic()
-    with job(folder, "--checkpoints.every_n_steps=10", "--trainer.max_epochs=2000", join=60) as training:
-        cold = next_step(training, 0, began)
+def children(training: Job, standbys: bool) -> list[int]:
+    """The standbys of all nodes, or their workers."""
+    lists = (Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split() for agent in training.agents)
+    return [int(pid) for pids in lists for pid in pids if is_standby(int(pid)) == standbys]
+
+
+def cpu_of(pids: list[int]) -> float:
+    """Seconds of CPU time that processes have used so far."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of(pids: list[int], name: str) -> float:
+    """MB of processes: `Pss`, which counts a part of what they share, or `Private_Dirty`."""
+    lines = [line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+def crash(folder: Path, standby: str, nodes: int, processes: int) -> tuple[Reading, Reading]:
+    """What the start of a job takes to its first step, and kill -9 of a rank to the next step.
+
+    Its CPU time is that of agents, standbys and new workers.
+    """
+    os.environ["PET_STANDBY"] = standby
+    folder.mkdir()
+    arguments, began = ("--checkpoints.every_n_steps=10", "--trainer.max_epochs=100000"), time.monotonic()
+    with job(folder, *arguments, join=60, nnodes=str(nodes), processes=processes) as training:
+        start = {"wall": next_step(training, 0, began)}
+        own = [agent.pid for agent in training.agents] + children(training, standbys=True)
+        workers = children(training, standbys=False)
+        start["cpu"] = cpu_of(own + workers)
         training.until_step(30)
-        began = time.monotonic()
-        os.kill(training.rank(1), signal.SIGKILL)
-        while training.alive(0):  # its steps until it notices are old ones
+        start["MB of all ranks and standbys"] = memory_of(workers + children(training, standbys=True), "Pss")
+        again = {"MB private to a standby": memory_of(children(training, standbys=True), "Private_Dirty") / nodes}
+        before, began = cpu_of(own), time.monotonic()
+        os.kill(workers[-1], signal.SIGKILL)
+        while Path(f"/proc/{workers[0]}/exe").exists():  # its steps until it notices are old ones
             time.sleep(0.005)
-        return {COLD: {"wall": cold}, "kill -9": {"wall": next_step(training, len(training.steps(0)), began)}}
+        again["wall"] = next_step(training, len(training.steps(0)), began)
+        again["cpu"] = cpu_of(own + children(training, standbys=False)) - before
+    return start, again
 
 
-@subject("recovery", unit="s", reference=COLD, bars=(Bar("kill -9", "wall", 1 / 0.35),), rounds=(1, 1, 5))
-def recovery(context: Context) -> Contenders:
-    """From kill -9 of one of 2 ranks to the next step, beside a cold start to the first one."""
+def crashes(folder: Path, nodes: int, processes: int) -> Contenders:
+    """A start and the one after a crash, which one job gives, with a standby and without."""
     found: dict[str, Reading] = {}
 
     def take(name: str) -> Reading:
         if name not in found:
-            folder = context.folder / uuid.uuid4().hex[:8]
-            folder.mkdir()
-            found.update(crash(folder))
+            standby = str(name in (START, CRASH)).lower()
+            both = crash(folder / uuid.uuid4().hex[:8], standby, nodes, processes)
+            found.update(zip((START, CRASH) if standby == "true" else (COLD, COLD_CRASH), both, strict=True))
         return found.pop(name)
 
-    return {COLD: lambda: take(COLD), "kill -9": lambda: take("kill -9")}
+    return {name: functools.partial(take, name) for name in (COLD, COLD_CRASH, START, CRASH)}
+
+
+RECOVERED = (
+    Bar(CRASH, "wall", 1 / 0.35),
+    Bar(CRASH, "cpu", 1 / 0.35),
+    Bar(CRASH, "MB private to a standby", limit=150),
+)
+
+
+@subject("recovery", unit="s", reference=COLD, bars=RECOVERED, rounds=(1, 1, 5))
+def recovery(context: Context) -> Contenders:
+    """From kill -9 of one of 2 ranks, each on a node of its own, to the next step, beside a cold start."""
+    return crashes(context.folder, nodes=2, processes=1)
+
+
+@subject("recovery_node", unit="s", reference=COLD, bars=RECOVERED, rounds=(1, 0, 5))
+def recovery_of_a_node(context: Context) -> Contenders:
+    """From kill -9 of one of the 2 ranks of a node to the next step, beside a cold start."""
+    return crashes(context.folder, nodes=1, processes=2)

@@ -140,6 +140,13 @@ def test_the_dryrun_of_torchx_shows_the_same_command(tmp_path: Path) -> None:
     assert "--trainer.max_epochs=1" in ended.out
 
 
+def test_standby_is_passed_to_the_agents_where_it_is_chosen() -> None:
+    assert "--standby" not in train(run_dir="runs/a").roles[0].args[1]
+    assert " --standby false " in train(run_dir="runs/a", standby="false").roles[0].args[1]
+    with pytest.raises(UserError, match="standby='off' must be one of auto, true, false"):
+        train(run_dir="runs/a", standby="off")
+
+
 def test_preflight_passes_the_resources_of_a_node_to_the_agents() -> None:
     (role,) = train(run_dir="s3://bucket/a b", gpu=2, shm=256, preflight=True).roles
     words = shlex.split(role.args[1].replace("$$", "$"))

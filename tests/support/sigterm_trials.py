@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.agent.standby import is_standby
 from pipeline.checkpoint.commit import committed
 from pipeline.run.run_dir import RunDir
 from tests.support.agent_harness import free_port
@@ -36,16 +37,23 @@ class Job:
         nnodes: As torchrun takes it.
         join: Seconds that a node waits for the others.
         restarts: How often the agents may restart the ranks.
+        processes: Of each node.
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, nnodes: str = str(NODES), join: int = 5, restarts: int = 2
+        self,
+        folder: Path,
+        *arguments: str,
+        nnodes: str = str(NODES),
+        join: int = 5,
+        restarts: int = 2,
+        processes: int = 1,
     ) -> None:
         self.folder = folder
         self.run = folder / "run"
         self.port = free_port()
         self._agent = (
-            *(sys.executable, "-m", "pipeline.agent", "--nnodes", nnodes, "--nproc-per-node=1"),
+            *(sys.executable, "-m", "pipeline.agent", "--nnodes", nnodes, f"--nproc-per-node={processes}"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{self.port}", f"--rdzv-id={folder.name}"),
             f"--rdzv-conf=join_timeout={join},last_call_timeout=1,keep_alive_interval=1",
             *("--shutdown-timeout=20", f"--max-restarts={restarts}", "-m", "pipeline", "fit"),
@@ -63,7 +71,7 @@ class Job:
             *(f"--model.notes={folder / 'notes'}", f"--run_dir={self.run}", *arguments),
         )
         self._known: dict[int, int] = {}
-        self.agents = [self.start(node) for node in range(NODES)]
+        self.agents = [self.start(node) for node in range(int(nnodes.rpartition(":")[2]))]
 
     def start(self, node: int) -> subprocess.Popen[bytes]:
         """Start the agent of one node."""
@@ -82,13 +90,14 @@ class Job:
 
     @property
     def said(self) -> str:
-        return "\n".join(self.log(node).read_text() for node in range(NODES))
+        return "\n".join(self.log(node).read_text() for node in range(len(self.agents)))
 
     def rank(self, node: int) -> int:
         """The process of a node's one worker."""
         agent = self.agents[node].pid
         children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-        return next(int(each) for each in children if SERVER not in Path(f"/proc/{each}/cmdline").read_text())
+        workers = [each for each in children if SERVER not in Path(f"/proc/{each}/cmdline").read_text()]
+        return next(int(each) for each in workers if not is_standby(int(each)))
 
     def hears(self, node: int) -> bool:
         """Whether a node's worker has been started, and SIGTERM reaches it: a fork ignores it at first."""

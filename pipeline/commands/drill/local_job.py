@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.agent import pdeathsig
+from pipeline.agent.standby import is_standby
 from pipeline.errors import DONE, USER_MUST_CHANGE
 
 GRACE = 30
@@ -122,7 +123,8 @@ class LocalJob:
         """Return the processes of a node's ranks; none before they have been started."""
         agent = self._agents[node].pid
         with suppress(OSError):
-            return sorted(map(int, Path(f"/proc/{agent}/task/{agent}/children").read_text().split()))
+            children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+            return sorted(int(pid) for pid in children if not is_standby(int(pid)))
         return []
 
     def kill(self) -> None:
