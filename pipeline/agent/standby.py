@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pipeline.agent import pdeathsig
 from pipeline.agent.signals import Signals
+from pipeline.process import started_runs
 from pipeline.process.fork_server import ANSWER, OPTION, READY
 from pipeline.process.output import print_line
 
@@ -27,21 +28,14 @@ AUTO = "auto"
 CHOICES = (AUTO, "true", "false")
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _PR_SET_CHILD_SUBREAPER = 36
-_ANSWER_SECONDS = 30.0
+_ANSWER_SECONDS = 10.0
 _END_SECONDS = 5.0
 _RENEW_AFTER = 10.0
 """Seconds between the end of a standby and the next one, which training pays with a core for some seconds."""
 _RENEWALS = 10
 _OF_A_RANK = (
-    "RANK",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "WORLD_SIZE",
-    "MASTER_",
-    "GROUP_",
-    "ROLE_",
-    "TORCH",
-    "PIPELINE_",
+    *("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_"),
+    *("TORCH_ELASTIC_", "TORCH_NCCL_ASYNC_ERROR_HANDLING", started_runs.FOLDER),
 )
 """How variables begin that no import may depend on: each worker has its own."""
 

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def serve(import_all: Callable[[], Callable[[], object]]) -> None:
     channel = socket.socket(fileno=int(own))
     # Whoever looks for the workers by their command line finds only them.
     _show([sys.executable, "-X", f"{OPTION}={own}", "-m", "pipeline.agent.standby"])
-    renew = import_all()
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        renew = import_all()
+    except Exception as error:  # noqa: BLE001 - the workers report it, for they start cold
+        channel.send(f"imports have failed: {type(error).__name__}".encode())
+        os._exit(1)
     sources = _sources()
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):  # those of the agent may be pipes whose readers wait for their end
@@ -67,10 +73,14 @@ def serve(import_all: Callable[[], Callable[[], object]]) -> None:
             os.close(fd)
         if problem:
             channel.send(problem.encode())
-    _become(*given)
-    renew()
-    channel.send(str(os.getpid()).encode())
+    problem = _become(*given)
+    with suppress(OSError):  # the agent may have given up
+        channel.send((problem or str(os.getpid())).encode())
     channel.close()
+    if problem:
+        os._exit(1)
+    signal.signal(signal.SIGINT, interrupt)
+    renew()
 
 
 def _fork_orphan() -> bool:
@@ -87,14 +97,18 @@ def _fork_orphan() -> bool:
     return False
 
 
-def _become(*given: int) -> None:
-    """Take over what a worker is given, in the process that is to be it: its streams, and a file with all else."""
+def _become(*given: int) -> str:
+    """Take over what a worker is given, in the process that is to be it: its streams, and a file with all else.
+
+    Returns:
+        Why it cannot be one; empty if it is.
+    """
     *streams, file = given
     request: dict[str, Any] = json.loads(os.pread(file, os.fstat(file).st_size, 0))
     os.close(file)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != request["agent"]:
-        os._exit(128 + signal.SIGKILL)
+        return "the agent has ended, or may not adopt a worker (PR_SET_CHILD_SUBREAPER)"
     os.setsid()
     for own, fd in enumerate(streams):
         os.dup2(fd, own)
@@ -107,6 +121,7 @@ def _become(*given: int) -> None:
     start, length = _show(request["command"])
     # Where that is not permitted, NULs follow the command line.
     ctypes.CDLL(None).prctl(_PR_SET_MM, _PR_SET_MM_ARG_END, ctypes.c_void_p(start + length), 0, 0)
+    return ""
 
 
 def _show(command: list[str]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from pipeline.agent.arguments import parser
 from pipeline.agent.signals import Signals, StopRequested
 from pipeline.agent.standby import ForkedWorker, Standby, command_of, is_standby
 from pipeline.commands.drill.local_job import is_running
-from tests.support.commands import ROOT, command
+from tests.support.commands import ROOT, assert_one_message, command
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are standbys on Linux only")
 Start = Callable[..., Standby]
@@ -64,7 +64,7 @@ def shown(path: Path) -> dict[str, Any]:
 
 
 def test_a_forked_worker_is_in_everything_what_a_cold_one_is(start: Start, tmp_path: Path) -> None:
-    own = {**os.environ, "RANK": "3", "LOCAL_RANK": "1", "PIPELINE_X": "x"}
+    own = {**os.environ, "RANK": "3", "LOCAL_RANK": "1", "TORCHELASTIC_X": "x"}
     cold_start = [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid())]
     path = tmp_path / "state.json"
     with (tmp_path / "cold.txt").open("w") as log:
@@ -192,6 +192,30 @@ def test_imports_that_start_a_thread_make_workers_start_cold_and_the_line_names_
     assert source._process is None, "it would come to the same"
 
 
+def test_imports_that_fail_are_left_to_the_workers_to_report(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+    source = start("fail", 3)
+    assert source.fork(program("fail", 3), dict(os.environ), (0, 1, 2)) is None
+    assert capfd.readouterr().err == "standby: imports have failed: RuntimeError: starting the workers cold\n"
+
+
+def test_where_workers_cannot_be_adopted_they_start_cold_at_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(standby, "_adopt_orphans", lambda wanted: None)
+    source, began = start("exit", 3), time.monotonic()
+    assert source.fork(program("exit", 3), dict(os.environ), (0, 1, 2)) is None
+    assert time.monotonic() - began < standby._ANSWER_SECONDS
+    assert "may not adopt a worker" in capfd.readouterr().err
+
+
+def test_signals_that_go_to_all_processes_of_a_node_leave_the_standby_there(start: Start) -> None:
+    source = start("exit", 3)
+    assert source._process is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        source._process.send_signal(number)
+    assert fork(source, "exit", 3).wait(20) == 3
+
+
 def test_code_that_has_changed_since_is_never_run_from_memory(
     start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +286,11 @@ def test_on_a_gpu_there_is_one_only_where_it_is_asked_for(monkeypatch: pytest.Mo
     monkeypatch.setattr(standby, "_has_gpu", lambda: True)
     assert not command_of(parser().parse_args(FIT))
     assert command_of(parser().parse_args(["--standby=true", *FIT]))
+
+
+def test_another_choice_is_the_users_mistake() -> None:
+    ended = command(sys.executable, "-m", "pipeline.agent", "--standby=on", *FIT)
+    assert_one_message(ended, "standby='on' must be one of auto, true, false")
 
 
 @pytest.fixture(scope="module")

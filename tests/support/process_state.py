@@ -42,7 +42,7 @@ def process_state() -> dict[str, Any]:
         "executable": sys.executable,
         "main": [main.__name__, main.__file__, main.__spec__ and main.__spec__.name, sorted(vars(main))],
         "environment": dict(os.environ),
-        "C environment": {name: _getenv(name) for name in ("RANK", "OMP_NUM_THREADS", "PIPELINE_X")},
+        "C environment": {name: _getenv(name) for name in ("RANK", "OMP_NUM_THREADS", "TORCHELASTIC_X")},
         "folder": os.getcwd(),
         "umask": umask,
         "limits": [resource.getrlimit(each) for each in limits],
@@ -100,6 +100,8 @@ def stand_by() -> None:
     def import_all() -> Callable[[], None]:
         if sys.argv[1] == "thread":
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        if sys.argv[1] == "fail":
+            raise RuntimeError("as the workers will say")
         return lambda: None
 
     fork_server.serve(import_all)
