@@ -118,7 +118,8 @@ class Standby:
         Raises:
             StopRequested: This agent has received a signal meanwhile.
         """
-        self.tend()
+        if self._ready:
+            self.tend()
         self.start()
         while self._channel is not None and not self._ready:
             signals.check()

@@ -1,9 +1,9 @@
 """The standby of an agent: a process that has imported everything, from which workers are forked.
 
 It is started with the command line of a worker and `-X standby=<fd>`, and stops in `pipeline/__main__.py`, before
-anything is run. What runs on from there in a fork is a worker: `Worker` of `pipeline.agent.standby` says what it is
-given, all else is what a cold start has, because the standby was started like one. A worker is a child of the agent:
-the process that forks it ends at once, and the agent adopts orphans meanwhile.
+anything is run. What runs on from there in a fork is a worker. The agent gives it streams and an environment of its own
+(`pipeline.agent.standby`), all else is what a cold start has, because the standby was started like one. A worker is a
+child of the agent: the process that forks it ends at once, and the agent adopts orphans meanwhile.
 
 Linux only. Nothing here may start a thread: a fork has none of them, but all of their locks.
 """
@@ -65,7 +65,7 @@ def serve(import_all: Callable[[], Callable[[], object]]) -> None:
             os._exit(0)
         try:
             problem = _changed(sources) or _taken()
-            if not problem and _fork_orphan():
+            if not problem and _fork_orphan(channel):
                 break
         except OSError as error:
             problem = str(error)
@@ -83,12 +83,16 @@ def serve(import_all: Callable[[], Callable[[], object]]) -> None:
     renew()
 
 
-def _fork_orphan() -> bool:
+def _fork_orphan(channel: socket.socket) -> bool:
     """Fork a process whose parent ends at once. Returns whether this is the new one."""
     if (middle := os.fork()) == 0:
         middle = os.getpid()
-        if os.fork():
-            os._exit(0)
+        try:
+            if os.fork():
+                os._exit(0)
+        except OSError as error:
+            channel.send(str(error).encode())
+            os._exit(1)
         deadline = time.monotonic() + _MIDDLE_SECONDS
         while os.getppid() == middle and time.monotonic() < deadline:
             time.sleep(0.0005)

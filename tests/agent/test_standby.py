@@ -198,6 +198,15 @@ def test_imports_that_fail_are_left_to_the_workers_to_report(start: Start, capfd
     assert capfd.readouterr().err == "standby: imports have failed: RuntimeError: starting the workers cold\n"
 
 
+def test_where_nothing_more_can_be_forked_workers_start_cold_at_once(
+    start: Start, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, began = start("full", 3), time.monotonic()
+    assert source.fork(program("full", 3), dict(os.environ), (0, 1, 2)) is None
+    assert time.monotonic() - began < standby._ANSWER_SECONDS
+    assert capfd.readouterr().err == "standby: [Errno 9] Bad file descriptor: starting the workers cold\n"
+
+
 def test_where_workers_cannot_be_adopted_they_start_cold_at_once(
     start: Start, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,9 @@ def stand_by() -> None:
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         if sys.argv[1] == "fail":
             raise RuntimeError("as the workers will say")
+        if sys.argv[1] == "full":
+            fork, own = os.fork, os.getpid()
+            os.fork = lambda: fork() if os.getpid() == own else os.read(-1, 1)  # type: ignore[assignment, return-value]
         return lambda: None
 
     fork_server.serve(import_all)
