@@ -12,11 +12,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pipeline.data.datamodule import DataModule
 from tests.benchmarks.processes import clock, forked
-from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
+from tests.benchmarks.subject import OURS, Bar, Contenders, Context, Reading, subject
 from tests.benchmarks.workloads import BATCH, Rows, images
 
 GATHER = "numpy's gather"
-OURS = "this pipeline"
 STOCK = "stock DataLoader"
 WARM_UP = 5
 

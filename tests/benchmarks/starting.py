@@ -10,11 +10,10 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
+from tests.benchmarks.subject import OURS, Bar, Contenders, Context, Reading, subject
 from tests.support.commands import ROOT
 from tests.support.sigterm_trials import Job, job
 
-OURS = "this pipeline"
 SCRIPT = "bare Lightning script"
 COLD = "cold start"
 LIGHTNING = """
