@@ -11,10 +11,9 @@ from pipeline.__main__ import main as app
 from pipeline.process.preemption import Preemption
 from tests.benchmarks import handwritten
 from tests.benchmarks.processes import clock, forked, peak_memory
-from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
+from tests.benchmarks.subject import OURS, Bar, Contenders, Context, Reading, subject
 from tests.benchmarks.workloads import BATCH, WIDTH, Autoencoder, images
 
-OURS = "this pipeline"
 BARE = "bare no_grad loop"
 WARM_UP = 5
 

@@ -64,7 +64,7 @@ def train(
             if done == steps:
                 break
         epoch += 1
-    return float(loss)
+    return float(loss.detach())
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def ranks(context: Context) -> Contenders:
     return sizes(context, Meeting.agree, context.pick(2, 6, 10), "ranks")
 
 
-@subject("nodes", unit="us each", rounds=(1, 1, 3))
+@subject("nodes", unit="us each", rounds=(1, 1, 1))
 def nodes(context: Context) -> Contenders:
     """The agents of a job's nodes join a round."""
     return sizes(context, Meeting.join, context.pick(1, 4, 7), "nodes")

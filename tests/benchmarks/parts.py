@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.data.ledger import Ledger
 from pipeline.training.stop_vote import StopVote
 from tests.benchmarks.processes import forked
-from tests.benchmarks.steps import OURS, Work, fit
-from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
+from tests.benchmarks.steps import Work, fit
+from tests.benchmarks.subject import OURS, Bar, Contenders, Context, Reading, subject
 
 CALLS = {
     "% of a step in the ledger": (Ledger, ("open", "count", "close")),

@@ -57,6 +57,7 @@ def as_json(found: Found, scale: str, load: tuple[float, float]) -> dict[str, An
         "scale": scale,
         "rounds": len(next(iter(found.readings.values()))),
         "load": [round(each, 1) for each in load],
+        "commit": versions()["commit"],
         "made": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "rows": [asdict(row) for row in found.rows()],
     }
@@ -197,6 +198,7 @@ def whole_table(result: dict[str, Any]) -> str:
     ]
     for one in result["subjects"]:
         scale = "" if one["scale"] == "full" else f", {one['scale']}"
-        head = f"{one['title']} (`{one['subject']}`{scale}: {one['rounds']} rounds, load {one['load'][1]})"
+        run = f"{one['rounds']} rounds, load {one['load'][1]}, commit {one['commit'][:8]}"
+        head = f"{one['title']} (`{one['subject']}`{scale}: {run})"
         told += [f"| {' | '.join((head if place == 0 else '', *line))} |" for place, line in enumerate(lines(one))]
     return "\n".join(told) + "\n"

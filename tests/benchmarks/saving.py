@@ -22,9 +22,8 @@ from pipeline.checkpoint.transfer import PART, open_ranges, open_writer
 from pipeline.run.run_dir import RunDir, now
 from pipeline.training.checkpoint_io import RunIO
 from tests.benchmarks.processes import forked, peak_memory, timed
-from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
+from tests.benchmarks.subject import OURS, Bar, Contenders, Context, Reading, subject
 
-OURS = "this pipeline"
 LIGHTNING = "Lightning's TorchCheckpointIO"
 COPY = "a plain copy in memory"
 STOPPED, COMMITTED = "s until training goes on", "s until it is committed"

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.agent.standby import is_standby
-from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
+from tests.benchmarks.subject import OURS, Bar, Contenders, Context, Reading, subject
 from tests.support.commands import ROOT
 from tests.support.sigterm_trials import Job, job
 
-OURS = "this pipeline"
 SCRIPT = "bare Lightning script"
 COLD, COLD_CRASH, START, CRASH = "cold start", "kill -9, no standby", "start", "kill -9"
 LIGHTNING = """

@@ -18,11 +18,10 @@ from pipeline.__main__ import main as app
 from pipeline.process.preemption import Preemption
 from tests.benchmarks import handwritten
 from tests.benchmarks.processes import clock, forked
-from tests.benchmarks.subject import Bar, Contenders, Context, Reading, subject
+from tests.benchmarks.subject import OURS, Bar, Contenders, Context, Reading, subject
 from tests.benchmarks.workloads import BATCH, Autoencoder, images
 
 HAND = "hand-written loop"
-OURS = "this pipeline"
 LIGHTNING = "Lightning, defaults"
 
 
@@ -128,5 +127,5 @@ def one_process(context: Context) -> Contenders:
 @subject("step_heavy", unit="us a step", reference=HAND, bars=bars(0.985))
 def heavy(context: Context) -> Contenders:
     """A step of 20 ms or more: the autoencoder 784-512-3 with batches of 512, 2 ranks."""
-    work = Work(context.pick(2, 10, 20), context.pick(2, 40, 150), ranks=2, hidden=512, batch_size=512)
+    work = Work(context.pick(2, 10, 20), context.pick(2, 40, 120), ranks=2, hidden=512, batch_size=512)
     return contenders(work, context)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 Reading = dict[str, float]
 """What one round found, by quantity: `wall` and `cpu` in the subject's unit, others in the unit they are named by."""
+OURS = "this pipeline"
+"""The contender that the bars are for."""
 SCALES = ("tiny", "quick", "full")
 
 
