@@ -95,11 +95,55 @@ def _seed_numpy(seed: int) -> None:
     np.random.seed(seed >> 32)  # it takes 32 bits
 
 
+def shows(mark: Callable[[], Any], generator: _Generator, draws: Iterable[Callable[[], Any]]) -> bool:
+    """Return whether a mark tells each kind of draw from none: another version may keep its state elsewhere."""
+    state = generator.save()
+    try:
+        for draw in draws:
+            generator.restore(state)
+            before, again = mark(), mark()
+            draw()
+            if before != again or mark() == before:
+                return False
+    except TypeError:  # it is another kind of generator, which cannot be seeded either
+        return False
+    finally:
+        generator.restore(state)
+    return True
+
+
+def _numpy_state() -> Any:
+    _, words, *more = np.random.get_state()
+    return words.tobytes(), *more  # type: ignore[union-attr]
+
+
 _TORCH = torch.default_generator
-_GENERATORS = (
-    _Generator(torch_marks(_TORCH), _TORCH.manual_seed, _TORCH.get_state, _TORCH.set_state),
-    _Generator(_numpy_mark, _seed_numpy, np.random.get_state, np.random.set_state),
-    _Generator(_python_mark, random.seed, random.getstate, random.setstate),
+_GENERATORS = tuple(
+    whole._replace(mark=mark) if shows(mark, whole, draws) else whole
+    for mark, whole, draws in (
+        (
+            torch_marks(_TORCH),
+            _Generator(
+                lambda: _TORCH.get_state().numpy().tobytes(), _TORCH.manual_seed, _TORCH.get_state, _TORCH.set_state
+            ),
+            (lambda: torch.rand(1), lambda: torch.randn(1), lambda: torch.randperm(3), lambda: torch.rand(700)),
+        ),
+        (
+            _numpy_mark,
+            _Generator(_numpy_state, _seed_numpy, np.random.get_state, np.random.set_state),
+            (np.random.random, np.random.standard_normal, lambda: np.random.randint(9), lambda: np.random.random(700)),
+        ),
+        (
+            _python_mark,
+            _Generator(random.getstate, random.seed, random.getstate, random.setstate),
+            (
+                random.random,
+                lambda: random.gauss(0.0, 1.0),
+                lambda: random.getrandbits(9),
+                lambda: random.randbytes(2800),
+            ),
+        ),
+    )
 )
 _kept = [_Kept(None, None) for _ in _GENERATORS]
 """Each of them, as it was kept the last time in this process."""

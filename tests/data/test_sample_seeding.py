@@ -206,3 +206,13 @@ def test_a_generator_of_numpys_that_cannot_be_seeded_is_named() -> None:
             SeededDataset(Drawing(DRAWS["nothing"], 0), 7).__getitems__([1])
     finally:
         np.random.set_bit_generator(kept)
+
+
+def test_a_mark_that_does_not_show_a_draw_is_not_used() -> None:
+    python = sample_seeding._GENERATORS[2]
+    before = random.getstate()
+    draws = (random.random, lambda: random.gauss(0.0, 1.0))
+    assert sample_seeding.shows(python.mark, python, draws)
+    assert not sample_seeding.shows(lambda: random.getstate()[1], python, draws[1:] * 2 + (lambda: None,))
+    assert not sample_seeding.shows(lambda: 0, python, draws)
+    assert random.getstate() == before
