@@ -9,9 +9,11 @@ import hashlib
 import types
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 _PLAIN = (str, bytes, int, float, complex, type(None))
@@ -47,6 +49,59 @@ def fed(hasher: Any, value: Any) -> tuple[Any, bool]:
     return content.hasher, content.canonical
 
 
+def row_digests(batch: Any) -> list[bytes] | None:
+    """Return the digests of the samples of a whole batch, each as `digest` gives it, all in canonical form.
+
+    Args:
+        batch: A tensor, or a tuple or mapping of tensors and arrays, each with a row for each sample.
+
+    Returns:
+        None where the batch is of something else.
+    """
+    if isinstance(batch, tuple):
+        pieces: list[Any] = [b"sequence %d;" % len(batch)]
+        parts = [(b"", part) for part in batch]
+    elif isinstance(batch, Mapping) and all(type(key) is str for key in batch):
+        pieces = [b"mapping %d;" % len(batch)]
+        parts = [(b"str %d;" % len(_encoded(key)) + _encoded(key), batch[key]) for key in sorted(batch, key=repr)]
+    else:
+        pieces, parts = [], [(b"", batch)]
+    for name, part in parts:
+        numbers = _numbers(part) if isinstance(part, torch.Tensor) else part
+        if type(numbers) is not np.ndarray or numbers.dtype.kind not in "biufc" or not numbers.ndim or not numbers.size:
+            return None
+        row: Any = numbers[0]  # of one number, it has the byte order of this machine
+        header = _tensor_header(part.dtype, part.shape[1:]) if part is not numbers else _array_header(row)
+        pieces += [name + header, np.ascontiguousarray(numbers, row.dtype).reshape(len(numbers), -1).view(np.uint8)]
+    return _of_rows(pieces)
+
+
+def _of_rows(pieces: list[Any]) -> list[bytes]:
+    """Return the digest of each row of some pieces side by side: bytes, the same in all rows, and (n, bytes) uint8."""
+    rows = next(len(piece) for piece in pieces if isinstance(piece, np.ndarray))
+    ends = np.cumsum([len(piece) if isinstance(piece, bytes) else piece.shape[1] for piece in pieces]).tolist()
+    table = np.empty((rows, ends[-1]), np.uint8)
+    for piece, start, stop in zip(pieces, [0, *ends], ends, strict=False):
+        table[:, start:stop] = np.frombuffer(piece, np.uint8) if isinstance(piece, bytes) else piece
+    data, length = table.reshape(-1).data, ends[-1]
+    return [hashlib.sha256(data[at : at + length]).digest() for at in range(0, rows * length, length)]
+
+
+def _numbers(value: torch.Tensor) -> npt.NDArray[Any] | None:
+    """Return the numbers of a plain tensor in this process's memory; None of any other, and where numpy lacks them."""
+    if type(value) is not torch.Tensor:
+        return None
+    try:
+        return value.numpy()
+    except (RuntimeError, TypeError):
+        return None
+
+
+@lru_cache
+def _tensor_header(dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    return f"tensor {dtype} {tuple(shape)}".encode()
+
+
 class _Content:
     """Feeds one value.
 
@@ -69,7 +124,7 @@ class _Content:
         elif value is None or isinstance(value, (bool, int, float, complex)):
             self.hasher.update(f"{type(value).__name__} {value!r};".encode())
         elif isinstance(value, (str, bytes, bytearray, memoryview)):
-            data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else bytes(value)
+            data = _encoded(value) if isinstance(value, str) else bytes(value)
             self.hasher.update(f"{type(value).__name__} {len(data)};".encode())
             self.hasher.update(data)
         elif id(value) in self._within:
@@ -80,6 +135,10 @@ class _Content:
             self._within.pop()
 
     def _parts(self, value: Any) -> None:
+        if type(value) in (tuple, list):  # without a look at what else it could be
+            self.hasher.update(b"sequence %d;" % len(value))
+            self._all(value)
+            return
         if is_dataclass(value) and not isinstance(value, type):
             value = {field.name: getattr(value, field.name, None) for field in fields(value)}
         if isinstance(value, Mapping):
@@ -102,6 +161,10 @@ class _Content:
             self.add(part)
 
     def _tensor(self, value: torch.Tensor) -> None:
+        if (array := _numbers(value)) is not None:
+            self.hasher.update(_tensor_header(value.dtype, value.shape))
+            self.hasher.update(np.ascontiguousarray(array).reshape(-1))
+            return
         try:
             value = value.detach().cpu()
             if value.is_nested:
@@ -119,7 +182,7 @@ class _Content:
             else:
                 value = value.resolve_conj().resolve_neg()
                 data = value.contiguous().reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
-                self.hasher.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+                self.hasher.update(_tensor_header(value.dtype, value.shape))
                 self.hasher.update(data)
                 return
         except (RuntimeError, TypeError, NotImplementedError):  # one without data, or of an exotic kind
@@ -134,7 +197,7 @@ class _Content:
             self._array(np.ma.getmaskarray(value))
             value = value.filled()
         array = np.ascontiguousarray(value)
-        self.hasher.update(f"array {array.dtype.str} {array.shape}".encode())
+        self.hasher.update(_array_header(array))
         if array.dtype.hasobject:
             self._all(array.reshape(-1).tolist())
         else:
@@ -168,6 +231,14 @@ class _Content:
         """Feed a description in the place of content."""
         self.canonical = False
         self.hasher.update(f"{text};".encode())
+
+
+def _array_header(array: Any) -> bytes:
+    return f"array {array.dtype.str} {array.shape or (1,)}".encode()
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _cell(cell: Any) -> Any:

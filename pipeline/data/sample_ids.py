@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from pipeline.data.batch_rows import described, given, holds, rows_of_parts
-from pipeline.data.content_digest import digest, fed
+from pipeline.data.content_digest import digest, fed, row_digests
 from pipeline.data.permutation import Permutation
 from pipeline.data.sample_seeding import fetch_samples
 from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, rows
@@ -107,6 +107,8 @@ class _IdentifiedDataset:
             # SeededDataset has compared the numbers of samples; a list is still to be collated.
             if not self.digests:
                 return IdentifiedBatch(np.array(indices, np.int64), [], [], items)
+            if (digests := row_digests(items)) is not None:
+                return IdentifiedBatch(np.array(indices, np.int64), digests, [True] * len(digests), items)
             return IdentifiedBatch.of(list(map(self._identify, indices, rows(items))), items)
         if len(items) != len(indices):
             raise ProofFailed(

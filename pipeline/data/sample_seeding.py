@@ -113,8 +113,8 @@ def shows(mark: Callable[[], Any], generator: _Generator, draws: Iterable[Callab
 
 
 def _numpy_state() -> Any:
-    _, words, *more = np.random.get_state()
-    return words.tobytes(), *more  # type: ignore[union-attr]
+    state: Any = np.random.get_state()
+    return state[1].tobytes(), state[2:]
 
 
 _TORCH = torch.default_generator
@@ -140,7 +140,7 @@ _GENERATORS = tuple(
                 random.random,
                 lambda: random.gauss(0.0, 1.0),
                 lambda: random.getrandbits(9),
-                lambda: random.randbytes(2800),
+                lambda: random.getrandbits(20_000),
             ),
         ),
     )

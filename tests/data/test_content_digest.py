@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.content_digest import digest
+from pipeline.data.content_digest import digest, row_digests
+from pipeline.data.seeded import rows
 from tests.support.commands import ROOT
 from tests.support.models import Mixed
 
@@ -176,3 +177,52 @@ def test_every_kind_of_content_counts_in_thedigest() -> None:
     for left, right in pairs:
         assert digest(left)[0] != digest(right)[0], (left, right)
     assert digest(torch.ones(2).to(torch.bfloat16))[1]
+
+
+X = torch.arange(6.0).reshape(2, 3)
+GOLDEN = {
+    "5b80b2cd5716c7d1": (X, torch.tensor(3)),
+    "211914b0d0dbd751": [X.T, np.arange(3, dtype=np.int16), np.float32(1.5)],
+    "e460536733202e4d": {"b": X.bool(), "a": "text", 1: None},
+    "d1ce0665b0854dd2": (torch.zeros(0, 3), np.zeros((2, 0))),
+    "ec84d355cfde5152": [b"1", bytearray(b"2"), 2.5, 1j],
+    "70f096a990c2d464": (X + 1).requires_grad_(),
+    "e30cfadc76daae7b": OrderedDict(z=X[:, 1], a=[1, [2]]),
+}
+
+
+@pytest.mark.parametrize("expected", GOLDEN)
+def test_the_digest_of_content_never_changes(expected: str) -> None:
+    # Whoever changes these has two receipts of the same data differ.
+    found, canonical = digest(GOLDEN[expected])
+    assert (found.hex()[:16], canonical) == (expected, True)
+
+
+WHOLE: dict[str, Any] = {
+    "tuple": (torch.rand(5, 7), torch.arange(5)),
+    "mapping": {"b": torch.rand(5, 2, 3), "a": np.arange(5, dtype=">i2"), "\udce9": np.ones((5, 2), bool)},
+    "tensor": torch.rand(5, 3)[:, ::2],
+    "array": np.arange(10).reshape(2, 5).T,
+    "complex": (torch.ones(4, 2, dtype=torch.complex64), np.arange(8, dtype=">f8").reshape(4, 2)),
+}
+OTHER: dict[str, Any] = {
+    "bfloat16": (torch.ones(2).bfloat16(),),
+    "gradient": torch.ones(2, requires_grad=True),
+    "texts": (torch.ones(2), ["a", "b"]),
+    "array of texts": np.array(["a", "bc"]),
+    "objects": np.array([1, "a"], dtype=object),
+    "masked": np.ma.masked_array([1, 2], mask=[True, False]),
+    "nothing": torch.ones(2, 0),
+    "sparse": torch.eye(2).to_sparse(),
+    "keys": {1: torch.ones(2)},
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_rows_of_a_whole_batch_have_the_digests_of_its_samples(kind: str) -> None:
+    assert row_digests(WHOLE[kind]) == [digest(row)[0] for row in rows(WHOLE[kind])]
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_a_batch_of_anything_else_is_digested_sample_by_sample(kind: str) -> None:
+    assert row_digests(OTHER[kind]) is None

@@ -56,14 +56,16 @@ class _Counts:
 
     def add(self, identity: IdentifiedBatch) -> None:
         # Indices may come twice within one batch, which plain indexed addition would count once.
-        np.add.at(self.times, identity.indices, 1)
+        np.add.at(self.times, identity.indices, np.uint32(1))
         if identity.digests:
             self._digests[identity.indices] = np.frombuffer(b"".join(identity.digests), np.uint8).reshape(-1, 32)
             self._canonical &= all(identity.canonical)
 
     def receipt(self) -> dict[str, Any]:
+        """Return what was counted, once: the digests, 32 bytes a sample, are no longer kept."""
         missing, duplicate = np.flatnonzero(self.times == 0), np.flatnonzero(self.times > 1)
-        fingerprint = f"sha256:{hashlib.sha256(self._digests.tobytes()).hexdigest()}"
+        fingerprint = f"sha256:{hashlib.sha256(self._digests.reshape(-1).data).hexdigest()}"
+        del self._digests
         complete = not len(missing) and not len(duplicate)
         return {
             "dataset_fingerprint": fingerprint if complete else None,

@@ -97,7 +97,9 @@ class Scores:
             key: The name of the first column.
         """
         self._write_rest()
-        self.run.write(SCORES, b"".join(self._table(key)))
+        table = io.BytesIO()  # unlike a list of its parts, it is not copied to become whole
+        table.writelines(self._table(key))
+        self.run.write(SCORES, table.getvalue())
 
     def _reserve(self, rows: int) -> None:
         if rows > self._capacity:
@@ -116,15 +118,17 @@ class Scores:
         column[start:stop] = given
 
     def _table(self, key: str) -> Iterator[bytes]:
-        order = np.argsort(self._index[: self._used], kind="stable")
+        index = self._index[: self._used]
+        order = None if np.all(index[1:] >= index[:-1]) else np.argsort(index, kind="stable")
         absent = {name: np.zeros(self._used, bool) for name, ranges in self._absent.items() if ranges}
         for name, flags in absent.items():
             for start, stop in self._absent[name]:
                 flags[start:stop] = True
         yield _csv([(key, *self._columns)])
         for first in range(0, self._used, _ROWS):
-            rows = order[first : first + _ROWS]
-            columns = [self._index[rows].tolist(), *(column[rows].tolist() for column in self._columns.values())]
+            block = slice(first, min(first + _ROWS, self._used))
+            rows = block if order is None else order[block]
+            columns = [index[rows].tolist(), *(column[rows].tolist() for column in self._columns.values())]
             for at, name in enumerate(self._columns, start=1):
                 if name in absent:
                     columns[at] = [
