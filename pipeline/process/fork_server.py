@@ -117,8 +117,14 @@ def _become(*given: int) -> str:
     for own, fd in enumerate(streams):
         os.dup2(fd, own)
         os.close(fd)
+    since = _environment_since_start()
     os.environ.clear()
     os.environ.update(request["environment"])
+    for name, value in since.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     # As if Python had never seen the option.
     del sys._xoptions[OPTION]
     sys.orig_argv[:] = request["command"]
@@ -126,6 +132,13 @@ def _become(*given: int) -> str:
     # Where that is not permitted, NULs follow the command line.
     ctypes.CDLL(None).prctl(_PR_SET_MM, _PR_SET_MM_ARG_END, ctypes.c_void_p(start + length), 0, 0)
     return ""
+
+
+def _environment_since_start() -> dict[str, str | None]:
+    """Return what Python and imports have set in the environment; None for what they have removed."""
+    given = os.fsdecode(Path("/proc/self/environ").read_bytes()).split("\0")
+    began = dict(each.split("=", 1) for each in given if "=" in each)
+    return {name: os.environ.get(name) for name in began.keys() | os.environ if began.get(name) != os.environ.get(name)}
 
 
 def _show(command: list[str]) -> tuple[int, int]:

@@ -63,7 +63,10 @@ def shown(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_forked_worker_is_in_everything_what_a_cold_one_is(start: Start, tmp_path: Path) -> None:
+def test_a_forked_worker_is_in_everything_what_a_cold_one_is(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMOVED_BY_AN_IMPORT", "1")
     own = {**os.environ, "RANK": "3", "LOCAL_RANK": "1", "TORCHELASTIC_X": "x"}
     cold_start = [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid())]
     path = tmp_path / "state.json"
@@ -87,6 +90,8 @@ def test_a_forked_worker_is_in_everything_what_a_cold_one_is(start: Start, tmp_p
     assert cold["parent"] == os.getpid()
     assert cold["dies with its parent"] == signal.SIGKILL
     assert cold["C environment"]["RANK"] == "3"
+    assert cold["environment"]["SET_BY_AN_IMPORT"] == "1"
+    assert "REMOVED_BY_AN_IMPORT" not in cold["environment"]
     assert (tmp_path / "warm.txt").read_text() == (tmp_path / "cold.txt").read_text() == "shown\n"
 
 
@@ -306,6 +311,8 @@ def test_another_choice_is_the_users_mistake() -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What two ranks of the pipeline were given in two attempts, started cold and from a standby."""
     folders = {}
+    for name in SET_BY_IMPORTS:  # also by those of the tests
+        os.environ.pop(name, None)
     for chosen in ("false", "true"):
         folder = folders[chosen] = tmp_path_factory.mktemp(chosen)
         ended = command(
@@ -325,6 +332,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+SET_BY_IMPORTS = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR")
 OWN = ("parent", "drawn")
 """What is another one in each process."""
 OWN_VARIABLES = (
@@ -354,6 +362,7 @@ def test_a_rank_of_the_pipeline_is_in_everything_what_a_cold_one_is(
     assert warm == cold
     assert warm["threads of torch"][0] == 2
     assert warm["ranks"] == [rank, rank]
+    assert warm["environment"]["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1", "Lightning sets it when it is imported"
 
 
 @pytest.mark.slow

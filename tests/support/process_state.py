@@ -20,6 +20,9 @@ from typing import Any
 
 from pipeline.process.held_signals import hold_signals
 
+os.environ["SET_BY_AN_IMPORT"] = "1"
+os.environ.pop("REMOVED_BY_AN_IMPORT", None)
+
 _PR_GET_PDEATHSIG, _PR_GET_CHILD_SUBREAPER = 2, 37
 
 
