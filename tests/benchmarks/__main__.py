@@ -63,7 +63,7 @@ def run(name: str, asked: argparse.Namespace) -> dict[str, Any] | None:
         finally:
             if one.stores:  # in a fork: those of a process that has used S3 may hang
                 forked(remove, url, log=Path(folder) / "removed.txt")
-    result = report.as_json(found, asked.scale, (before, os.getloadavg()[0]))
+    result = report.as_json(found, asked.scale, (before, os.getloadavg()[0]), url)
     report.print_table(result)
     print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
     return result

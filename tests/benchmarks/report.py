@@ -41,17 +41,19 @@ def versions() -> dict[str, str]:
     return {"commit": commit or "unknown", "python": platform.python_version(), **packages}
 
 
-def as_json(found: Found, scale: str, load: tuple[float, float]) -> dict[str, Any]:
+def as_json(found: Found, scale: str, load: tuple[float, float], url: str) -> dict[str, Any]:
     """One subject, by itself: results of several runs can be put together.
 
     Args:
         found: What its rounds found.
         scale: At which they ran.
         load: Of the machine, over a minute, before and after.
+        url: Of the storage, which the title names where it was used.
     """
     return {
         "subject": found.subject.name,
-        "title": found.subject.title,
+        "title": found.subject.title
+        + (f", on {url.partition('://')[0]}" if "://" in url and found.subject.stores else ""),
         "unit": found.subject.unit,
         "reference": found.subject.reference,
         "scale": scale,
@@ -174,7 +176,9 @@ def about(result: dict[str, Any]) -> str:
     """The machine and the versions, as a sentence."""
     of, used = result["machine"], result["versions"]
     names = ", ".join(f"{name} {version}" for name, version in used.items() if name != "commit")
-    return f"{of['cpu']}, {of['cores']} cores, {of['gpu'] or 'no GPU'}; {names}."
+    loads = [one["load"][1] for one in result["subjects"]]
+    load = f"load {min(loads)} to {max(loads)}"
+    return f"{of['cpu']}, {of['cores']} cores, {of['gpu'] or 'no GPU'}, {load}; {names}."
 
 
 def short_table(result: dict[str, Any]) -> str:
