@@ -2,7 +2,6 @@
 
 import logging
 import math
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pipeline.checkpoint.load import check
 from pipeline.checkpoint.snapshot import Snapshots
 from pipeline.checkpoint.transfer import HashingWriter, open_writer, part_size
 from pipeline.errors import LeaseLost
+from pipeline.process.patience import JITTER
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import is_away, storage_error
 
@@ -207,7 +207,7 @@ class Saver:
                     return None
                 log.warning("checkpoint at step %d failed, retrying: %s", step, storage_error(error))
                 # With jitter: all runs of a cluster see the same outage end.
-                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                time.sleep(pause * JITTER.uniform(0.5, 1.0))
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 self._failing_since = None

@@ -6,6 +6,7 @@ threads behind it, for a thread begins without patience.
 
 import argparse
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,9 @@ AWAY_LIMIT_HELP = (
     "Seconds that a start waits for a storage, a network or a peer that does not answer before it fails (and is "
     f"retried by its launcher). Default: {AWAY_LIMIT:g}."
 )
+
+JITTER = random.Random()  # noqa: S311 - no secret
+"""Spreads retries. Of its own: the numbers of the global generator are the user's, and part of a run's state."""
 
 
 @dataclass(frozen=True)

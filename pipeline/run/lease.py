@@ -15,7 +15,6 @@ ever replaces what this process wrote.
 import json
 import logging
 import os
-import random
 import socket
 import threading
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LeaseLost, UserError
+from pipeline.process.patience import JITTER
 from pipeline.run import retry
 from pipeline.run.lease_storage import EXPIRES, LeaseFile, LeaseObject, StoredLease
 from pipeline.run.retry import patiently
@@ -157,7 +157,7 @@ class Lease:
                 if seen is not None:
                     log.info("attempt %d takes over from %s", self.attempt, seen)
                 return
-            time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - only to separate those that start at once
+            time.sleep(JITTER.uniform(0.01, 0.05))  # to separate those that start at once
         raise UserError(f"run_dir={self._run.label!r}: too many launches start at once, and none of them holds {LEASE}")
 
     def _outlast(self, seen: StoredLease) -> StoredLease | None:

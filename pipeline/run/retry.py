@@ -1,7 +1,6 @@
 """Wait for a storage that is away: the one place where a start retries, whatever it reads or writes."""
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +67,7 @@ def patiently(what: str, call: Callable[[], T], undo: Callable[[], None] = lambd
             return result
         undo()
         # With jitter: all jobs of a cluster see the same outage end.
-        _sleep(min(left, wait * random.uniform(0.5, 1.0)), bound.check)  # noqa: S311 - no secret
+        _sleep(min(left, wait * patience.JITTER.uniform(0.5, 1.0)), bound.check)
         wait = min(2 * wait, _LONGEST_PAUSE)
 
 
