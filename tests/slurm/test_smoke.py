@@ -85,8 +85,11 @@ def test_a_training_longer_than_its_time_limit_goes_on_through_three_jobs(
     ) as launched:
         assert launched.status(650) == 0, launched.output
         shown = launched.shows(launched.job)
-    assert attempts(run)[:-1] == [75] * (len(attempts(run)) - 1)
-    assert len(attempts(run)) >= 3, launched.output
+    # A time limit that comes as training ends has the job requeued once more, which finds nothing left to do.
+    preempted = attempts(run).count(75)
+    assert attempts(run) == [75] * preempted + [0] * (len(attempts(run)) - preempted)
+    assert preempted >= 2, launched.output
+    assert len(attempts(run)) - preempted in (1, 2), launched.output
     assert int(re.search(r" Restarts=(\d+)", shown)[1]) == len(attempts(run)) - 1
     assert steps(run) == 50 * 20
     assert "360 of 360" in launched.output
