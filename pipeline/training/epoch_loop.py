@@ -26,7 +26,6 @@ class EpochLoop(compat.TrainingEpochLoop):
 
     Attributes:
         validation_pending: Whether the validation after the last batch was cut short, and comes first.
-        logged: What the batches of this epoch log, where a `LeanStep` trains on them.
     """
 
     validation_pending = False
@@ -34,7 +33,11 @@ class EpochLoop(compat.TrainingEpochLoop):
     _session: "TrainingSession | None" = None
     _hooks: pl.Callback | None = None
     _lean: LeanStep | None = None
-    logged: LoggedValues | None = None
+
+    @property
+    def logged(self) -> LoggedValues | None:
+        """What the batches of this epoch log; None where Lightning's own loop trains on them."""
+        return None if self._lean is None else self._lean.logged
 
     def begin(self, session: "TrainingSession", hooks: pl.Callback) -> None:
         """Have a session called between two batches, while its hooks are among the trainer's callbacks."""
@@ -69,7 +72,6 @@ class EpochLoop(compat.TrainingEpochLoop):
         """Do what is left of the batch that the checkpoint stands after."""
         super().on_run_start(data_fetcher)
         self._lean = LeanStep.of(self, data_fetcher)
-        self.logged = None if self._lean is None else self._lean.logged
         if self.session is not None:
             self.session.state.loaders.resume(data_fetcher)
             self.session.state.resume_epoch()
@@ -122,7 +124,7 @@ class EpochLoop(compat.TrainingEpochLoop):
         """Leave the rest of this epoch to Lightning's own loop."""
         if self.logged is not None:
             self.logged.settle()
-        self._lean = self.logged = None
+        self._lean = None
 
     def run(self, data_fetcher: Any) -> None:
         """Train on the batches of one epoch, whose ledger is then closed."""

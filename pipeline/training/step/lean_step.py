@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from pipeline.training.compat import TrainingEpochLoop
+from pipeline.training.compat import TrainingEpochLoop, epoch_is_over, is_accumulating
 from pipeline.training.step import step_compat as compat
 from pipeline.training.step.logged_values import LoggedValues
 
@@ -56,9 +56,9 @@ def within(module: pl.LightningModule, hook: str, function: Callable[..., Any], 
     """Return what a function returns that may log values as a hook of the model's."""
     # Past `nn.Module.__setattr__`, which looks for parameters and costs more than most hooks.
     attributes = vars(module)
-    before, attributes["_current_fx_name"] = attributes["_current_fx_name"], hook
+    before, attributes[compat.CURRENT_HOOK] = attributes[compat.CURRENT_HOOK], hook
     returned = function(*arguments)
-    attributes["_current_fx_name"] = before
+    attributes[compat.CURRENT_HOOK] = before
     return returned
 
 
@@ -117,11 +117,11 @@ class LeanStep:
         progress.is_last_batch = fetcher.done
         batch = self._moved(batch)
         progress.increment_ready()
-        trainer._logger_connector.on_batch_start(batch)
+        compat.begin_batch(trainer, batch)
         outputs: Any = None
         skips = False
         if batch is None:
-            loop._warning_cache.warn("the training loader gave None in the place of a batch: it is left out")
+            compat.warn_once(trainer, "the training loader gave None in the place of a batch: it is left out")
         else:
             skips = self._hooks["on_train_batch_start"](batch, index) == -1
             if skips:
@@ -132,7 +132,7 @@ class LeanStep:
         progress.increment_processed()
         if trainer.lr_scheduler_configs:
             loop.update_lr_schedulers("step", update_plateau_schedulers=False)
-            if loop._num_ready_batches_reached():
+            if epoch_is_over(trainer):
                 loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skips:
             raise StopIteration
@@ -145,10 +145,7 @@ class LeanStep:
         """Return the batch on its device, having gone through the hooks that move it."""
         if not self._moves and self._full_precision and _is_on(batch, self._device):
             return batch
-        trainer = self._trainer
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        return compat.moved(self._trainer, batch)
 
     def _optimize(self, arguments: tuple[Any, ...], index: int) -> dict[str, Any]:
         """Accumulate the gradients of a batch, and make a step of them where it is the last one of a step.
@@ -167,15 +164,15 @@ class LeanStep:
             with torch.enable_grad():
                 return self._backward(arguments, index, optimizer, outputs)
 
-        if trainer.accumulate_grad_batches > 1 and self._loop._should_accumulate():
+        if trainer.accumulate_grad_batches > 1 and is_accumulating(trainer):
             with compat.blocked_sync(trainer.strategy, block=True):
                 closure()
             return outputs
         done = self._loop.automatic_optimization.optim_progress.optimizer.step
         done.increment_ready()
         if self._hooks["optimizer_step"].overridden:
-            lightnings = trainer.strategy._lightning_optimizers[0]
-            self._hooks["optimizer_step"](trainer.current_epoch, index, lightnings, closure)
+            wrapped = compat.lightning_optimizer(trainer)
+            self._hooks["optimizer_step"](trainer.current_epoch, index, wrapped, closure)
         else:
             step = partial(optimizer.step, closure=lambda: self._stepping(closure, optimizer))
             within(self._module, "optimizer_step", step)
@@ -218,7 +215,7 @@ class LeanStep:
         loss, values = compat.loss_and_outputs(output, batches)
         outputs.update(values)
         if loss is None:
-            self._loop._warning_cache.warn("training_step returned None: no step is made with such a batch")
+            compat.warn_once(trainer, "training_step returned None: no step is made with such a batch")
         if index % batches == 0:
             self._zero_gradients(index, optimizer)
         if loss is None:

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from pipeline.training.compat import TrainingEpochLoop
+from pipeline.training.compat import TrainingEpochLoop, logged_results
 from pipeline.training.step import step_compat as compat
 
 _BATCH_SIZE = 9
@@ -27,8 +27,7 @@ class LoggedValues:
     """
 
     def __init__(self, loop: TrainingEpochLoop) -> None:
-        self._loop, self._trainer = loop, loop.trainer
-        self._connector: Any = loop.trainer._logger_connector
+        self._trainer = loop.trainer
         self._known: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
         """By name: how a value was logged last, and Lightning's sum of it."""
         self._pending = False
@@ -36,22 +35,17 @@ class LoggedValues:
     def end_batch(self) -> None:
         """Take note that the values of a batch are complete; whoever asks the trainer for them gets them."""
         self._pending = True
-        results: Any = self._loop._results
-        results.batch = results.batch_size = None
+        compat.forget_batch(self._trainer)
 
     def settle(self) -> None:
         """Have the trainer keep the values of the last batch: an epoch or a validation begins or ends."""
         if self._pending:
             self._pending = False
-            self._connector.on_batch_end()
+            compat.keep_values(self._trainer)
 
     def send(self) -> None:
         """Send the values of a batch to the loggers, where that is due."""
-        trainer: Any = self._trainer
-        every = trainer.log_every_n_steps
-        due = every and (self._loop._batches_that_stepped + 1) % every == 0
-        if due or trainer.should_stop or trainer.fast_dev_run:
-            self._connector.update_train_step_metrics()
+        compat.send_values(self._trainer)
 
     def add(self, name: str, value: Tensor, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Add a value that was logged in the same way in an earlier batch of this epoch.
@@ -65,7 +59,7 @@ class LoggedValues:
         Returns:
             Whether that was so; otherwise it is Lightning's to check and to add.
         """
-        if name not in self._known or self._connector._first_loop_iter is not False:
+        if name not in self._known or compat.in_first_batch(self._trainer):
             return False
         *known, metric = self._known[name]
         floats = value.dtype in (torch.float32, torch.float64) and value.device == metric.value.device
@@ -73,14 +67,13 @@ class LoggedValues:
             return False
         value = value.detach().clone()
         compat.add_to_sum(
-            self._loop._results, metric, value if value.dim() == 0 else value.squeeze(), named.get("batch_size")
+            self._trainer, metric, value if value.dim() == 0 else value.squeeze(), named.get("batch_size")
         )
-        self._connector._current_fx = "training_step"
         return True
 
     def learn(self, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Take note of a call that Lightning has checked."""
-        metric: Any = self._loop._results.get(f"training_step.{name}")
+        metric: Any = logged_results(self._trainer).get(f"{compat.LOGGING}.{name}")
         if metric is not None and metric.is_tensor and len(arguments) < _BATCH_SIZE:
             self._known[name] = arguments, named, metric
 
@@ -94,7 +87,7 @@ def install() -> None:
     @functools.wraps(stock)
     def log(self: pl.LightningModule, name: str, value: Any, *arguments: Any, **named: Any) -> None:
         trainer = self._trainer
-        logged = None if trainer is None or self._current_fx_name != "training_step" else _of(trainer)
+        logged = None if trainer is None or vars(self).get(compat.CURRENT_HOOK) != compat.LOGGING else _of(trainer)
         if logged is None or type(value) is not Tensor or torch.compiler.is_compiling():
             stock(self, name, value, *arguments, **named)
         elif not logged.add(name, value, arguments, named):

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Result
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-from pipeline.training.compat import Member, check
+from pipeline.training.compat import Member, check, logged_results
 
 MEMBERS = (
     Member(_TrainingEpochLoop, "advance", ("data_fetcher",), "trains on a batch; `LeanStep` does the same"),
@@ -46,6 +46,10 @@ MEMBERS = (
 
 check(MEMBERS)
 
+CURRENT_HOOK = "_current_fx_name"
+"""The attribute of a model that names the hook in which it logs."""
+LOGGING = "training_step"
+"""The hook whose values `LoggedValues` adds."""
 blocked_sync = _block_parallel_sync_behavior
 """Keeps DDP from summing gradients that are accumulated for a later step."""
 
@@ -116,11 +120,57 @@ def loss_and_outputs(output: Any, batches: int) -> tuple[Tensor | None, dict[str
     return result.closure_loss, {} if result.loss is None else result.asdict()
 
 
-def add_to_sum(results: Any, metric: Any, value: Tensor, batch_size: int | None) -> None:
-    """Add a logged number, as `_ResultMetric.update` does without torchmetrics' wrapper around it.
+def warn_once(trainer: pl.Trainer, text: str) -> None:
+    """Warn of something that may come with many batches."""
+    trainer.fit_loop.epoch_loop._warning_cache.warn(text)
+
+
+def moved(trainer: pl.Trainer, batch: Any) -> Any:
+    """Return a batch on its device, having gone through the hooks that move it."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def lightning_optimizer(trainer: pl.Trainer) -> Any:
+    """Return what `optimizer_step` of a model is given."""
+    return trainer.strategy._lightning_optimizers[0]
+
+
+def begin_batch(trainer: pl.Trainer, batch: Any) -> None:
+    """Have values logged from here on as those of a batch."""
+    trainer._logger_connector.on_batch_start(batch)
+
+
+def forget_batch(trainer: pl.Trainer) -> None:
+    """Keep no batch beyond its step."""
+    results = logged_results(trainer)
+    results.batch = results.batch_size = None
+
+
+def keep_values(trainer: pl.Trainer) -> None:
+    """Have the trainer keep the values of the last batch, whatever is logged later."""
+    trainer._logger_connector.on_batch_end()
+
+
+def send_values(trainer: Any) -> None:
+    """Send the values of a batch to the loggers, where that is due."""
+    every = trainer.log_every_n_steps
+    due = every and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+    if due or trainer.should_stop or trainer.fast_dev_run:
+        trainer._logger_connector.update_train_step_metrics()
+
+
+def in_first_batch(trainer: pl.Trainer) -> bool:
+    """Return whether this is the first batch of an epoch, or none."""
+    return trainer._logger_connector._first_loop_iter is not False
+
+
+def add_to_sum(trainer: pl.Trainer, metric: Any, value: Tensor, batch_size: int | None) -> None:
+    """Add a number that `training_step` logs, as `_ResultMetric.update` does without torchmetrics' wrapper around it.
 
     Args:
-        results: To which the metric belongs.
+        trainer: In a batch.
         metric: The value's sum; all batches of it were logged in the same way.
         value: Without dimensions, and a copy.
         batch_size: Its weight; None: the batch tells.
@@ -131,5 +181,7 @@ def add_to_sum(results: Any, metric: Any, value: Tensor, batch_size: int | None)
     if meta.on_step and not meta.on_epoch and not meta.sync.should:
         metric.value = metric._forward_cache = value
     else:
-        type(metric).update(metric, value, results._extract_batch_size(metric, batch_size, meta))
+        size = logged_results(trainer)._extract_batch_size(metric, batch_size, meta)
+        type(metric).update(metric, value, size)
     metric.has_reset = False
+    trainer._logger_connector._current_fx = LOGGING
