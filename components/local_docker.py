@@ -148,7 +148,7 @@ class LocalDocker(docker_scheduler.DockerScheduler):
             response.state = running[0]
         elif any(state != AppState.SUCCEEDED for state in states):
             response.state = AppState.FAILED
-            first = min((one for one in containers if _state(one) != AppState.SUCCEEDED), key=_rank_of_end)
+            first = min((one for one in containers if _state(one) != AppState.SUCCEEDED), key=_cause_first)
             response.msg = _why(first)
             # In the form of TorchX's local schedulers, from which `components.launch` reads the status.
             response.structured_error_msg = json.dumps(
@@ -305,7 +305,7 @@ def _state(container: "Container") -> AppState:
     return docker_scheduler.CONTAINER_STATE[container.status]
 
 
-def _rank_of_end(container: "Container") -> tuple[bool, str]:
+def _cause_first(container: "Container") -> tuple[bool, str]:
     """Sort by what tells why all have ended: a container out of memory, else the first to end."""
     state = container.attrs["State"]
     return not state["OOMKilled"], str(state["FinishedAt"])

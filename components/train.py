@@ -15,9 +15,9 @@ from torchx import specs
 from torchx.specs import macros
 
 from components.role import IMAGE, NodeSpec, quoted
+from pipeline.agent.standby import AUTO, CHOICES
 from pipeline.errors import UserError
 
-_STANDBY = ("auto", "true", "false")
 _PORTS = range(10_000, 30_000)
 
 
@@ -83,7 +83,7 @@ class AgentOptions:
     join_timeout: int
     rdzv_port: int
     preflight: bool
-    standby: str = "auto"
+    standby: str = AUTO
 
     def problems(self, gpu: int) -> Iterator[str]:
         """Yield what cannot work, one sentence per mistake."""
@@ -96,8 +96,8 @@ class AgentOptions:
         for name, least in {"processes": 0, "max_restarts": 0, "grace": 1, "join_timeout": 1}.items():
             if getattr(self, name) < least:
                 yield f"{name}={getattr(self, name)} must be >= {least}"
-        if self.standby not in _STANDBY:
-            yield f"standby={self.standby!r} must be one of {', '.join(_STANDBY)}"
+        if self.standby not in CHOICES:
+            yield f"standby={self.standby!r} must be one of {', '.join(CHOICES)}"
         if not 0 <= self.rdzv_port < 65_536:
             yield f"rdzv_port={self.rdzv_port} must be 0 (one that follows from run_dir) to 65535"
 
@@ -147,7 +147,7 @@ def agent_app(name: str, node: NodeSpec, agent: AgentOptions, run_dir: str, argu
         f"--shutdown-timeout {agent.grace} "
     )
     command += f"--preflight {quoted([checked])} " if agent.preflight else ""
-    command += f"--standby {agent.standby} " if agent.standby != "auto" else ""
+    command += f"--standby {agent.standby} " if agent.standby != AUTO else ""
     command += f"--role {name} -m pipeline {quoted(arguments)}"
     # A node that ends first makes the agents of the others warn of a lost connection.
     quiet = {"LOGLEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", **(node.env or {})}

@@ -9,7 +9,6 @@ failing (5xx); after the timeout `ClusterAway` is raised.
 import json
 import logging
 import os
-import random
 import re
 import time
 import uuid
@@ -26,6 +25,7 @@ from urllib3.exceptions import HTTPError
 from k8s.api_errors import ApiError, ApiRequest, api_error, message_of
 from k8s.fields import Object, annotation, name_of
 from pipeline.errors import UserError
+from pipeline.process.patience import JITTER
 
 KINDS = {
     "Job": ("apis/batch/v1", "jobs"),
@@ -51,7 +51,6 @@ _TRANSIENT = (429, 500, 502, 503, 504)
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 30.0
 """Seconds."""
 _MAX_BACKOFF = 10.0
-_JITTER = random.Random()  # noqa: S311
 """Seconds between two tries, unless the server asks for a delay."""
 _KUBELET_AWAY = re.compile(r"/containerLogs/|No agent available|prevented the request from succeeding")
 """What an API server that cannot fetch a log from a kubelet says, directly or through a proxy to the nodes."""
@@ -230,7 +229,7 @@ class Cluster:
                 why, wait = error.args
             if wait is None:
                 # Jitter, so that not all clients come back at once.
-                wait, pause = pause * _JITTER.uniform(0.75, 1.25), min(2 * pause, _MAX_BACKOFF)
+                wait, pause = pause * JITTER.uniform(0.75, 1.25), min(2 * pause, _MAX_BACKOFF)
             if self.closed or time.monotonic() + wait > until:
                 raise ClusterAway(
                     f"the cluster at {self._api.configuration.host} does not answer ({why}) after {number} tries to "

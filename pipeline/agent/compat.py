@@ -26,7 +26,7 @@ from torch.distributed.run import config_from_args, get_args_parser
 
 from pipeline.errors import UserError
 
-_FIRST_POLL = 0.03
+_SOON_SECONDS = 0.03
 _FEW_NODES = 16
 _torch_delay = dynamic_rendezvous._delay
 Fork = Callable[[Sequence[str], dict[str, str], Sequence[int]], Any]
@@ -180,6 +180,11 @@ def forget_round_store(handler: DynamicRendezvousHandler) -> None:
     handler._shared_tcp_store_server = None
 
 
+def soon(nodes: int) -> float:
+    """Return the seconds between two polls of a store by each of so many nodes, where an answer is likely to come."""
+    return _SOON_SECONDS * max(1.0, nodes / _FEW_NODES)
+
+
 @contextmanager
 def frequent_polls(handler: DynamicRendezvousHandler) -> Iterator[None]:
     """Have a rendezvous look for the other nodes often at first, the less often the more of them there may be.
@@ -187,7 +192,7 @@ def frequent_polls(handler: DynamicRendezvousHandler) -> Iterator[None]:
     torch looks once a second, and keeps what it has read for as long, which is most of the time of a restart.
     """
     state: Any = handler._state_holder
-    first = _FIRST_POLL * max(1.0, handler.settings.max_nodes / _FEW_NODES)
+    first = soon(handler.settings.max_nodes)
     delays = chain([first * 1.5**count for count in range(9)], repeat(1.0))
 
     def delay(seconds: float | tuple[float, float]) -> None:

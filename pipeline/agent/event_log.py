@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousError
 
+from pipeline.agent.compat import soon
 from pipeline.agent.policy import Event, decode, encode
 from pipeline.agent.rendezvous import RoundHandler
 from pipeline.process.timeout import within
@@ -17,9 +18,6 @@ JOB_STATUS = "over"
 """The key of the job's store that holds the exit status of a job that has ended."""
 
 _POLL_SECONDS = 0.25
-_SOON_SECONDS = 0.03
-"""The same for a second after something has happened, which is how long a restart takes; longer for many nodes."""
-_FEW_NODES = 16
 _READ_SECONDS = 1.5
 """Time in which all other nodes read the log at least once."""
 _LEAVE_SECONDS = 3.0
@@ -102,8 +100,9 @@ class EventLog:
             except (RendezvousError, RuntimeError, ValueError) as error:
                 self.lost = str(error).partition("\n")[0] or type(error).__name__
                 return
-            soon = min(_POLL_SECONDS, _SOON_SECONDS * max(1.0, len(alive) / _FEW_NODES))
-            self._wake.wait(soon if time.monotonic() - happened < 1 else _POLL_SECONDS)
+            # For a second after something has happened, which is how long a restart takes, more is likely to.
+            lately = time.monotonic() - happened < 1
+            self._wake.wait(min(_POLL_SECONDS, soon(len(alive))) if lately else _POLL_SECONDS)
             self._wake.clear()
 
 

@@ -5,13 +5,11 @@ Whatever may block on a network runs in a thread (`pipeline.agent.event_log`, `p
 thread alone starts and ends processes.
 """
 
-import os
 import shlex
 import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -124,17 +122,17 @@ class NodeAgent:
         program = self._program
         if self._preflight_of_round:
             program = [sys.executable, "-m", "pipeline", "preflight", *shlex.split(self._preflight_of_round)]
-        cold = ("-I", "-S", str(Path(pdeathsig.__file__)), str(os.getpid()))
+        cold = pdeathsig.tied()
         if not self._preflight_of_round:
             state.standby.await_ready(state.signals)
 
         def fork(command: Sequence[str], environment: dict[str, str], streams: Sequence[int]) -> Any:
             # What torch puts before it, such as the binding to a NUMA node, only a cold start can do.
-            tied = tuple(command[: len(cold) + 1]) == (sys.executable, *cold)
-            return state.standby.fork(command[len(cold) + 1 :], environment, streams) if tied else None
+            plain = tuple(command[: len(cold)]) == cold
+            return state.standby.fork(command[len(cold) :], environment, streams) if plain else None
 
         left = max(0, state.max_restarts - state.restarts_used)
-        processes = compat.start_workers(self._local, (*cold, *program), left, fork)
+        processes = compat.start_workers(self._local, (*cold[1:], *program), left, fork)
         ranks = {worker.local_rank: worker.global_rank for worker in self._local.get_worker_group().workers}
         workers = Workers(processes, ranks, state.grace, state.signals)
         self._log.start()

@@ -15,6 +15,11 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
+def tied() -> tuple[str, ...]:
+    """Return what goes before the command line of a process that is to die with the thread that starts it."""
+    return sys.executable, "-I", "-S", __file__, str(os.getpid())
+
+
 def main() -> None:
     """Become the program. Exits with 137 if the agent is gone already, with 2 if the program cannot be started."""
     agent, program = int(sys.argv[1]), sys.argv[2:]

@@ -104,10 +104,9 @@ class Standby:
         self._environment = _fixed(os.environ)
         self._started += 1
         python, *arguments = self._command
-        own = [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid())]
         with theirs:
             self._process = subprocess.Popen(
-                [*own, python, "-X", f"{OPTION}={theirs.fileno()}", *arguments],
+                [*pdeathsig.tied(), python, "-X", f"{OPTION}={theirs.fileno()}", *arguments],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )

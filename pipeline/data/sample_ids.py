@@ -140,7 +140,7 @@ class _IdentifiedCollate:
     def _collated(self, known: IdentifiedBatch, items: list[Any]) -> IdentifiedBatch:
         before = None if self.own is default_collate else list(items)
         batch = self.collate(items)
-        known = IdentifiedBatch(known.indices, known.digests, known.canonical, batch)
+        known = known._replace(batch=batch)
         if batch is None or before is None:
             return known
         positions, unknown = given(batch, before, items, self.ordered)

@@ -68,11 +68,10 @@ def test_a_forked_worker_is_in_everything_what_a_cold_one_is(
 ) -> None:
     monkeypatch.setenv("REMOVED_BY_AN_IMPORT", "1")
     own = {**os.environ, "RANK": "3", "LOCAL_RANK": "1", "TORCHELASTIC_X": "x"}
-    cold_start = [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid())]
     path = tmp_path / "state.json"
     with (tmp_path / "cold.txt").open("w") as log:
         process = subprocess.Popen(
-            [*cold_start, *program("show", path)], env=own, stdout=log, stderr=log, start_new_session=True
+            [*pdeathsig.tied(), *program("show", path)], env=own, stdout=log, stderr=log, start_new_session=True
         )
     cold = shown(path)
     process.kill()

@@ -26,7 +26,7 @@ from tests.benchmarks.subject import OURS, Bar, Contenders, Context, Reading, su
 
 LIGHTNING = "Lightning's TorchCheckpointIO"
 COPY = "a plain copy in memory"
-STOPPED, COMMITTED = "s until training goes on", "s until it is committed"
+STOPPED, COMMITTED = "s until training continues", "s until it is committed"
 STEP = 100
 
 

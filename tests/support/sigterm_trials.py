@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.agent import pdeathsig
 from pipeline.agent.standby import is_standby
 from pipeline.checkpoint.commit import committed
 from pipeline.run.run_dir import RunDir
@@ -74,10 +75,10 @@ class Job:
         self.agents = [self.start(node) for node in range(int(nnodes.rpartition(":")[2]))]
 
     def start(self, node: int) -> subprocess.Popen[bytes]:
-        """Start the agent of one node."""
+        """Start the agent of one node, which dies with this process however that ends."""
         with self.log(node).open("ab") as log:
             return subprocess.Popen(
-                [*self._agent[:3], f"--local-addr=127.0.0.{node + 1}", *self._agent[3:]],
+                [*pdeathsig.tied(), *self._agent[:3], f"--local-addr=127.0.0.{node + 1}", *self._agent[3:]],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
                 stdout=log,

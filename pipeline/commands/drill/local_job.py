@@ -148,7 +148,7 @@ class LocalJob:
             return subprocess.Popen(
                 [
                     # The agents die with the drill, even if that is killed.
-                    *(sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid())),
+                    *pdeathsig.tied(),
                     *(sys.executable, "-m", "pipeline.agent", *self._rendezvous, f"--local-addr=127.0.0.{node + 1}"),
                     *(f"--nproc-per-node={self._processes}", "--max-restarts=3", f"--shutdown-timeout={GRACE}"),
                     *("-m", "pipeline", "fit", *self._fit, *self.more),
