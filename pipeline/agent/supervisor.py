@@ -155,9 +155,8 @@ class Supervisor:
             elif end.code == PREEMPTED and not asked and not self._failed:
                 self._report(EventType.SAVED)
         if not self.workers.running and not self._failed:
-            codes = {end.code for end in self.workers.ended}
             self._exited_at = self._exited_at or time.monotonic()
-            self._report(EventType.EXITED, DONE if codes == {DONE} else PREEMPTED)
+            self._report(EventType.EXITED, DONE if all(end.code == DONE for end in self.workers.ended) else PREEMPTED)
 
     def _report_failure(self, end: WorkerExit) -> None:
         event = worker_failure(self._me, self.state.host, end.rank, end.code, end.report)
@@ -281,10 +280,13 @@ class Supervisor:
             self.workers.finish(ask_after=HURRY)
             self._log_restart(planned, "", state.restarts_used, PREEMPTED)
             return None
+        # As after the loss of any other node, unless these workers have ended by themselves or are about to.
+        crashed = self.workers.running and not stopping(self._events)
+        status = CRASH if crashed else self._status_of_ended()
         self.workers.stop()
         self._poll_workers()
         root, own = root_failure(self._events), root_failure(self._failed)
-        status, reason, traceback = own.status if own else PREEMPTED, "node 0 (rendezvous store) lost", ""
+        status, reason, traceback = own.status if own else status, "node 0 (rendezvous store) lost", ""
         if root is not None and root.kind is not FailureKind.LOST_PEER:
             reason = root.reason
             traceback = self._tracebacks.get(root.rank, "") if root == own else ""
@@ -294,6 +296,12 @@ class Supervisor:
             self._log_restart(reason, traceback, state.restarts_used + 1, status)
             return None
         return JobEnd(status, reason, traceback)
+
+    def _status_of_ended(self) -> int:
+        """Return the exit status of a node none of whose workers has failed."""
+        # A passed preflight is not a finished training.
+        done = not self.workers.running and all(end.code == DONE for end in self.workers.ended) and not self.preflight
+        return DONE if done else PREEMPTED
 
     def _stop(self) -> JobEnd:
         """This node received a signal: report it before any worker can exit because of it, forward it, and leave."""
@@ -338,6 +346,5 @@ class Supervisor:
             return JobEnd(crash.status, crash.reason, self._tracebacks.get(crash.rank, ""))
         if self.state.signals.interrupted:
             return JobEnd(INTERRUPTED, reason)
-        if all(end.code == DONE for end in self.workers.ended) and not self.preflight:
-            return JobEnd(DONE)
-        return JobEnd(PREEMPTED, reason)
+        status = self._status_of_ended()
+        return JobEnd(status, "" if status == DONE else reason)

@@ -147,6 +147,24 @@ def test_the_node_that_hosts_the_store_is_replaced_too(job: Start) -> None:
     assert nodes.said("b") == "node 0 (rendezvous store) lost: restart 1 of 1\n"
 
 
+@pytest.mark.parametrize("killed", ["a", "b"], ids=["the store's host", "another one"])
+def test_an_agent_that_is_killed_and_not_replaced_is_a_crash_whatever_it_hosted(job: Start, killed: str) -> None:
+    nodes = job("2", "--max-restarts=1", join=4)
+    nodes.begin("a", "b")
+    nodes.send(killed, signal.SIGKILL)
+    left = {"a", "b"} - {killed}
+    assert nodes.statuses(*left) == [1]
+
+
+def test_a_node_that_is_done_ends_with_0_also_where_the_stores_host_is_lost(job: Start) -> None:
+    nodes = job("2", "--max-restarts=0")
+    nodes.begin("a", "b")
+    nodes.tell("b", 0)
+    time.sleep(1)
+    nodes.send("a", signal.SIGKILL)
+    assert nodes.statuses("b") == [0]
+
+
 def test_a_node_that_is_done_goes_along_when_another_one_restarts(job: Start) -> None:
     nodes = job("2", "--max-restarts=1")
     nodes.begin("a", "b")
