@@ -7,6 +7,7 @@ import enum
 import io
 import re
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from pipeline.errors import UserError
 
+_MAPPINGS = (dict, OrderedDict)
 _SAFE = (torch.Tensor, str, bytes, bool, int, float, complex, type(None))
 _INSTEAD: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (np.ndarray, "torch.from_numpy() or .tolist() of it"),
@@ -66,8 +68,11 @@ def _advice(path: str, kind: type) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    if type(value) is dict:
-        return {_plain(key): _plain(each) for key, each in value.items()}
+    if type(value) in _MAPPINGS:
+        made = type(value)((_plain(key), _plain(each)) for key, each in value.items())
+        if attributes := getattr(value, "__dict__", None):  # such as the `_metadata` of a state_dict
+            vars(made).update(_plain(attributes))
+        return made
     if type(value) in (list, tuple):
         return type(value)(map(_plain, value))
     return value
@@ -75,16 +80,18 @@ def _plain(value: Any) -> Any:
 
 def _refused(value: Any, path: str) -> Iterator[tuple[str, type]]:
     """Yield what is of a type that does not load again, and where."""
-    if type(value) is dict:
+    if type(value) in _MAPPINGS:
         for key, each in value.items():
             yield from _refused(key, f"the key {key!r} of {path or 'the checkpoint'}")
             yield from _refused(each, f"{path}.{key}" if path else str(key))
+        if attributes := getattr(value, "__dict__", None):
+            yield from _refused(attributes, path)
     elif type(value) in (list, tuple):
         for index, each in enumerate(value):
             yield from _refused(each, f"{path}[{index}]")
     if type(value) in _SAFE or (isinstance(value, np.generic) and isinstance(value.item(), _SAFE)):
         return
-    if type(value) in (dict, list, tuple) or isinstance(value, torch.nn.Parameter):
+    if type(value) in (*_MAPPINGS, list, tuple) or isinstance(value, torch.nn.Parameter):
         return
     if not _loads(value):
         yield path, type(value)

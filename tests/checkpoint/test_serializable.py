@@ -38,6 +38,21 @@ def test_numbers_of_numpy_become_pythons_and_all_else_stays() -> None:
     assert torch.equal(loaded["nested"]["ordered"]["a"], torch.zeros(1))
 
 
+def test_a_state_dict_is_walked_through_and_not_serialized_to_see_whether_it_loads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = torch.nn.Linear(2, 2).state_dict()
+    state["scale"] = np.float64(0.5)
+    state._metadata["version"] = np.int64(3)
+    monkeypatch.setattr(torch, "save", None)
+    made = plain({"state_dict": state})["state_dict"]
+    assert type(made) is OrderedDict
+    assert made["weight"] is state["weight"]
+    assert type(made["scale"]) is float
+    assert made._metadata == {**state._metadata, "version": 3}  # type: ignore[attr-defined]
+    assert type(made._metadata["version"]) is int  # type: ignore[attr-defined]
+
+
 def test_all_that_would_not_load_is_named_by_its_path() -> None:
     with pytest.raises(UserError) as raised:
         plain({"a": {"b": [1, Path("x"), Path("z")]}, "ok": 1, "array": np.zeros(2), "keys": {Path("y"): 1}})
