@@ -78,7 +78,13 @@ def next_step(training: Job, known: int, began: float) -> float:
 def children(training: Job, standbys: bool) -> list[int]:
     """The standbys of all nodes, or their workers."""
     lists = (Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split() for agent in training.agents)
-    return [int(pid) for pids in lists for pid in pids if is_standby(int(pid)) == standbys]
+    known = is_standby if standbys else _is_worker
+    return [int(pid) for pids in lists for pid in pids if known(int(pid))]
+
+
+def _is_worker(pid: int) -> bool:
+    """Whether a child of an agent is neither its standby nor what a test forks cold starts from."""
+    return b"\0pipeline\0fit\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def cpu_of(pids: list[int]) -> float:
@@ -112,6 +118,7 @@ def crash(folder: Path, standby: str, nodes: int, processes: int) -> tuple[Readi
         before, began = cpu_of(own), time.monotonic()
         os.kill(workers[-1], signal.SIGKILL)
         while Path(f"/proc/{workers[0]}/exe").exists():  # its steps until it notices are old ones
+            assert time.monotonic() - began < 120, training.said
             time.sleep(0.005)
         again["wall"] = next_step(training, len(training.steps(0)), began)
         again["cpu"] = cpu_of(own + children(training, standbys=False)) - before
