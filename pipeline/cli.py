@@ -7,7 +7,6 @@ must be the same for all ranks is decided by rank 0.
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch.distributed
@@ -17,6 +16,7 @@ from pipeline.checkpoint.foreign import fetch
 from pipeline.checkpoint.load import fetch_verified
 from pipeline.checkpoint.weight_files import require_checkpoint
 from pipeline.config import compatibility, messages, mistakes, resume_point, saved_config
+from pipeline.config.memory_state import MemoryState, RunMemory
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
 from pipeline.config.validate import find_problems, require_batchnorm_device
@@ -24,6 +24,7 @@ from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import DONE, UserError, outcome
 from pipeline.process import started_runs
+from pipeline.process.host_memory import HostMemory
 from pipeline.process.patience import Patience, given_away_limit, patience
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
@@ -55,6 +56,7 @@ class _Start(NamedTuple):
     topology: Topology
     writer: AttemptLog
     preemption: Preemption
+    memory: RunMemory | None
 
 
 def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
@@ -107,23 +109,27 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
 def _run_model(command: CommandLine, topology: Topology, writer: AttemptLog, preemption: Preemption) -> None:
     """Open the run, choose the resume point, build, and hand over to the trainer."""
     run = _open_run(command, topology, writer)
-    point = _choose_resume_point(command, run, topology)
+    memory = None
+    if run is not None and command.subcommand == "fit" and command.asked.memory_checkpoints:
+        memory = RunMemory(run, topology, writer.attempt, HostMemory.of_environment())
+    point = _choose_resume_point(command, run, topology, memory)
     if point.finished:
         log.info("finished: %s is done at step %d; nothing to train (%s)", run, point.step, point.finished)
         return
     preemption.check()
-    if run is not None and (record := point.record) is not None:
+    record = None if point.memory else point.record
+    if run is not None and record is not None:
         # Each node fetches it now, while the ranks wait for each other: within the trainer they would time out.
         topology.together("checkpoint", lambda: str(fetch_verified(run, record)))
-    elif (url := point.url) is not None:
+    elif point.record is None and (url := point.url) is not None:
         topology.together("checkpoint", lambda: fetch(url, f"ckpt_path={url!r}"))
-    plugins = [RunIO(run, point.record)]
+    plugins = [RunIO(run, point.record, point.path if point.memory else None)]
     logger = _logger(command, run, topology)
     topology.together("instantiated", lambda: command.build(plugins, logger))
     preemption.check()
     require_batchnorm_device(command.asked, command.trainer, command.model)
     if command.subcommand == "fit":
-        start = _Start(command, run, point, topology, writer, preemption)
+        start = _Start(command, run, point, topology, writer, preemption, memory)
         _attach_session(start)
         _fit(start)
     elif command.subcommand == "test" and run is not None:
@@ -167,17 +173,20 @@ def _open_run(command: CommandLine, topology: Topology, writer: AttemptLog) -> R
     return run
 
 
-def _choose_resume_point(command: CommandLine, run: RunDir | None, topology: Topology) -> ResumePoint:
+def _choose_resume_point(
+    command: CommandLine, run: RunDir | None, topology: Topology, memory: RunMemory | None
+) -> ResumePoint:
     """Return where all ranks start; in a fit, what killed saves left is swept once that is known."""
-    choose = _where_training_starts if command.subcommand == "fit" else _what_is_evaluated
-    return ResumePoint(**topology.agree("resume point", lambda: asdict(choose(command, run))))
+    if command.subcommand == "fit":
+        return resume_point.agreed(topology, memory, lambda held: _where_training_starts(command, run, held))
+    return resume_point.agreed(topology, None, lambda _: _what_is_evaluated(command, run))
 
 
-def _where_training_starts(command: CommandLine, run: RunDir | None) -> ResumePoint:
+def _where_training_starts(command: CommandLine, run: RunDir | None, held: MemoryState | None) -> ResumePoint:
     point = ResumePoint()
     if run is not None:
         resolved = command.resolved()
-        point = resume_point.for_training(run, resolved, command.given_checkpoint)
+        point = resume_point.for_training(run, resolved, command.given_checkpoint, memory=held)
         if point.finished and run.read(RunDir.config("fit")) is None:  # killed between its only commit and this
             saved_config.save(run, "fit", resolved)
         remove_leftovers(run, spare=point.url)
@@ -202,7 +211,7 @@ def _what_is_evaluated(command: CommandLine, run: RunDir | None) -> ResumePoint:
 
 def _attach_session(start: _Start) -> None:
     """Compare with the run that is resumed, and have the training session called between two batches."""
-    command, run, point, topology, writer, preemption = start
+    command, run, point, topology, writer, preemption, memory = start
     asked, trainer, data = command.asked, command.trainer, command.datamodule
     facts: dict[str, Any] = {}
     if isinstance(data, DataModule):
@@ -230,7 +239,9 @@ def _attach_session(start: _Start) -> None:
         for callback in callbacks:
             if isinstance(callback, Checkpoints):
                 session = callback.open_session(
-                    run, state, vote, writer, point.step, lambda _: saved_config.save(run, "fit", resolved)
+                    *(run, state, vote, writer, point.committed, lambda _: saved_config.save(run, "fit", resolved)),
+                    None if memory is None else memory.checkpoints(point.memory),
+                    point.uncommitted,
                 )
         if session.saver is None and point.own is None:
             callbacks.insert(0, saved_config.SaveConfiguration(run, resolved))
@@ -258,7 +269,7 @@ def _prepare(data: DataModule, trainer: Any, topology: Topology) -> None:
 
 def _fit(start: _Start) -> None:
     """Train from the resume point."""
-    command, run, point, topology, writer, preemption = start
+    command, run, point, topology, writer, preemption, _ = start
     nodes, processes = topology.nodes, topology.processes
     log.info(
         "started on %d node%s x %d process%s: %s",
@@ -269,9 +280,11 @@ def _fit(start: _Start) -> None:
         run or "fast_dev_run, nothing is written",
     )
     if point.url:
-        log.info("resumed%s from %s", "" if point.step is None else f" at step {point.step}", point.url)
+        source = "host memory" if point.memory else point.url
+        log.info("resumed%s from %s", "" if point.step is None else f" at step {point.step}", source)
     preemption.mark_training()
-    topology.agree("begin", lambda: writer.begin(point.step if point.url else 0))
+    resumed_from = None if point.url is None else "memory" if point.memory else "storage"
+    topology.agree("begin", lambda: writer.begin(point.step if point.url else 0, resumed_from))
     _call_trainer(command, point)
     if run is not None:
         trainer = command.trainer
@@ -312,7 +325,7 @@ def _predict(command: CommandLine, run: RunDir, point: ResumePoint, topology: To
 
 def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
     """Call the trainer's own method for the subcommand, and turn the user's mistakes among its errors into ours."""
-    arguments = {**command.trainer_arguments(), "ckpt_path": point.url}
+    arguments = {**command.trainer_arguments(), "ckpt_path": point.path if point.memory else point.url}
     if command.subcommand == "test":
         arguments["verbose"] = arguments["verbose"] and console.on_terminal()
     if command.subcommand == "predict":

@@ -27,7 +27,7 @@ INSIDE = (
     ("trainer",),
     ("state", "results", "logs", "step"),
     ("loaders",),
-    ("trainer_state",),
+    ("trainer_state", "memory_checkpoints"),
     ("session",),
     ("epoch_loop",),
     ("hooks", "checkpoints", "checkpoint_io"),

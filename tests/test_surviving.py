@@ -47,6 +47,13 @@ def attempts(training: Job) -> int:
     return len(RunDir(str(training.run)).attempts())
 
 
+def source(training: Job, attempt: int) -> str | None:
+    """From where an attempt has resumed."""
+    record = RunDir(str(training.run)).read_json(RunDir.attempt(attempt))
+    assert record is not None
+    return record["resumed_from"]
+
+
 def goes_on(training: Job, attempt: int, steps: int = 12) -> None:
     """Wait until the next attempt has done some steps of its own."""
     began = time.monotonic()
@@ -60,9 +67,16 @@ def goes_on(training: Job, attempt: int, steps: int = 12) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("standby", ["false", pytest.param("true", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("standby", "memory"),
+    [
+        ("false", "memory"),
+        pytest.param("true", "memory", marks=pytest.mark.slow),
+        pytest.param("false", "storage", marks=pytest.mark.slow),
+    ],
+)
 def test_disturbed_in_each_way_a_training_ends_like_one_that_nobody_has_disturbed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standby: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standby: str, memory: str
 ) -> None:
     (tmp_path / "straight").mkdir()
     with job(tmp_path / "straight", *PACED) as straight:
@@ -71,12 +85,14 @@ def test_disturbed_in_each_way_a_training_ends_like_one_that_nobody_has_disturbe
         assert "Warning" not in straight.said
     (tmp_path / "disturbed").mkdir()
     monkeypatch.setenv("PET_STANDBY", standby)
-    with job(tmp_path / "disturbed", *PACED, "--collective_timeout=5", "--grace=8", join=60, restarts=3) as training:
+    more = (*PACED, "--collective_timeout=5", "--grace=8", f"--memory_checkpoints={str(memory == 'memory').lower()}")
+    with job(tmp_path / "disturbed", *more, join=60, restarts=3) as training:
         training.until_step(25)
         # A rank is killed.
         os.kill(training.rank(1), signal.SIGKILL)
         goes_on(training, 2)
         assert "killed by SIGKILL: restart 1 of 3" in training.said
+        assert source(training, 2) == memory
 
         # A node is asked to end, and replaced: no step is done twice.
         before = training.steps(1)
@@ -92,6 +108,7 @@ def test_disturbed_in_each_way_a_training_ends_like_one_that_nobody_has_disturbe
         training.agents[0].wait(10)
         training.agents[0] = training.start(0)
         goes_on(training, 4)
+        assert source(training, 4) == memory, "the new node gets it from the other one"
 
         # A rank stands still: its peer notices in the set time, and it is killed.
         stopped = training.rank(1)

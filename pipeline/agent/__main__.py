@@ -45,6 +45,7 @@ from pipeline.agent.signals import Signals
 from pipeline.agent.standby import CHOICES, Standby, command_of
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
 from pipeline.process import error_file, started_runs
+from pipeline.process.host_memory import HostMemory
 from pipeline.process.output import drop_lost_output, flush_output, print_line
 from pipeline.process.preemption import GRACE, default_grace
 from pipeline.process.search_path import look_for_users_modules_last
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
     options, defaults = parser().parse_args(list(arguments)), parser().parse_args(["script"])
     grace = _check(options)
+    HostMemory.create()
     standby = Standby(command_of(options))
     try:
         if options.nproc_per_node.isdecimal() and not options.preflight:

@@ -5,6 +5,7 @@ length and digest. Needs no torch, so the submitter can read results.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,6 +34,14 @@ class Monitor:
     name: str
     value: float
     mode: str
+
+    @staticmethod
+    def of(name: str, value: float, mode: str) -> "Monitor | None":
+        """Return a value that was logged; None for one that is never best, nor JSON."""
+        if not math.isfinite(value):
+            log.warning("%s is %s: this checkpoint cannot become the best", name, value)
+            return None
+        return Monitor(name, value, mode)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Whatever the user names as a checkpoint or as weights is opened here, so that a file of another kind is one sentence.
 """
 
+import hashlib
 import os
 import re
 import warnings
@@ -211,3 +212,17 @@ def describe_folder(
             "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch <folder> <file>`"
         )
     return run if fs.exists(f"{path}/{CHECKPOINTS}") else "is a folder: name the file in it"
+
+
+def digest(url: str) -> str:
+    """Return the digest of a checkpoint that has no commit record, `sha256:<hex>`.
+
+    Raises:
+        UserError: It cannot be read.
+        StorageAway: Its storage does not answer.
+    """
+    try:
+        with fetched(url) as source, open(source.path, "rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+        raise_for_user(error, f"ckpt_path={url!r} cannot be read", "Name a checkpoint file that this user may read")

@@ -13,11 +13,14 @@ from pipeline.config.validate import find_problems
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.process.topology import Topology
+from pipeline.run.goodput_report import SOURCES
 from pipeline.run.run_dir import RunDir
 from pipeline.training.logs import console
 
 _SHOWN = 8
 """Indices shown of each rank."""
+_ATTEMPTS = 20
+"""How many of the newest are read."""
 
 
 def explain_fit(flags: Sequence[str], world_size: int | None) -> str:
@@ -104,6 +107,11 @@ def _line(name: str, text: Any) -> str:
 def _checkpoint_lines(run: RunDir, begin: ResumePoint) -> list[str]:
     """Return which checkpoint would be loaded, and why newer ones would not be."""
     lines = [_line("run directory", run)]
+    attempts = run.read_jsons(map(RunDir.attempt, sorted(run.attempts(), reverse=True)[:_ATTEMPTS]))
+    resumed = (each for each in attempts.values() if each and each.get("resumed_from") in SOURCES)
+    if (last := next(resumed, None)) is not None:
+        words = f"attempt {last.get('attempt')} resumed at step {last.get('first_step')} from {last['resumed_from']}"
+        lines.append(_line("before", words))
     for step, found in examined(run):
         if not isinstance(found, CommitRecord):
             lines.append(_line("skipped", f"step {step}: {found}"))
@@ -115,8 +123,11 @@ def _checkpoint_lines(run: RunDir, begin: ResumePoint) -> list[str]:
         return [*lines, _line("checkpoint", "none: training would begin at step 0")]
     if not begin.own:
         return [*lines, _line("checkpoint", f"{begin.url}, as ckpt_path says")]
-    hint = "a fit compares its bytes with its record when it starts; `verify` compares all"
-    return [*lines, _line("checkpoint", f"step {begin.step}"), _line("", hint)]
+    hints = (
+        "a fit compares its bytes with its record when it starts; `verify` compares all",
+        "agents that restart a fit resume from a newer state if a node has one in memory",
+    )
+    return [*lines, _line("checkpoint", f"step {begin.step}"), *(_line("", hint) for hint in hints)]
 
 
 def _next_samples(data: DataModule, now: dict[str, Any], epoch: int, position: int) -> list[str]:

@@ -13,7 +13,7 @@ FROM_RUN = ("validate", "test", "predict")
 
 NOT_SAVED = (
     *("config", "run_dir", "allow_mismatch", "override_optimizer", "world_size"),
-    *("grace", "collective_timeout", "away_limit"),
+    *("grace", "collective_timeout", "away_limit", "memory_checkpoints"),
 )
 """Flags of one start or one place, which a saved configuration leaves out."""
 
@@ -70,6 +70,13 @@ def _add_training_flags(parser: LightningArgumentParser) -> None:
         default=120.0,
         help="Seconds that a rank waits for the others in one collective operation before it fails, so that all "
         "are restarted: more than the longest that one rank works while the others wait.",
+    )
+    parser.add_argument(
+        "--memory_checkpoints",
+        type=bool,
+        default=True,
+        help="Also keep the newest states in the host memory of each node, for 0.5 % of the time of training, and "
+        "resume from them where the agents restart it. Needs python -m pipeline.agent.",
     )
     parser.add_argument(
         "--allow_mismatch",

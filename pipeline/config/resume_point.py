@@ -4,28 +4,30 @@ A run directory that holds checkpoints is never started from scratch without a w
 written again.
 """
 
-import hashlib
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
-from pipeline.cache.fetch import fetched
 from pipeline.checkpoint.commit import CommitRecord, newest
+from pipeline.checkpoint.foreign import digest
 from pipeline.checkpoint.load import newest_verified, select_verified
 from pipeline.checkpoint.weight_files import locate_weights
 from pipeline.config import saved_config
+from pipeline.config.memory_state import MemoryState, RunMemory
 from pipeline.errors import StorageAway, UserError
 from pipeline.process import started_runs
 from pipeline.process.patience import patience
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import finished_at, reported_commits
 from pipeline.run.run_dir import CHECKPOINTS, RunDir
-from pipeline.run.storage_errors import raise_for_user
+from pipeline.training.memory_checkpoints import Uncommitted
 from pipeline.training.state.run_end import why_over
 from pipeline.training.state.run_state import RunState, read_run_state
 from pipeline.training.state.weights import InitialWeights
@@ -42,6 +44,8 @@ class ResumePoint:
         own: Its commit record, as a mapping, where the run itself committed it.
         path: On rank 0's node, the local file of its bytes, which match the record; None where they were not compared.
         finished: Why training is over, and nothing is asked that would continue it; "" where it is not.
+        memory: The state that nodes hold in memory, the fields of `MemoryState`, where training resumes from that.
+        committed: The newest step that the run has committed; None: none.
         weights: What a new run starts from, the fields of `InitialWeights`; None: from the model's own.
     """
 
@@ -50,6 +54,8 @@ class ResumePoint:
     path: str | None = None
     finished: str = ""
     weights: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    committed: int | None = None
 
     @cached_property
     def record(self) -> CommitRecord | None:
@@ -66,6 +72,13 @@ class ResumePoint:
         """The digest of its bytes, `sha256:<hex>`, see `digest`."""
         return digest(str(self.url)) if self.record is None else self.record.sha256
 
+    @property
+    def uncommitted(self) -> Uncommitted | None:
+        """The state that training resumes from, where it is in memory alone."""
+        if self.memory is None or self.record is None or self.committed == self.step:
+            return None
+        return Uncommitted(self.record, lambda: torch.load(str(self.path), map_location="cpu", weights_only=True))
+
     def run_state(self, weights_only: bool = True) -> RunState | None:
         """Read what this project added to it, on rank 0 from the verified bytes; None if another program wrote it.
 
@@ -80,17 +93,50 @@ class ResumePoint:
     @staticmethod
     def at(run: RunDir, record: CommitRecord, path: Path | None = None, finished: str = "") -> "ResumePoint":
         """Return the point of a checkpoint that the run committed."""
-        return ResumePoint(run.url_of(record.name), asdict(record), None if path is None else str(path), finished)
+        local = None if path is None else str(path)
+        return ResumePoint(run.url_of(record.name), asdict(record), local, finished, committed=record.step)
+
+    def in_memory(self, run: RunDir, state: MemoryState) -> "ResumePoint":
+        """Return the point of a state in memory, with this one as the newest that is committed."""
+        if self.step == state.step:
+            return replace(self, memory=asdict(state))
+        name = CommitRecord.of_dict(state.record).name
+        return ResumePoint(run.url_of(name), state.record, memory=asdict(state), committed=self.committed)
 
 
-def for_training(run: RunDir, resolved: dict[str, Any], given: str | None, verify: bool = True) -> ResumePoint:
-    """Return where a fit resumes: at the newest checkpoint whose bytes match its record.
+def agreed(
+    topology: Topology, memory: RunMemory | None, choose: Callable[[MemoryState | None], ResumePoint]
+) -> ResumePoint:
+    """Return on all ranks what rank 0 chooses, once each node has the state in memory if it is one.
+
+    Args:
+        topology: Which process this is.
+        memory: Of the nodes; None: it is not used.
+        choose: Given the newest state that they hold, on rank 0.
+    """
+
+    def newest() -> MemoryState | None:
+        return None if memory is None else memory.newest()
+
+    point = ResumePoint(**topology.agree("resume point", lambda: asdict(choose(newest()))))
+    if memory is None or point.memory is None:
+        return point
+    if (path := memory.obtain(MemoryState(**point.memory))) is not None:
+        return replace(point, path=path)
+    return ResumePoint(**topology.agree("resume point in storage", lambda: asdict(choose(None))))
+
+
+def for_training(
+    run: RunDir, resolved: dict[str, Any], given: str | None, verify: bool = True, memory: MemoryState | None = None
+) -> ResumePoint:
+    """Return where a fit resumes: at the newest checkpoint whose bytes match its record, or at a newer state in memory.
 
     Args:
         run: The run directory.
         resolved: The configuration that was asked for.
         given: The `ckpt_path` that the user gave.
         verify: Whether the bytes are verified, which downloads them; else only their number is.
+        memory: The newest state that the nodes of this launch hold.
 
     Raises:
         UserError: There are commits but none is good, or none is left of those that there were, or the run was trained
@@ -98,13 +144,14 @@ def for_training(run: RunDir, resolved: dict[str, Any], given: str | None, verif
     """
     saved = saved_config.load(run, "fit")
     path: Path | None = None
-    if verify:
+    record = newest(run) if memory is not None or not verify else None
+    if memory is not None and record is not None and record.step > memory.step:
+        memory = None
+    if verify and memory is None:
         record, path = newest_verified(run) or (None, None)
-    else:
-        record = newest(run)
     if record is None:
         _require_no_commits(run, saved)
-        return ResumePoint(url=given)
+        return ResumePoint(url=given) if memory is None else ResumePoint().in_memory(run, memory)
     _warn_of_lost_records(run, record)
     saved_config.require_same_model(run, saved, resolved)
     if given not in (None, run.url_of(record.name), (saved or {}).get("ckpt_path")):
@@ -116,7 +163,8 @@ def for_training(run: RunDir, resolved: dict[str, Any], given: str | None, verif
     # Earlier versions did not say who had ended training.
     if not finished and record.ended is None and "end" in record.reason and finished_at(run) == record.step:
         finished = "as its last attempt says" if saved == saved_config.keep_weights(saved, resolved) else ""
-    return ResumePoint.at(run, record, path, finished)
+    point = ResumePoint.at(run, record, path, finished)
+    return point if memory is None or finished else point.in_memory(run, memory)
 
 
 def with_weights(point: ResumePoint, config: Namespace) -> ResumePoint:
@@ -287,17 +335,3 @@ def require_same_data(facts: dict[str, Any], topology: Topology) -> None:
             )
     if problems:
         raise UserError(*problems)
-
-
-def digest(url: str) -> str:
-    """Return the digest of a checkpoint that has no commit record, `sha256:<hex>`.
-
-    Raises:
-        UserError: It cannot be read.
-        StorageAway: Its storage does not answer.
-    """
-    try:
-        with fetched(url) as source, open(source.path, "rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    except Exception as error:  # noqa: BLE001 - every storage has errors of its own
-        raise_for_user(error, f"ckpt_path={url!r} cannot be read", "Name a checkpoint file that this user may read")

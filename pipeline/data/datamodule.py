@@ -284,3 +284,9 @@ class DataModule(pl.LightningDataModule):
             named = ", ".join(name for name, each in self.datasets.items() if each is not None) or "none"
             raise UserError(f"data.{split} names no dataset, and this command needs one; named are: {named}")
         return dataset
+
+
+def data_of(trainer: pl.Trainer) -> DataModule | None:
+    """Return what a trainer trains on, if it is ours: foreign data have no position."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, DataModule) else None

@@ -36,6 +36,9 @@ class AttemptLog:
 
     Args:
         goodput: Where the time of this process goes.
+
+    Attributes:
+        attempt: The number of this attempt, on all ranks; 0 before it is known.
     """
 
     def __init__(self, goodput: Goodput | None = None) -> None:
@@ -45,6 +48,7 @@ class AttemptLog:
         self._attempt: dict[str, Any] = {}
         self._trains = False
         self._committed: int | None = None
+        self.attempt = 0
 
     def take(self, run: RunDir, topology: "Topology") -> None:
         """Take the lease and start the record of this attempt, for all ranks.
@@ -62,7 +66,9 @@ class AttemptLog:
                 "host": socket.gethostname(),
                 "world_size": topology.world_size,
                 "started": now(),
-                **dict.fromkeys(("ended", "status", "reason", "first_step", "last_step", "reached_step")),
+                **dict.fromkeys(
+                    ("ended", "status", "reason", "first_step", "resumed_from", "last_step", "reached_step")
+                ),
                 **dict.fromkeys(("committed_step", "goodput")),
             }
             if self._lease.before is not None:
@@ -71,11 +77,17 @@ class AttemptLog:
             self._write()
             return self._lease.attempt
 
-        topology.agree("attempt", decide)
+        self.attempt = topology.agree("attempt", decide)
 
-    def begin(self, step: int | None) -> None:
-        """Record that the attempt trains, from a step that may be unknown."""
-        self._attempt["first_step"], self._trains = step, True
+    def begin(self, step: int | None, source: str | None = None) -> None:
+        """Record that the attempt trains.
+
+        Args:
+            step: From which one; None: it is not known.
+            source: `storage` or `memory`; None where it does not resume.
+        """
+        self._attempt |= {"first_step": step, "resumed_from": source}
+        self._trains = True
         self._write()
 
     def committed(self, step: int) -> None:

@@ -11,6 +11,8 @@ from pipeline.run.checkpoint_interval import RunCosts, duration, suggest
 from pipeline.run.goodput import PURPOSES, STARTING, USEFUL
 from pipeline.run.run_dir import RunDir
 
+SOURCES = ("memory", "storage")
+"""From where an attempt may resume."""
 _LONGEST = 1e10
 """More seconds than any attempt has."""
 
@@ -27,6 +29,7 @@ class AttemptGoodput:
         saves: Their number.
         pause: Seconds for which they stopped training, all together.
         upload: Seconds that the last one needed in the background, None if there was none.
+        resumed_from: `storage` or `memory`; None where it began from nothing, or that is not known.
     """
 
     number: int
@@ -36,6 +39,7 @@ class AttemptGoodput:
     saves: int
     pause: float
     upload: float | None
+    resumed_from: str | None = None
 
     @property
     def wall(self) -> float:
@@ -57,6 +61,7 @@ class AttemptGoodput:
                 saves=int(_number(found["saves"])),
                 pause=_number(found["stop_seconds"]),
                 upload=None if found["behind_seconds"] is None else _number(found["behind_seconds"]),
+                resumed_from=source if (source := record.get("resumed_from")) in SOURCES else None,
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
@@ -110,17 +115,28 @@ class GoodputReport:
             attempt: Begin with this one, and add the sum only if there are more; nothing if it did not train.
             mtbf_hours: Hours between two failures, as the user knows them.
         """
-        own = [_line("goodput", each.seconds, 0.0) for each in self.attempts if each.number == attempt]
+        own = [
+            _line(f"goodput{_resumed([each])}", each.seconds, 0.0) for each in self.attempts if each.number == attempt
+        ]
         if not self.attempts or (attempt is not None and not own):
             return []
         lines = own
         if len(self.attempts) > 1 or attempt is None:
             seconds = {purpose: sum(each.seconds[purpose] for each in self.attempts) for purpose in PURPOSES}
             count = f" of {len(self.attempts)} attempts" if len(self.attempts) > 1 else ""
-            lines.append(_line(f"goodput{count}", seconds, self.down))
+            lines.append(_line(f"goodput{count}{_resumed(self.attempts)}", seconds, self.down))
         if (costs := self.costs) is not None:
             lines.append(suggest(costs, mtbf_hours))
         return lines
+
+
+def _resumed(attempts: Sequence[AttemptGoodput]) -> str:
+    """Return from where attempts have resumed, in words."""
+    sources = [each.resumed_from for each in attempts]
+    if len(attempts) == 1:
+        return f" (resumed from {sources[0]})" if sources[0] else ""
+    counts = (f"{sources.count(source)} resumed from {source}" for source in SOURCES if source in sources)
+    return f" ({said})" if (said := ", ".join(counts)) else ""
 
 
 def _number(value: object) -> float:

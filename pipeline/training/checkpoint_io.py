@@ -26,11 +26,15 @@ class RunIO(CheckpointIO):
     Args:
         run: The run directory, None without one.
         verified: The commit record of the checkpoint that this start loads: its bytes have been verified already.
+        memory: The path of the state in memory that it loads instead.
     """
 
-    def __init__(self, run: RunDir | None = None, verified: CommitRecord | None = None) -> None:
+    def __init__(
+        self, run: RunDir | None = None, verified: CommitRecord | None = None, memory: str | None = None
+    ) -> None:
         self.run = run
         self.verified = verified
+        self.memory = memory
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint of somebody else's, such as a second ModelCheckpoint.
@@ -64,12 +68,16 @@ class RunIO(CheckpointIO):
             StorageAway: Its storage does not answer.
             Corrupt: Its bytes are not those of its record.
         """
+        checkpoint: dict[str, Any]
+        if str(path) == self.memory:  # a copy: the states that training keeps are written over it
+            checkpoint = torch.load(self.memory, map_location=map_location or "cpu", weights_only=True)
+            return checkpoint
         record = self._record(str(path))
         if self.run is not None and record is not None:
             return load(self.run, record, map_location, weights_only is not False)
         name = f"ckpt_path={str(path)!r}"
         with local_copy(str(path), name) as local:
-            checkpoint: dict[str, Any] = load_file(local, name, weights_only is not False, map_location or "cpu")
+            checkpoint = load_file(local, name, weights_only is not False, map_location or "cpu")
         return checkpoint
 
     def remove_checkpoint(self, path: str | Any) -> None:

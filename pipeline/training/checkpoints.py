@@ -11,6 +11,7 @@ from pipeline.checkpoint.saver import Saver
 from pipeline.errors import UserError
 from pipeline.run.attempts import AttemptLog
 from pipeline.run.run_dir import RunDir
+from pipeline.training.memory_checkpoints import MemoryCheckpoints, Uncommitted
 from pipeline.training.save_policy import SavePolicy
 from pipeline.training.session import TrainingSession
 from pipeline.training.stop_vote import StopVote
@@ -78,6 +79,8 @@ class Checkpoints(Checkpoint):
         writer: AttemptLog,
         resumed_step: int | None,
         after_first_commit: Callable[[CommitRecord], None] | None = None,
+        memory: MemoryCheckpoints | None = None,
+        uncommitted: Uncommitted | None = None,
     ) -> TrainingSession:
         """Return the session of a fit that saves what is asked for here.
 
@@ -88,6 +91,8 @@ class Checkpoints(Checkpoint):
             writer: Of the run.
             resumed_step: The step that this attempt resumed from, if the run itself committed it.
             after_first_commit: Called once, after the first commit of this attempt.
+            memory: Keeps states in the memory of the nodes.
+            uncommitted: The state that this attempt resumes from, where it is in memory alone.
         """
         self.run = run
         retention = Retention(run, self.keep, resumed_step)
@@ -99,7 +104,8 @@ class Checkpoints(Checkpoint):
         saver = Saver(run, self.storage_budget, writer.held, after_commit, after_first_commit)
         saver.committed = resumed_step
         self.session = TrainingSession(
-            state, vote, writer.goodput, self.policy, saver, self.monitor, self.mode, resumed_step
+            *(state, vote, writer.goodput, self.policy, saver, self.monitor, self.mode, resumed_step),
+            *(memory, uncommitted),
         )
         return self.session
 

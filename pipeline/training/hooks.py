@@ -24,7 +24,10 @@ class SessionHooks(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let the ranks vote."""
-        self.session.vote.begin(trainer.world_size, compat.collective_timeout(trainer))
+        timeout = compat.collective_timeout(trainer)
+        self.session.vote.begin(trainer.world_size, timeout)
+        if self.session.memory is not None:
+            self.session.memory.open(timeout)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -5,8 +5,6 @@ polls the stop vote, asks the save policy what is due, captures the state, hands
 after a resume. Saving anywhere else would leave half of a step out: its validation, hooks or learning rate schedules.
 """
 
-import logging
-import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,13 +18,13 @@ from pipeline.errors import LeaseLost, Preempted, UserError
 from pipeline.process import patience
 from pipeline.run.goodput import OTHER, SAVING, VALIDATING, Goodput
 from pipeline.run.run_dir import now
+from pipeline.training.memory_checkpoints import MemoryCheckpoints, Uncommitted
 from pipeline.training.save_policy import Boundary, SavePolicy
-from pipeline.training.stop_vote import StopVote
+from pipeline.training.stop_vote import Due, StopVote
 
 if TYPE_CHECKING:
+    from pipeline.training.state.run_state import RunState
     from pipeline.training.trainer_state import TrainerState
-
-log = logging.getLogger(__name__)
 
 _HEARTBEAT = 2.0
 """Seconds after which ranks that wait for a save hear of rank 0."""
@@ -44,6 +42,8 @@ class TrainingSession:
         monitor: The logged metric that tells which checkpoint is best, None: the latest is.
         mode: Whether the least (`min`) or the greatest (`max`) value of it is best.
         resumed_step: The step that this attempt resumed from, if the run itself committed it.
+        memory: Keeps states in the host memory of the nodes; None: nothing does.
+        uncommitted: The state that this attempt resumes from, where it is in memory alone.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class TrainingSession:
         monitor: str | None = None,
         mode: str = "min",
         resumed_step: int | None = None,
+        memory: MemoryCheckpoints | None = None,
+        uncommitted: Uncommitted | None = None,
     ) -> None:
         self.state = state
         self.vote = vote
@@ -64,6 +66,9 @@ class TrainingSession:
         self.saver = saver
         self.monitor = monitor
         self.mode = mode
+        self.memory = memory if saver is not None else None
+        self._uncommitted = uncommitted
+        self._memory_due = False
         self._committed = resumed_step
         self._before = 0
         """Optimizer steps that were done at the last boundary."""
@@ -88,6 +93,10 @@ class TrainingSession:
             plain({"hyper_parameters": self.state.hyper_parameters})
         self._previewed = step > 0  # what a resumed checkpoint held was found to load again
         self._before, self._saved_at = step, time.monotonic()
+        if self.memory is not None:
+            self.memory.begin(self.state.model)
+        if self._uncommitted is not None and self._uncommitted.record.reason:
+            self._commit_uncommitted([])
         patience.end()
 
     def at_boundary(self, at: Boundary) -> None:
@@ -103,11 +112,15 @@ class TrainingSession:
         if self.saver is not None and not self._previewed and at.step > 0:
             self._previewed = True
             plain(self.state.preview())
-        vote = self.vote.poll(self._minutes_due(at.step))
+        vote = self.vote.poll(lambda: Due(self._minutes_due(at.step), self.memory is not None and self.memory.due))
         stop = vote.stop and not at.accumulating
         if stop and self.state.is_restoring:
+            self._commit_uncommitted(["preemption"])
             raise Preempted(f"preempted at step {at.step}, before the first new step: nothing to save")
-        self._save(at, minutes=vote.minutes, stop=stop)
+        self._memory_due |= vote.due.memory
+        self._save(at, minutes=vote.due.minutes, stop=stop)
+        if self._memory_due and at.step > 0 and not (stop or at.accumulating or self.state.is_restoring):
+            self._keep(at)
         if stop:
             unsaved = ", which is not saved: this fit saves no checkpoints" if self.saver is None else ""
             raise Preempted(f"preempted at step {at.step}{unsaved}")
@@ -214,30 +227,67 @@ class TrainingSession:
         self._wait(saver, or_failing=not wait)
         began = time.perf_counter()
         checkpoint, run_state = self.state.capture(at, self._standing)
-        taken = False
-        if self.state.is_global_zero:
-            record = CommitRecord(
-                step=at.step,
-                epoch=at.epoch,
-                position=run_state.position,
-                bytes=0,
-                sha256="",
-                # What is known in the middle of a validation is that of another step.
-                monitor=self._monitored() if self._standing is None else None,
-                world_size=self.state.world_size,
-                created=now(),
-                reason=reasons,
-                ended=self.state.ended(at),
-            )
-            taken = saver.save(plain(checkpoint), record)
+        taken, record = False, self._record(at, run_state, reasons)
+        if record is not None:
+            checkpoint = plain(checkpoint)
+            taken = saver.save(checkpoint, record)
             self._report(saver, at.step)
         # All ranks save together, so all must know of a save that was skipped.
         if self.state.broadcast(taken):
             self._committed = at.step
             self.goodput.saved(time.perf_counter() - began)
             self._saved_at = time.monotonic()
-            self.vote.saved()
+            self.vote.done(Due(minutes=True))
+        if self.memory is not None and self.state.broadcast(self.memory.due_with_save(time.perf_counter() - began)):
+            self.memory.keep_saved(self.state.model, checkpoint, record)
+            self._kept()
         self._require_monitor(at.step)
+
+    def _keep(self, at: Boundary) -> None:
+        """Keep the state of this boundary in memory."""
+        assert self.memory is not None
+
+        def capture() -> tuple[dict[str, Any], CommitRecord | None]:
+            checkpoint, run_state = self.state.capture(at)
+            return plain(checkpoint), self._record(at, run_state, [])
+
+        with self.goodput.during(SAVING):
+            self.memory.keep(self.state.model, capture)
+        self._kept()
+
+    def _kept(self) -> None:
+        self._memory_due = False
+        self.vote.done(Due(memory=True))
+
+    def _commit_uncommitted(self, reasons: list[str]) -> None:
+        """Commit the state that this attempt resumes from: it was due when the one before was killed, or is now."""
+        known, self._uncommitted = self._uncommitted, None
+        if known is None or self.saver is None:
+            return
+        if self.state.is_global_zero:
+            record = replace(known.record, reason=[*known.record.reason, *reasons])
+            self.saver.save(known.load(), record)
+        self._committed = known.record.step
+        if reasons:
+            self._finish()
+
+    def _record(self, at: Boundary, run_state: "RunState", reasons: list[str]) -> CommitRecord | None:
+        """Return what rank 0 says of a state; None on the other ranks."""
+        if not self.state.is_global_zero:
+            return None
+        return CommitRecord(
+            step=at.step,
+            epoch=at.epoch,
+            position=run_state.position,
+            bytes=0,
+            sha256="",
+            # What is known in the middle of a validation is that of another step.
+            monitor=self._monitored() if self._standing is None else None,
+            world_size=self.state.world_size,
+            created=now(),
+            reason=reasons,
+            ended=self.state.ended(at),
+        )
 
     def _require_monitor(self, step: int) -> None:
         """Refuse a monitored metric that the model does not log.
@@ -245,11 +295,9 @@ class TrainingSession:
         Raises:
             UserError: On every rank, once the step is durable.
         """
-        if self.monitor is None:
-            return
         known = self.state.metrics()
         # Rank 0's value is the one that counts: the model may log it on rank 0 only.
-        if self.state.broadcast(self.monitor in known):
+        if self.monitor is None or self.state.broadcast(self.monitor in known):
             return
         if self._validated_once or not self.state.validates:
             self._finish()
@@ -298,10 +346,5 @@ class TrainingSession:
         self.state.log(saver.figures, step)
 
     def _monitored(self) -> Monitor | None:
-        value: Any = None if self.monitor is None else self.state.metrics().get(self.monitor)
-        if self.monitor is None or value is None:
-            return None
-        if not math.isfinite(value):  # JSON has no NaN, and a NaN is never best
-            log.warning("%s is %s: this checkpoint cannot become the best", self.monitor, float(value))
-            return None
-        return Monitor(self.monitor, float(value), self.mode)
+        value = None if self.monitor is None else self.state.metrics().get(self.monitor)
+        return None if value is None else Monitor.of(str(self.monitor), float(value), self.mode)

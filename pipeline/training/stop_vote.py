@@ -4,10 +4,11 @@ About once a second each rank casts a ballot, by one small MAX over a process gr
 between two batches and read between the next two, when it has long arrived, so that no step and no device waits for it.
 Where a batch takes half a second or longer, a ballot costs nothing beside it and is read at once: a stop that is asked
 for in a batch comes at its end. The result is the same everywhere. On the same ballot rank 0 says that a save by time
-is due.
+is due, or a state to be kept in memory.
 """
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -25,11 +26,25 @@ _MOST = 64
 """Batches after which the ranks vote again, however fast those were: the next ones may be slow."""
 
 
+class Due(NamedTuple):
+    """What is due by rank 0's clock: to save because `every_minutes` have passed, to keep a state in memory."""
+
+    minutes: bool = False
+    memory: bool = False
+
+    def without(self, other: "Due") -> "Due":
+        """Return what is due here and not there."""
+        return Due(*(mine and not theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def __or__(self, other: "Due") -> "Due":
+        return Due(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
+
+
 class Vote(NamedTuple):
-    """What all ranks have agreed on: to stop here, or to save because `every_minutes` have passed."""
+    """What all ranks have agreed on: whether to stop here, and what is due."""
 
     stop: bool
-    minutes: bool = False
+    due: Due = Due()
 
 
 class StopVote:
@@ -44,11 +59,12 @@ class StopVote:
         self._group: Any = None
         self._ranks = 1
         self._work: Any = None
-        self._ballot = torch.zeros(4, dtype=torch.int64)
-        """Whether to stop, batches until the next ballot, whether a save by time is due, whether batches are short."""
+        self._ballot = torch.zeros(3 + len(Due._fields), dtype=torch.int64)
+        """Whether to stop, batches until the next ballot, whether batches are short, what is due."""
         self._left = self._batches = 1
         self._slow = False
-        self._vote_again = self._saved_since = False
+        self._vote_again = False
+        self._done_since = Due()
         self._cast_at = 0.0
         self._stop = False
 
@@ -75,35 +91,37 @@ class StopVote:
         self._left, self._vote_again = 1, self._work is not None
         self._batches, self._cast_at, self._slow = 1, 0.0, False
 
-    def saved(self) -> None:
-        """Ignore what the ballot under way says of a save by time: one has just been taken. All ranks must call it."""
-        self._saved_since = self._work is not None
+    def done(self, due: Due) -> None:
+        """Ignore what the ballot under way says of this: it has just been done. All ranks must call it."""
+        if self._work is not None:
+            self._done_since |= due
 
-    def poll(self, minutes: bool = False) -> Vote:
+    def poll(self, due: Callable[[], Due] = Due) -> Vote:
         """Return what all ranks have agreed on. All ranks must call it, at the same boundary.
 
         Args:
-            minutes: On rank 0: whether a save by time is due.
+            due: Returns what is; rank 0's answer counts.
 
         Raises:
             Preempted: This rank was asked to stop, and the others have not answered in time: they are gone.
         """
         self.preemption.heartbeat()
-        due = False
+        agreed = Due()
         if self._ranks == 1:
-            self._stop, due = self.preemption.asked, minutes
+            self._stop, agreed = self.preemption.asked, due()
         elif not self._stop:
-            due = self._work is not None and self._read_ballot()
+            if self._work is not None:
+                agreed = self._read_ballot()
             if not self._stop:
-                self._cast(minutes)
+                self._cast(due)
             # All ranks read at once, or none: the last ballot has told them so.
             if self._slow and self._work is not None:
-                due |= self._read_ballot()
+                agreed |= self._read_ballot()
         if self._stop:
             self.preemption.begin_final_save()
-        return Vote(self._stop, due)
+        return Vote(self._stop, agreed)
 
-    def _cast(self, minutes: bool) -> None:
+    def _cast(self, due: Callable[[], Due]) -> None:
         """Start the next ballot, if it is time for one."""
         self._left -= 1
         if self._left > 0:
@@ -115,11 +133,11 @@ class StopVote:
         apart = max(1, min(most, int(_SECONDS / max(a_batch, 1e-6)))) if self._cast_at else 1
         short = not self._cast_at or a_batch < _SLOW
         self._cast_at = now
-        self._ballot.copy_(torch.tensor([self.preemption.asked, apart, minutes, short]))
+        self._ballot.copy_(torch.tensor([self.preemption.asked, apart, short, *due()]))
         self._work = dist.all_reduce(self._ballot, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def _read_ballot(self) -> bool:
-        """Take the result of the ballot under way; return whether a save by time is due."""
+    def _read_ballot(self) -> Due:
+        """Take the result of the ballot under way; return what is due."""
         work, self._work = self._work, None
         try:
             if self.preemption.asked:
@@ -130,10 +148,10 @@ class StopVote:
             if self.preemption.asked:
                 raise Preempted("the other ranks no longer answer: nothing could be saved") from error
             raise
-        stop, self._batches, minutes, short = self._ballot.tolist()
+        stop, self._batches, short, *found = self._ballot.tolist()
         self._slow = not (short or self._vote_again)
         self._left = 1 if self._vote_again else self._batches
-        due = bool(minutes) and not self._saved_since
-        self._vote_again = self._saved_since = False
+        due = Due(*map(bool, found)).without(self._done_since)
+        self._vote_again, self._done_since = False, Due()
         self._stop = bool(stop)
         return due

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
-from pipeline.data.datamodule import DataModule
+from pipeline.data.datamodule import data_of
 from pipeline.data.ledger import Ledger
 from pipeline.errors import Preempted, UserError
 from pipeline.training import compat
@@ -79,9 +79,14 @@ class TrainerState:
         return self.trainer.world_size
 
     @property
+    def model(self) -> pl.LightningModule:
+        """That is trained."""
+        return self.trainer.lightning_module
+
+    @property
     def hyper_parameters(self) -> dict[str, Any]:
         """The model's, as a checkpoint holds them."""
-        return dict(self.trainer.lightning_module.hparams)
+        return dict(self.model.hparams)
 
     @property
     def validates(self) -> bool:
@@ -342,9 +347,3 @@ class TrainerState:
         """
         if self.ledger is not None:
             self.ledger.close(self.trainer, reason, completed)
-
-
-def data_of(trainer: pl.Trainer) -> DataModule | None:
-    """Return the data, if they are ours: foreign data have no position."""
-    data = getattr(trainer, "datamodule", None)
-    return data if isinstance(data, DataModule) else None

@@ -31,6 +31,15 @@ def test_explain_resume_says_what_the_resume_then_does(app: App, run: Path) -> N
     assert notes(run)[-1]["indices"][: len(said)] == said
 
 
+def test_explain_resume_says_from_where_the_last_attempt_had_resumed(app: App, run: Path) -> None:
+    path = RunDir(str(run))
+    assert "before " not in app("explain_resume", "--run_dir", run).out
+    path.write_json(RunDir.attempt(2), {"attempt": 2, "first_step": 7, "resumed_from": "storage"})
+    path.write_json(RunDir.attempt(3), {"attempt": 3, "first_step": 9, "resumed_from": "memory"})
+    path.write_json(RunDir.attempt(4), {"attempt": 4, "first_step": None, "resumed_from": ["nonsense"]})
+    assert "before         attempt 3 resumed at step 9 from memory\n" in app("explain_resume", "--run_dir", run).out
+
+
 def test_explain_resume_for_another_world(app: App, run: Path) -> None:
     alone = app("explain_resume", "--run_dir", run, "--world_size=1").out
     ended = app("explain_resume", "--run_dir", run, "--world_size=3")

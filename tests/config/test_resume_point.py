@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoint.commit import newest, write_record
+from pipeline.checkpoint.foreign import digest
 from pipeline.config import saved_config
-from pipeline.config.resume_point import ResumePoint, digest, for_evaluation, for_training, require_not_removed
+from pipeline.config.resume_point import ResumePoint, for_evaluation, for_training, require_not_removed
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir
 from tests.support.checkpoints import commit

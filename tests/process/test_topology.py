@@ -1,8 +1,6 @@
 """Topology belongs to the launcher, and rank 0's answer is everybody's."""
 
-import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
 from tests.support.commands import torchrun
+from tests.support.rank_threads import ranks
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
 
@@ -35,30 +34,6 @@ def test_all_missing_and_foreign_variables_are_named_at_once() -> None:
 def test_nodes_of_different_size_are_refused() -> None:
     with pytest.raises(UserError, match="WORLD_SIZE=3 is not LOCAL_WORLD_SIZE=2 x GROUP_WORLD_SIZE=2"):
         Topology.from_environment(environment(0, 0, 3, 2, 0, 2))
-
-
-def ranks(monkeypatch: pytest.MonkeyPatch, world: int, do: Callable[[Topology], object]) -> list[object]:
-    """`do` on every rank, as threads over one real store."""
-    from torch.distributed import TCPStore
-
-    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.port)}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    results: list[object] = [None] * world
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = do(Topology(rank, rank, world, world, 0, 1))
-        except UserError as error:
-            results[rank] = error.problems
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    return results
 
 
 def test_rank_0_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

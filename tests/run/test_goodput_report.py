@@ -108,3 +108,13 @@ def test_broken_attempts_are_no_obstacle(app: App, tmp_path: Path) -> None:
     assert app("verify", "--run_dir", tmp_path).status == 0
     assert app(*FIT, "--trainer.max_epochs=2", "--run_dir", tmp_path).status == 0
     assert max(run.attempts()) == 3
+
+
+def test_it_says_from_where_attempts_have_resumed() -> None:
+    sources = (None, "memory", "storage", "memory", {"no": "source"})
+    records = [record(resumed_from=source, ended=f"2026-01-01T00:0{n}:00.000Z") for n, source in enumerate(sources, 1)]
+    attempts = [AttemptGoodput.parse(number, each) for number, each in enumerate(records, 1)]
+    report = GoodputReport([each for each in attempts if each is not None])
+    assert report.lines()[0].startswith("goodput of 5 attempts (2 resumed from memory, 1 resumed from storage) ")
+    assert report.lines(2)[0].startswith("goodput (resumed from memory) ")
+    assert report.lines(1)[0].startswith("goodput 9")

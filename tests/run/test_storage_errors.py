@@ -22,9 +22,9 @@ from s3fs.errors import translate_boto_error
 from yarl import URL
 
 from pipeline.cache import mapped
+from pipeline.checkpoint.foreign import digest
 from pipeline.commands.command_parser import readable_run
 from pipeline.commands.drill.options import require_new
-from pipeline.config.resume_point import digest
 from pipeline.config.saved_config import with_run_config
 from pipeline.errors import StorageAway, UserError
 from pipeline.run.lease import Lease

@@ -1,7 +1,8 @@
 """The training session between two batches, on a state that no trainer stands behind."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import torch
 from pipeline.checkpoint.commit import read_record
 from pipeline.checkpoint.saver import SaveFailed, Saver
 from pipeline.errors import LeaseLost, Preempted, UserError
+from pipeline.process.host_memory import HostMemory
 from pipeline.process.preemption import Preemption
+from pipeline.process.topology import Topology
 from pipeline.run.goodput import SAVING, Goodput
 from pipeline.run.run_dir import RunDir
+from pipeline.training.memory_checkpoints import MemoryCheckpoints, Uncommitted
 from pipeline.training.save_policy import Boundary, SavePolicy
 from pipeline.training.session import TrainingSession
 from pipeline.training.state.run_state import KEY, RunState, read_run_state
 from pipeline.training.stop_vote import StopVote
 from tests.support.checkpoints import a_record
+from tests.support.host_memory import host_memory
 
 
 @dataclass
@@ -33,6 +38,7 @@ class State:
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     held: dict[str, Any] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    model: torch.nn.Module = field(default_factory=lambda: torch.nn.Linear(2, 2))
     logged: list[dict[str, float]] = field(default_factory=list)
 
     def broadcast(self, value: bool) -> bool:
@@ -154,6 +160,94 @@ def test_a_resumed_run_that_is_stopped_before_its_first_step_saves_nothing_again
     with pytest.raises(Preempted, match="before the first new step"):
         found.at_boundary(at(6))
     assert steps(run) == []
+
+
+@pytest.fixture
+def memory() -> Iterator[HostMemory]:
+    with host_memory() as made:
+        yield made
+
+
+def resumed_from_memory(run: RunDir, why: list[str], **more: Any) -> TrainingSession:
+    """A session of a run that resumes at step 4 of its memory; step 2 is committed."""
+    before = session(run)
+    for step in (1, 2):
+        before.at_boundary(at(step))
+    before._finish()
+    checkpoint, state = State().capture(at(4))
+    record = replace(a_record(4), reason=why, position=state.position)
+    uncommitted = Uncommitted(record, lambda: checkpoint)
+    saver = Saver(run, budget=60.0)
+    saver.committed = 2
+    policy = SavePolicy(every_n_steps=2)
+    found = TrainingSession(
+        *(State(is_restoring=True), StopVote(Preemption()), Goodput(), policy, saver),  # type: ignore[arg-type]
+        **{"resumed_step": 2, "uncommitted": uncommitted, **more},
+    )
+    found.begin(4)
+    return found
+
+
+def test_a_state_in_memory_that_was_due_is_committed_as_it_is_resumed_and_not_once_more(run: RunDir) -> None:
+    found = resumed_from_memory(run, ["steps"])
+    found.at_boundary(at(4))
+    found._finish()
+    assert steps(run) == [2, 4]
+    assert reasons(run, 4) == ["steps"]
+    record = read_record(run, 4)
+    assert record is not None
+    assert (record.position, record.bytes > 0, record.sha256.startswith("sha256:")) == (32, True, True)
+    found.at_boundary(at(5))
+    found.at_boundary(at(6))
+    found._finish()
+    assert steps(run) == [2, 4, 6]
+
+
+def test_a_state_in_memory_that_was_not_due_is_no_commit(run: RunDir) -> None:
+    found = resumed_from_memory(run, [])
+    for step in (4, 5, 6):
+        found.at_boundary(at(step))
+    found._finish()
+    assert steps(run) == [2, 6]
+
+
+def test_a_state_in_memory_is_durable_when_it_is_stopped_before_its_first_step(run: RunDir) -> None:
+    found = resumed_from_memory(run, [])
+    found.vote.preemption.ask()
+    with pytest.raises(Preempted, match="preempted at step 4, before the first new step"):
+        found.at_boundary(at(4))
+    assert steps(run) == [2, 4]
+    assert reasons(run, 4) == ["preemption"]
+
+
+def test_states_are_kept_in_memory_between_two_steps_and_are_no_commits(
+    run: RunDir, memory: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryCheckpoints, "due", True)
+    monkeypatch.setattr(MemoryCheckpoints, "due_with_save", lambda *_: True)
+    keeps = MemoryCheckpoints(memory, Topology(0, 0, 1, 1, 0, 1), {"attempt": 1})
+    state = State()
+    found = session(run, state, policy=SavePolicy(every_n_steps=3), memory=keeps)
+
+    def kept() -> list[int]:
+        return sorted(each.about["record"]["step"] for each in memory.states())
+
+    found.at_boundary(at(0, batches=0))
+    assert kept() == [], "there is nothing to keep yet"
+    found.at_boundary(at(1))
+    found.at_boundary(at(1, batches=2, accumulating=True))
+    assert kept() == [1], "no state holds a step that is half done"
+    found.at_boundary(at(2))
+    assert kept() == [1, 2]
+    found.at_boundary(at(3))
+    found._finish()
+    assert kept() == [2, 3]
+    assert steps(run) == [3], "as the policy says"
+    records = {each.about["record"]["step"]: each.about["record"]["reason"] for each in memory.states()}
+    assert records == {2: [], 3: ["steps"]}
+    state.is_restoring = True
+    found.at_boundary(at(4))
+    assert kept() == [2, 3], "it is not in place yet"
 
 
 def test_a_committed_step_is_never_written_again(run: RunDir) -> None:

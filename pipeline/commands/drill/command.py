@@ -22,6 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize", type=boolean, default=False, metavar="true|false", help="Also train with one node less for a while."
     )
+    parser.add_argument(
+        "--kinds",
+        default="",
+        help="Only faults of these kinds, separated by commas, such as kill_rank,kill_agent. Default: all.",
+    )
+    parser.add_argument(
+        "--recovery",
+        choices=("memory", "storage"),
+        default="memory",
+        help="Whether the agents' restarts may resume from the nodes' memory (the default), or from storage alone.",
+    )
     parser.add_argument("--args", default="", help="More flags of fit, in one string.")
 
 

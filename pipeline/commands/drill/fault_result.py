@@ -21,6 +21,7 @@ class FaultResult:
         repeated: Number of steps that were done again.
         seconds: Until a step that had never been done; None: another fault came first.
         problems: What is not as it must be.
+        source: From where it resumed: `memory` or `storage`; None: another fault came first, or there was nothing.
     """
 
     fault: Fault
@@ -31,6 +32,7 @@ class FaultResult:
     repeated: int = 0
     seconds: float | None = None
     problems: list[str] = field(default_factory=list)
+    source: str | None = None
 
     @property
     def held(self) -> bool:

@@ -142,6 +142,9 @@ class FaultInjector:
         self._moment = time.monotonic()
         result.ended = [status for _, status in job.endings[ended:]]
         judge(result, before, log.first, self._durable_at_restart, job.nodes)
+        if result.resumed is not None:
+            newest = self._run.read_json(RunDir.attempt(max(self._run.attempts()))) or {}
+            result.source = newest.get("resumed_from")
 
     def _do(self, result: FaultResult, before: JobBefore) -> None:
         fault, job = result.fault, self._job

@@ -40,6 +40,8 @@ def fit_flags(options: Namespace) -> list[str]:
             problems.append(f"{name}={value} must be >= 1")
     if options.nodes > 254:
         problems.append(f"nodes={options.nodes} must be <= 254, all on this machine")
+    if unknown := [kind for kind in _asked_kinds(options) if kind not in list(FaultKind)]:
+        problems.append(f"kinds={options.kinds!r}: {', '.join(unknown)} must be of {', '.join(FaultKind)}")
     if options.resize and options.nodes < 2:
         problems.append(f"resize=true with nodes={options.nodes}: one node less is none. Give --nodes 2 or more")
     if problem := run_dir_problem(options.run_dir):
@@ -109,7 +111,7 @@ def possible_kinds(
         unread: Why its data cannot be away; "" where they can.
 
     Raises:
-        UserError: A resize is asked for, but its steps would not be comparable.
+        UserError: A resize is asked for, but its steps would not be comparable; or no kind of those asked for is left.
     """
     without: dict[FaultKind, str] = {}
     server = endpoint()
@@ -132,7 +134,19 @@ def possible_kinds(
             "resize=true: with data.batch_size another number of nodes makes other steps, which cannot be compared. "
             "Give --args='--data.batch_size=null --data.global_batch_size=...', or leave it out"
         )
-    return [kind for kind in FaultKind if kind not in without], {str(kind): why for kind, why in without.items()}
+    if asked := _asked_kinds(options):
+        without |= {kind: "not asked for (--kinds)" for kind in FaultKind if kind not in asked}
+    possible = [kind for kind in FaultKind if kind not in without]
+    if not possible:
+        raise UserError(
+            f"kinds={options.kinds!r}: none of them is possible here: "
+            f"{'; '.join(f'{kind}, {without[FaultKind(kind)]}' for kind in asked)}"
+        )
+    return possible, {str(kind): why for kind, why in without.items()}
+
+
+def _asked_kinds(options: Namespace) -> list[str]:
+    return [kind.strip() for kind in options.kinds.split(",") if kind.strip()]
 
 
 def data_environment(base: RunDir, port: int) -> tuple[dict[str, str], str]:

@@ -1,6 +1,8 @@
 """What a drill has found: a table to read, and drill.json."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from pipeline.commands.drill.compare import Comparison
@@ -9,7 +11,7 @@ from pipeline.commands.table import table
 
 DRILL = "drill.json"
 
-_COLUMNS = ("fault", "kind", "at step", "agents ended", "resumed", "repeated", "seconds", "held")
+_COLUMNS = ("fault", "kind", "at step", "agents ended", "resumed", "from", "repeated", "seconds", "held")
 
 
 @dataclass
@@ -62,7 +64,7 @@ class DrillReport:
         del found["logs"]
         seconds = {name: round(value, 1) for name, value in {**self.seconds, "lost": self.lost}.items()}
         return {
-            **{name: options[name] for name in ("seed", "config", "nodes", "processes", "resize", "args")},
+            **{name: options[name] for name in ("seed", "config", "nodes", "processes", "resize", "recovery", "args")},
             **found,
             "pace": round(self.pace, 3),
             "faults": [_fault(result) for result in self.faults],
@@ -89,6 +91,7 @@ class DrillReport:
         if self.pace:
             lines.append(f"each step under faults waited {self.pace:.2g} s at first, to leave time for them")
         reference, drilled = (self.seconds.get(name, 0.0) for name in ("reference", "drilled"))
+        lines += filter(None, (_recovered(self.faults, source) for source in ("memory", "storage")))
         lines.append(
             f"{self.steps} steps: {reference:.0f} s undisturbed, {drilled:.0f} s under faults, of which "
             f"{self.lost:.0f} s passed between faults and the next new step; {self.repeated_steps} steps were repeated"
@@ -105,6 +108,18 @@ def progress_line(result: FaultResult) -> str:
     number, kind, step, *_, held = _row(result)
     seconds = "" if result.seconds is None else f", next new step after {result.seconds:.1f} s"
     return f"fault {number}: {kind} at {step}{seconds}: {held}"
+
+
+def _recovered(faults: Sequence[FaultResult], source: str) -> str:
+    """Return what resuming from one source has cost, in words; "" if it never came to that."""
+    found = [each for each in faults if each.source == source and each.seconds is not None]
+    if not found:
+        return ""
+    seconds = median(each.seconds or 0.0 for each in found)
+    repeated = median(each.repeated for each in found)
+    return (
+        f"{len(found)} resumed from {source}: median {seconds:.1f} s to the next new step, {repeated:g} steps repeated"
+    )
 
 
 def _fault(result: FaultResult) -> dict[str, Any]:
@@ -126,6 +141,7 @@ def _row(result: FaultResult) -> tuple[str, ...]:
         "start" if result.injected and result.step is None else _or_dash(result.step),
         " ".join(map(str, result.ended)) or "none",
         _or_dash(result.resumed),
+        result.source or "-",
         str(result.repeated),
         "-" if result.seconds is None else f"{result.seconds:.1f}",
         "yes" if result.held else "NO",

@@ -67,7 +67,8 @@ class _Drill:
     def __init__(self, options: Namespace, flags: list[str], folder: Path, report: DrillReport) -> None:
         self._options, self._folder, self._report = options, folder, report
         callback = "--trainer.callbacks+=pipeline.commands.drill.step_log.StepLogger"
-        self._fit = [f"--config={options.config}", *flags, callback]
+        memory = f"--memory_checkpoints={str(options.recovery == 'memory').lower()}"
+        self._fit = [f"--config={options.config}", memory, *flags, callback]
         # The same for every start: by this a launcher says that it restarts its own job, which may then take over the
         # lease at once.
         self._launch: dict[str, str] = {"TORCHX_JOB_ID": f"drill-{uuid.uuid4().hex}"}

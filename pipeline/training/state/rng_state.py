@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from pipeline.training import compat
 from pipeline.training.state import metric_state
+from pipeline.training.state.packing import packed, unpacked
 from pipeline.training.state.run_state import RunState
 
 _COUNTS = ("consumed_samples", "_consumed_samples")
@@ -39,11 +40,11 @@ def gather(trainer: pl.Trainer, own: dict[str, Any] | None = None) -> dict[str, 
     """
     own = dict(capture(trainer) if own is None else own)
     metrics = own.pop("metrics")
-    ranks: list[Any] | None = [own]
-    if trainer.world_size > 1:
-        ranks = [None] * trainer.world_size if trainer.is_global_zero else None
-        dist.gather_object(own, ranks)
-    return {} if ranks is None else {"ranks": ranks, "metrics": metrics}
+    if trainer.world_size == 1:
+        return {"ranks": [own], "metrics": metrics}
+    ranks: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+    dist.gather_object(packed(own), ranks)
+    return {} if ranks is None else {"ranks": [unpacked(each) for each in ranks], "metrics": metrics}
 
 
 class RankState:

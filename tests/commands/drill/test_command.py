@@ -29,6 +29,8 @@ def test_what_is_not_given_has_its_documented_default() -> None:
         "nodes": 2,
         "processes": 1,
         "resize": False,
+        "kinds": "",
+        "recovery": "memory",
         "args": "",
     }
 

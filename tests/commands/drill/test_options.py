@@ -17,6 +17,7 @@ App = Callable[..., Ended]
         (("--nodes=1", "--resize=true"), "resize=true with nodes=1"),
         (("--args=--run_dir=x",), "run_dir belongs to the drill"),
         (("--args='",), "No closing quotation"),
+        (("--kinds=kill_rank,murder",), "murder must be of term_rank, term_agent"),
     ],
 )
 def test_a_mistake_gets_one_clear_message(app: App, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
