@@ -15,6 +15,8 @@ SCHEDULER ?= local_cwd
 # Of a benchmark: its subjects, without which all are measured, and options; the storage that saves are measured on.
 BENCH ?=
 BENCH_URL ?=
+# Of a check of a GPU: its checks, without which all are made, and options.
+GPU_CHECK ?=
 # The app's own flags, such as ARGS="--trainer.max_epochs=3".
 ARGS ?=
 # Of a drill: how many faults, and the seed of their plan.
@@ -42,7 +44,7 @@ VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_clie
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test test-slow test-torchx-nightly test-versions bench bench-quick drill soak \
+.PHONY: help setup check format test test-slow test-torchx-nightly test-versions bench bench-quick gpu-check drill soak \
   pipeline train evaluate image driver-image image-push smoke-docker smoke-slurm audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
@@ -100,6 +102,9 @@ bench: $(READY) ## Measure speed beside Lightning and a hand-written loop; BENCH
 
 bench-quick: $(READY) ## The same within three minutes.
 	@python -m tests.benchmarks --scale quick --against docs/performance.json $(if $(BENCH_URL),--url $(BENCH_URL)) $(BENCH)
+
+gpu-check: $(READY) ## Check one CUDA device within six minutes, or the same smaller on the CPU; GPU_CHECK='snapshots save --write-docs'.
+	@python -m tests.gpu_check $(GPU_CHECK)
 
 drill: $(READY) ## Disturb a training in every way, FAULTS times, and compare it with an undisturbed one.
 	@python -m pipeline drill --config $(CONFIG) --run_dir $(DRILL_DIR) --nodes $(NODES) --faults $(FAULTS) --seed $(SEED) --args='$(ARGS)'

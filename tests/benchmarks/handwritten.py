@@ -67,6 +67,47 @@ def train(
     return float(loss.detach())
 
 
+def train_in_bf16(
+    model: nn.Module,
+    samples: Tensor,
+    steps: int,
+    batch_size: int,
+    loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    before_step: Callable[[], None] = lambda: None,
+    learning_rate: float = 3e-4,
+) -> float:
+    """Train a language model in one process, on the device that it is on, in mixed precision.
+
+    Args:
+        model: Of float32 weights.
+        samples: Tokens on the CPU, (samples, length + 1).
+        steps: How many.
+        batch_size: Samples per step.
+        loss_of: Of the model, its tokens and those that follow them, (batch, length) each.
+        before_step: Called when a batch is there.
+        learning_rate: Of AdamW.
+
+    Returns:
+        The loss of the last step.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
+    loss, done = torch.zeros(()), 0
+    while done < steps:
+        for indices in torch.randperm(len(samples)).split(batch_size):
+            batch = samples.index_select(0, indices).to(device, non_blocking=True)
+            before_step()
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = loss_of(model, batch[:, :-1], batch[:, 1:])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            done += 1
+            if done == steps:
+                break
+    return float(loss)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Iterable[Tensor], before_step: Callable[[], None] = lambda: None

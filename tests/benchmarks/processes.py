@@ -47,6 +47,14 @@ def peak_memory(reset: bool = False) -> int:
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
+class ForkFailed(RuntimeError):
+    """A fork did not end well; `statuses` are the exit statuses of all ranks, negative for a signal."""
+
+    def __init__(self, message: str, statuses: list[int | None]) -> None:
+        super().__init__(message)
+        self.statuses = statuses
+
+
 class Clock:
     """Stops the time from one tick to another, of a loop that ticks once in each step.
 
@@ -110,7 +118,7 @@ def forked(function: Callable[..., Any], *arguments: Any, ranks: int = 1, log: P
         What it returned on rank 0.
 
     Raises:
-        RuntimeError: One of them failed; with the end of its output.
+        ForkFailed: One of them failed; with the end of its output.
     """
     port, (receiver, sender) = free_port(), _FORK.Pipe(duplex=False)
     processes = [
@@ -132,8 +140,9 @@ def forked(function: Callable[..., Any], *arguments: Any, ranks: int = 1, log: P
         for process in processes:
             process.kill() if process.exitcode is None else None
             process.join()
-    if answer is None or any(process.exitcode for process in processes):
-        raise RuntimeError(f"{function.__name__}{arguments} failed:\n{log.read_text()[-4000:]}")
+    statuses = [process.exitcode for process in processes]
+    if answer is None or any(statuses):
+        raise ForkFailed(f"{function.__name__}{arguments} failed:\n{log.read_text()[-4000:]}", statuses)
     return answer[0]
 
 

@@ -176,9 +176,9 @@ def about(result: dict[str, Any]) -> str:
     """The machine and the versions, as a sentence."""
     of, used = result["machine"], result["versions"]
     names = ", ".join(f"{name} {version}" for name, version in used.items() if name != "commit")
-    loads = [one["load"][1] for one in result["subjects"]]
-    load = f"load {min(loads)} to {max(loads)}"
-    return f"{of['cpu']}, {of['cores']} cores, {of['gpu'] or 'no GPU'}, {load}; {names}."
+    loads = [one["load"][1] for one in result.get("subjects", ())]
+    load = f", load {min(loads)} to {max(loads)}" if loads else ""
+    return f"{of['cpu']}, {of['cores']} cores, {of['gpu'] or 'no GPU'}{load}; {names}."
 
 
 def short_table(result: dict[str, Any]) -> str:

@@ -30,10 +30,10 @@ STOPPED, COMMITTED = "s until training continues", "s until it is committed"
 STEP = 100
 
 
-def state(megabytes: int) -> dict[str, Any]:
+def state(megabytes: int, device: str = "cpu") -> dict[str, Any]:
     """Twenty tensors."""
     each = megabytes * 1_000_000 // 80
-    return {"state_dict": {f"layer{number}": torch.rand(each) for number in range(20)}}
+    return {"state_dict": {f"layer{number}": torch.rand(each, device=device) for number in range(20)}}
 
 
 def record(step: int) -> CommitRecord:

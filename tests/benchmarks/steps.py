@@ -8,6 +8,7 @@ and logs are on. Time is taken on rank 0, from one step to another one after war
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -97,14 +98,16 @@ def by_hand(work: Work, folder: Path) -> Reading:
     return clock.reading()
 
 
-def contenders(work: Work, context: Context) -> Contenders:
-    def turn(function: Callable[[Work, Path], Reading]) -> Reading:
+WAYS: dict[str, Callable[[Any, Path], Reading]] = {OURS: fit, LIGHTNING: lightning, HAND: by_hand}
+
+
+def contenders(work: Any, context: Context, ways: dict[str, Callable[[Any, Path], Reading]] = WAYS) -> Contenders:
+    def turn(function: Callable[[Any, Path], Reading]) -> Reading:
         folder = context.folder / uuid.uuid4().hex[:8]
         folder.mkdir()
         found: Reading = forked(function, work, folder, ranks=work.ranks, log=folder / "log.txt")
         return found
 
-    ways = {OURS: fit, LIGHTNING: lightning, HAND: by_hand}
     return {name: (lambda function=function: turn(function)) for name, function in ways.items()}
 
 
