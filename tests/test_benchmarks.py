@@ -28,7 +28,7 @@ GROUPS = {
     ),
     "starts": ("first_step", "recovery"),
     "starts of a node": ("recovery_node",),
-    "saves": ("save_memory", "load", "save_beside", "save_beside_ranks"),
+    "saves": ("save_memory", "load", "save_beside", "save_beside_ranks", "memory_keep", "memory_fetch"),
 }
 ELSEWHERE = {"turnaround": "needs containers"}
 

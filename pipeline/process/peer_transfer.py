@@ -106,8 +106,10 @@ def fetch(address: tuple[str, int], secret: bytes, size: int, expected: str, fil
     starts = range(0, size, PART)
 
     def parts(worker: int) -> list[bytes]:
+        buffer = memoryview(bytearray(min(PART, size)))
         with socket.create_connection(address, timeout=_SECONDS) as connection:
-            return [_part(connection, secret, start, size, file) for start in islice(starts, worker, None, _AT_ONCE)]
+            own = islice(starts, worker, None, _AT_ONCE)
+            return [_part(connection, secret, start, buffer[: size - start], file) for start in own]
 
     try:
         with ThreadPoolExecutor(_AT_ONCE, "fetch") as pool:
@@ -119,15 +121,15 @@ def fetch(address: tuple[str, int], secret: bytes, size: int, expected: str, fil
         raise TransferFailed(f"{address[0]}:{address[1]}: its bytes are others than they should be")
 
 
-def _part(connection: socket.socket, secret: bytes, start: int, size: int, file: int) -> bytes:
-    """Fetch a part, and return its digest."""
-    length = min(PART, size - start)
-    asked = _RANGE.pack(start, length)
-    nonce = _receive(connection, _NONCE)
-    connection.sendall(hmac.digest(secret, nonce + asked, "sha256") + asked)
-    data = memoryview(_receive(connection, length))
+def _part(connection: socket.socket, secret: bytes, start: int, data: memoryview, file: int) -> bytes:
+    """Fetch a part through a buffer of its length, and return its digest."""
+    asked = _RANGE.pack(start, len(data))
+    nonce = bytearray(_NONCE)
+    _receive(connection, memoryview(nonce))
+    connection.sendall(hmac.digest(secret, bytes(nonce) + asked, "sha256") + asked)
+    _receive(connection, data)
     written = 0
-    while written < length:
+    while written < len(data):
         written += os.pwrite(file, data[written:], start + written)
     return hashlib.sha256(data).digest()
 
@@ -140,7 +142,9 @@ def _serve(connection: socket.socket, path: str, size: int, secret: bytes) -> No
         while True:
             nonce = secrets.token_bytes(_NONCE)
             connection.sendall(nonce)
-            proof, asked = _receive(connection, _PROOF), _receive(connection, _RANGE.size)
+            request = bytearray(_PROOF + _RANGE.size)
+            _receive(connection, memoryview(request))
+            proof, asked = bytes(request[:_PROOF]), bytes(request[_PROOF:])
             if not hmac.compare_digest(proof, hmac.digest(secret, nonce + asked, "sha256")):
                 return
             start, length = _RANGE.unpack(asked)
@@ -149,15 +153,18 @@ def _serve(connection: socket.socket, path: str, size: int, secret: bytes) -> No
             connection.sendfile(file, start, length)
 
 
-def _receive(connection: socket.socket, length: int) -> bytearray:
-    data = bytearray(length)
-    view, came = memoryview(data), 0
-    while came < length:
-        count = connection.recv_into(view[came:])
+def _receive(connection: socket.socket, into: memoryview) -> None:
+    """Fill a buffer.
+
+    Raises:
+        ConnectionError: The peer has closed the connection before.
+    """
+    came = 0
+    while came < len(into):
+        count = connection.recv_into(into[came:])
         if not count:
             raise ConnectionError("the connection was closed")
         came += count
-    return data
 
 
 def _root(digests: list[bytes]) -> str:

@@ -16,10 +16,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from statistics import median
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 import torch.distributed as dist
+from torch.serialization import set_crc32_options
 
 from pipeline.checkpoint.commit import CommitRecord
 from pipeline.process.cgroup import MemoryCgroup
@@ -160,7 +161,7 @@ class MemoryCheckpoints:
                 self._leave(f"{SLOTS} states need {need >> 20} MB, and {free >> 20} MB are free here")
                 return
         with memory.writing() as (file, hold):
-            torch.save(checkpoint, cast("Any", file))
+            _save_without_checksums(checkpoint, file)
             hold(about)
 
     def _leave(self, why: str) -> None:
@@ -170,3 +171,34 @@ class MemoryCheckpoints:
         with suppress(OSError):
             if memory is not None:
                 memory.forget()
+
+
+class _Unchecked:
+    """What torch writes to: it has decided about checksums before it writes anything.
+
+    Args:
+        file: To which it goes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        """Write some bytes."""
+        set_crc32_options(True)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Leave it to the file when it writes."""
+
+
+def _save_without_checksums(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint without its CRC-32 sums, which take more time than the bytes; a file in memory needs none.
+
+    torch has an option for that, which is one for all threads: a save under way in another one keeps its own.
+    """
+    set_crc32_options(False)
+    try:
+        torch.save(checkpoint, cast("Any", _Unchecked(file)))
+    finally:
+        set_crc32_options(True)

@@ -27,7 +27,8 @@ from tests.benchmarks import report
 from tests.benchmarks.processes import forked
 from tests.benchmarks.subject import SCALES, SUBJECTS, Context, measure
 
-for module in ("steps", "parts", "loading", "ordering", "evaluation", "starting", "meeting", "saving", "turnaround"):
+MODULES = "steps parts loading ordering evaluation starting meeting saving remembering turnaround"
+for module in MODULES.split():
     importlib.import_module(f"tests.benchmarks.{module}")  # it registers its subjects, in the order of the table
 
 

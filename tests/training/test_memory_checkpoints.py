@@ -2,7 +2,9 @@
 
 import logging
 import time
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +52,17 @@ def test_a_state_is_a_checkpoint_file_and_says_whose_it_is(memory: HostMemory, m
     with torch.no_grad():
         model.weight.zero_()
     assert torch.load(memory.path(held), weights_only=True)["state_dict"]["weight"].any(), "it is a copy"
+
+
+def test_files_that_are_saved_elsewhere_keep_their_checksums(
+    memory: HostMemory, model: torch.nn.Module, tmp_path: Path
+) -> None:
+    keeps = MemoryCheckpoints(memory, ALONE, ABOUT)
+    keeps.begin(model)
+    keeps.keep(model, lambda: state(model, 7))
+    torch.save(model.state_dict(), tmp_path / "x.ckpt")
+    with zipfile.ZipFile(tmp_path / "x.ckpt") as file:
+        assert file.testzip() is None
 
 
 def test_the_last_two_are_kept(memory: HostMemory, model: torch.nn.Module) -> None:
