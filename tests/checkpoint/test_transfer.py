@@ -1,6 +1,7 @@
 """A storage that fails, stalls or damages what it is given costs a warning; training goes on within the budget."""
 
 import errno
+import os
 import threading
 import time
 import uuid
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from pipeline.checkpoint import saver as saving
+from pipeline.checkpoint import transfer
 from pipeline.checkpoint.commit import committed, newest
 from pipeline.checkpoint.load import check
 from pipeline.checkpoint.saver import SaveFailed, Saver
-from pipeline.checkpoint.transfer import open_writer
+from pipeline.checkpoint.transfer import open_writer, parts_at_once
 from pipeline.run.run_dir import RunDir
 from tests.support.checkpoints import a_record, tensors
 from tests.support.commands import Ended
@@ -192,3 +194,15 @@ def test_a_failed_save_surfaces_before_the_process_ends_well(
     monkeypatch.setattr(saving, "open_writer", Faulty(1000, OSError("away")))
     with pytest.raises(SaveFailed, match="away"):
         app(*FIT, "--run_dir", tmp_path, "--checkpoints.storage_budget=0")
+
+
+@pytest.mark.parametrize(
+    ("cores", "idle", "parts"),
+    [(2, 0.0, 1), (2, 0.3, 1), (2, 2.0, 6), (64, 0.0, 8), (16, 0.0, 4), (16, 1.5, 4), (1, 100.0, 8), (1, 0.0, 1)],
+)
+def test_an_upload_takes_more_parts_at_once_where_cores_stand_idle(cores: int, idle: float, parts: int) -> None:
+    assert parts_at_once(cores, idle) == parts
+
+
+def test_idle_cores_are_those_that_do_nothing() -> None:
+    assert 0 <= transfer._idle_cores() <= (os.cpu_count() or 1) + 0.5
