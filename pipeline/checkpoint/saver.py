@@ -277,6 +277,8 @@ class Saver:
         except RuntimeError as error:
             # torch reports a failed write as a position that it did not expect.
             raise file.error or error from error
+        finally:
+            file.finish()
         self._moves(_SLOW_END)
         file.close()
         run.sync(name)
@@ -284,7 +286,7 @@ class Saver:
         stored, tag = run.size_and_tag(name)
         if stored != file.bytes:
             raise OSError(f"{run.url_of(name)}: wrote {file.bytes} bytes, the storage reports {stored}")
-        written = replace(record, bytes=file.bytes, sha256=f"sha256:{file.digest.hexdigest()}")
+        written = replace(record, bytes=file.bytes, sha256=f"sha256:{file.sha256}")
         if tagged and tag is not None and tag != file.tag:
             # Damaged in transit; or the storage computes its ETags otherwise (encrypted, in other parts).
             check(run, written, self._moves)

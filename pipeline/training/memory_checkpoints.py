@@ -98,12 +98,13 @@ class MemoryCheckpoints:
         return time.monotonic() - self._ended >= median(self._costs) / SHARE
 
     def due_with_save(self, pause: float) -> bool:
-        """Return whether a state that is saved is to be kept as well, by this rank's clock.
+        """Return whether a state that is saved is to be kept as well, by this rank's clock: it is captured already.
 
         Args:
             pause: Seconds for which the save has stopped training.
         """
-        return self.due or median(self._writing or self._costs) <= _SHARE_OF_PAUSE * pause
+        adds = median(self._writing or self._costs)
+        return adds <= _SHARE_OF_PAUSE * pause or time.monotonic() - self._ended >= adds / SHARE
 
     def keep(self, model: torch.nn.Module, capture: Callable[[], tuple[dict[str, Any], CommitRecord | None]]) -> None:
         """Keep a state. All ranks must call it.
