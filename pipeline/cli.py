@@ -29,6 +29,7 @@ from pipeline.process.patience import Patience, given_away_limit, patience
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog
+from pipeline.run.goodput_report import MEMORY, STORAGE
 from pipeline.run.run_dir import PREDICTIONS, RunDir, next_run_dir
 from pipeline.training import compat, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
@@ -283,7 +284,7 @@ def _fit(start: _Start) -> None:
         source = "host memory" if point.memory else point.url
         log.info("resumed%s from %s", "" if point.step is None else f" at step {point.step}", source)
     preemption.mark_training()
-    resumed_from = None if point.url is None else "memory" if point.memory else "storage"
+    resumed_from = None if point.url is None else MEMORY if point.memory else STORAGE
     topology.agree("begin", lambda: writer.begin(point.step if point.url else 0, resumed_from))
     _call_trainer(command, point)
     if run is not None:

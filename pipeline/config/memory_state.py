@@ -10,6 +10,7 @@ from pipeline.checkpoint.commit import CommitRecord
 from pipeline.process.host_memory import HeldState, HostMemory
 from pipeline.process.peer_transfer import PeerServer, TransferFailed, digest, fetch, own_address
 from pipeline.process.topology import Topology
+from pipeline.run.goodput_report import MEMORY
 from pipeline.run.lease import launch_id
 from pipeline.run.run_dir import RunDir
 from pipeline.training.memory_checkpoints import MemoryCheckpoints
@@ -57,7 +58,7 @@ class RunMemory:
         self._held = [(rank, each) for rank, (_, states) in enumerate(found) for each in states]
 
     def newest(self) -> MemoryState | None:
-        """Return the newest state that any node holds, unless a later attempt has trained without it. On rank 0."""
+        """Return the newest state that any node holds, unless a later attempt has trained from another. On rank 0."""
         states: dict[tuple[int, int], MemoryState] = {}
         for rank, each in self._held:
             step, attempt = CommitRecord.of_dict(each["record"]).step, int(each["attempt"])
@@ -68,8 +69,7 @@ class RunMemory:
         state = states[max(states)]
         later = [number for number in self._run.attempts() if state.attempt < number < self._attempt]
         records = self._run.read_jsons(map(RunDir.attempt, later)).values() if later else ()
-        passed = any((record or {}).get("first_step", 0) is not None for record in records)
-        return None if passed else state
+        return state if all(_began_there(record or {}, state.step) for record in records) else None
 
     def obtain(self, state: MemoryState) -> str | None:
         """Have each node hold a state: those that lack it fetch it from one that has it.
@@ -156,3 +156,9 @@ class RunMemory:
     def _path(self, state: MemoryState) -> str:
         assert self._memory is not None
         return self._memory.path(self._find(state))
+
+
+def _began_there(record: dict[str, Any], step: int) -> bool:
+    """Return whether an attempt did not train, or resumed from the state in memory of this step."""
+    first = record.get("first_step", "not known")
+    return first is None or (record.get("resumed_from") == MEMORY and first == step)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline.errors import LeaseLost, Preempted, outcome
 from pipeline.process.patience import Patience, patience
 from pipeline.run.goodput import Goodput
-from pipeline.run.goodput_report import GoodputReport
+from pipeline.run.goodput_report import MEMORY, GoodputReport
 from pipeline.run.lease import Lease, launch_id
 from pipeline.run.run_dir import RunDir, now
 from pipeline.run.storage_errors import storage_error
@@ -84,7 +84,7 @@ class AttemptLog:
 
         Args:
             step: From which one; None: it is not known.
-            source: `storage` or `memory`; None where it does not resume.
+            source: One of `goodput_report.SOURCES`; None where it does not resume.
         """
         self._attempt |= {"first_step": step, "resumed_from": source}
         self._trains = True
@@ -172,9 +172,14 @@ def reported_commits(run: RunDir) -> dict[int, int]:
     """
     numbers = {RunDir.attempt(number): number for number in sorted(run.attempts())}
     records = run.read_jsons(numbers) if numbers else {}
-    names = ("first_step", "committed_step", "last_step")
-    steps = [((records[at] or {}).get(name), number) for at, number in numbers.items() for name in names]
+    steps = [(step, number) for at, number in numbers.items() for step in _committed_steps(records[at] or {})]
     return {step: number for step, number in steps if isinstance(step, int) and step > 0}
+
+
+def _committed_steps(record: Mapping[str, Any]) -> list[Any]:
+    """Return what a record says of committed steps; a state in memory, from which an attempt began, was none."""
+    began = [] if record.get("resumed_from") == MEMORY else [record.get("first_step")]
+    return [*began, record.get("committed_step"), record.get("last_step")]
 
 
 def _reached(run: RunDir, attempt: int) -> int:

@@ -11,8 +11,8 @@ from pipeline.run.checkpoint_interval import RunCosts, duration, suggest
 from pipeline.run.goodput import PURPOSES, STARTING, USEFUL
 from pipeline.run.run_dir import RunDir
 
-SOURCES = ("memory", "storage")
-"""From where an attempt may resume."""
+MEMORY, STORAGE = SOURCES = ("memory", "storage")
+"""From where an attempt may resume, as its record has it."""
 _LONGEST = 1e10
 """More seconds than any attempt has."""
 

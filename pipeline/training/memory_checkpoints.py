@@ -113,9 +113,10 @@ class MemoryCheckpoints:
             model: That is trained.
             capture: Returns the checkpoint, which is complete on rank 0, and its commit record there.
         """
-        began = time.monotonic()
+        began, first = time.monotonic(), not self._writing
         self.keep_saved(model, *capture())
-        self._costs.append(self._ended - began)
+        if not first:  # which takes new memory and finds no code where it was a moment ago
+            self._costs.append(self._ended - began)
 
     def keep_saved(self, model: torch.nn.Module, checkpoint: dict[str, Any], record: CommitRecord | None) -> None:
         """Keep a state that was captured for a save, as `keep` does."""

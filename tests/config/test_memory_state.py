@@ -81,7 +81,13 @@ def test_a_state_that_a_later_attempt_has_not_resumed_is_not(memories: Memories,
     trained(run, 3, None)  # ended before it trained
     trained(run, 4, None)  # this one
     assert newest(run, memory, attempt=4) == (2, 50)
-    trained(run, 3, 10)
+    trained(run, 3, 50)
+    assert newest(run, memory, attempt=4) is None, "it may have been from the storage"
+    run.write_json(RunDir.attempt(3), {"attempt": 3, "first_step": 50, "resumed_from": "memory"})
+    assert newest(run, memory, attempt=4) == (2, 50), "it was killed before it had kept a state of its own"
+    run.write_json(RunDir.attempt(3), {"attempt": 3, "first_step": 40, "resumed_from": "memory"})
+    assert newest(run, memory, attempt=4) is None
+    run.write(RunDir.attempt(3), b"no record")
     assert newest(run, memory, attempt=4) is None
 
 

@@ -118,6 +118,15 @@ def test_an_attempt_that_is_killed_has_said_what_it_committed_first(tmp_path: Pa
     writer.__exit__(None, None, None)
 
 
+def test_a_state_in_memory_from_which_an_attempt_has_resumed_is_no_commit(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path / "run"))
+    run.write_json(RunDir.attempt(1), {"first_step": 7, "resumed_from": "memory", "committed_step": None})
+    assert reported_commits(run) == {}
+    run.write_json(RunDir.attempt(2), {"first_step": 9, "resumed_from": "memory", "committed_step": 10})
+    run.write_json(RunDir.attempt(3), {"first_step": 10, "resumed_from": "storage"})
+    assert reported_commits(run) == {10: 3}
+
+
 def test_what_is_killed_leaves_an_attempt_without_an_end(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
     writer = AttemptLog()

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Only faults of these kinds, separated by commas, such as kill_rank,kill_agent. Default: all.",
     )
     parser.add_argument(
+        "--save_every",
+        type=float,
+        default=2.0,
+        help="Seconds at most between two saves under faults, so that there is something to resume from. Default: 2.",
+    )
+    parser.add_argument(
         "--recovery",
         choices=("memory", "storage"),
         default="memory",

@@ -19,8 +19,6 @@ ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """The environment variables that name an S3 server, the stronger one first."""
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY")
-_SAVE_EVERY = 2.0
-"""Seconds at most between two saves of a drilled run, so that there is something to resume from."""
 
 
 def fit_flags(options: Namespace) -> list[str]:
@@ -40,6 +38,8 @@ def fit_flags(options: Namespace) -> list[str]:
             problems.append(f"{name}={value} must be >= 1")
     if options.nodes > 254:
         problems.append(f"nodes={options.nodes} must be <= 254, all on this machine")
+    if not options.save_every > 0:
+        problems.append(f"save_every={options.save_every:g} must be > 0 seconds")
     if unknown := [kind for kind in _asked_kinds(options) if kind not in list(FaultKind)]:
         problems.append(f"kinds={options.kinds!r}: {', '.join(unknown)} must be of {', '.join(FaultKind)}")
     if options.resize and options.nodes < 2:
@@ -166,10 +166,10 @@ def data_environment(base: RunDir, port: int) -> tuple[dict[str, str], str]:
     return {each: value for name, value in names.items() for each in (name, name.lower())}, ""
 
 
-def frequent_saves(config: dict[str, Any], faults: int, steps: int) -> tuple[list[str], float]:
+def frequent_saves(config: dict[str, Any], options: Namespace, steps: int) -> tuple[list[str], float]:
     """Return flags that make a run save often enough for a drill, and the seconds that a step waits at first."""
-    pace = min(SLOWEST_STEP, SECONDS_PER_FAULT * faults / steps)
-    every = max(1, int(_SAVE_EVERY / pace))
+    pace = min(SLOWEST_STEP, SECONDS_PER_FAULT * options.faults / steps)
+    every = max(1, int(options.save_every / pace))
     known = (config.get("checkpoints") or {}).get("every_n_steps")
     return ([] if known is not None and known <= every else [f"--checkpoints.every_n_steps={every}"]), pace
 

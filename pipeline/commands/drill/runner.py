@@ -124,7 +124,7 @@ class _Drill:
         kinds, report.left_out = checks.possible_kinds(options, trained.run, config, epochs, self._unread)
         faults = plan(options.seed, options.faults, report.steps, kinds, options.nodes, options.processes)
         report.faults = [FaultResult(fault) for fault in faults]
-        more, report.pace = checks.frequent_saves(config, options.faults, report.steps)
+        more, report.pace = checks.frequent_saves(config, options, report.steps)
         report.notes += [f"added {flag}, since the configuration saves less often" for flag in more]
         undisturbed = report.seconds["reference"]
         _progress(f"{report.steps} steps in {undisturbed:.0f} s; again under {len(faults)} faults: {trained.run}")

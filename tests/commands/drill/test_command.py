@@ -30,6 +30,7 @@ def test_what_is_not_given_has_its_documented_default() -> None:
         "processes": 1,
         "resize": False,
         "kinds": "",
+        "save_every": 2.0,
         "recovery": "memory",
         "args": "",
     }

@@ -17,6 +17,7 @@ App = Callable[..., Ended]
         (("--nodes=1", "--resize=true"), "resize=true with nodes=1"),
         (("--args=--run_dir=x",), "run_dir belongs to the drill"),
         (("--args='",), "No closing quotation"),
+        (("--save_every=0",), "save_every=0 must be > 0 seconds"),
         (("--kinds=kill_rank,murder",), "murder must be of term_rank, term_agent"),
     ],
 )
