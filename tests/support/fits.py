@@ -16,7 +16,7 @@ GROWTHS: Mapping[str, Callable[[float], float]] = {
     "cubic": lambda n: n**3,
 }
 """From the simplest one on."""
-_NOISE = 0.05
+_NOISE = 0.15
 """Root of the mean square of relative errors below which laws are taken to be equally good."""
 _NO_BETTER = 1.5
 """A law is kept as long as no other one has an error that is smaller by this factor."""

@@ -17,6 +17,8 @@ from tests.support.fits import Fit, fit
 
 LONGEST = 100
 """Seconds that one size may take."""
+_LARGE = 0.2
+"""An error of a law that is told."""
 
 
 class OutOfReach(Exception):
@@ -156,9 +158,10 @@ def amount(value: float, unit: str) -> str:
 
 
 def law(found: Fit, unit: str) -> str:
-    """A fit in words."""
+    """A fit in words, with its error where that is large."""
+    error = f" (± {found.error:.0%})" if found.error > _LARGE else ""
     if found.growth == "constant":
-        return f"constant, {amount(found.base, unit)}"
+        return f"constant, {amount(found.base, unit)}{error}"
     base = f"{amount(found.base, unit)} + " if found.base else ""
     grown = {"linear": "n", "quadratic": "n²", "cubic": "n³"}.get(found.growth, found.growth.replace("log", "log2"))
-    return f"{found.growth}, {base}{amount(found.factor, unit)} x {grown}"
+    return f"{found.growth}, {base}{amount(found.factor, unit)} x {grown}{error}"
