@@ -155,7 +155,7 @@ def test_a_benchmark_that_is_stopped_leaves_nothing_on_the_storage(tmp_path: Pat
     assert not list(storage.glob("bench-*"))
 
 
-CURVES = ["agents", "ranks", "samples", "state", "checkpoints", "epochs", "attempts"]
+CURVES = ["agents", "ranks", "samples", "batch", "state", "checkpoints", "epochs", "attempts"]
 PAGE = "# Before\n<!-- made by `make growth`: begin -->\nold\n<!-- made by `make growth`: end -->\nafter\n"
 
 

@@ -50,7 +50,7 @@ class Curve:
     check: Callable[[int, Path], None]
 
 
-ORDER = ("agents", "ranks", "samples", "state", "checkpoints", "epochs", "attempts")
+ORDER = ("agents", "ranks", "samples", "batch", "state", "checkpoints", "epochs", "attempts")
 """Of the curves in the docs."""
 CURVES: dict[str, Curve] = {}
 

@@ -1,21 +1,25 @@
-"""Over the size of the dataset: the order of an epoch, which is never stored, and the ledger, which sums up."""
+"""Over the sizes of dataset and batch: the order of an epoch, the ledger, and the rows of a batch."""
 
 import time
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.data.ledger import Ledger
+from pipeline.data.row_order import row_order
 from pipeline.data.sample_ids import IdentifiedBatch
 from pipeline.data.sampler import Batches, PositionedSampler
-from tests.benchmarks.growth.curve import curve
+from tests.benchmarks.growth.curve import counted, curve
+from tests.benchmarks.saving import seconds
 from tests.benchmarks.subject import Reading
-from tests.benchmarks.workloads import BATCH
+from tests.benchmarks.workloads import BATCH, WIDTH
 
 FIRST, RESUMED, MEMORY = "first 100 batches", "first batch after a resume in the middle", "memory of order and ledger"
 _REPEATS = 10
@@ -74,3 +78,22 @@ def samples(size: int, _: Path) -> Reading:
     seconds_of(1000, 0, 1)  # what any order needs
     first, resumed = seconds_of(size, 0, 100), seconds_of(size, size // 2, 1)
     return {FIRST: first, RESUMED: resumed, MEMORY: counted_memory(size)}
+
+
+IN_ORDER, MOVED, CHANGED = "rows in order", "rows in another order", "rows with other numbers"
+
+
+@curve(
+    "batch",
+    "samples in a batch",
+    {IN_ORDER: "s", MOVED: "s", CHANGED: "s"},
+    {"tiny": (8, 16), "quick": counted(32, 1024), "full": counted(32, 1024)},
+    rounds=5,
+)
+def batch(size: int, _: Path) -> Reading:
+    """An evaluation finds out which row of a batch is which sample, where a collate function of the user's made it."""
+    samples, order = [(torch.rand(WIDTH), at % 10) for at in range(size)], torch.randperm(size)
+    x, y = torch.stack([each for each, _ in samples]), torch.tensor([each for _, each in samples])
+    row_order([x, y], samples)  # what any batch needs
+    batches = {IN_ORDER: [x, y], MOVED: [x[order], y[order]], CHANGED: [2 * x + 1, y]}
+    return {name: seconds(partial(row_order, made, samples)) for name, made in batches.items()}
