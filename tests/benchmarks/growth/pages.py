@@ -1,6 +1,7 @@
 """Tell what was found: the laws in JSON, plots and tables in the docs."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def drawing(one: dict[str, Any]) -> str:
     lines, laws = [], fits(one)
     for line in one["lines"]:
         sizes, costs = costs_of(one, line["name"])
-        ratio = (max(sizes) / min(sizes)) ** (1 / _STEPS)
-        along = [min(sizes) * ratio**step for step in range(_STEPS + 1)]
+        first = math.sqrt(min(sizes) * max(sizes))  # from where on the law was fitted
+        along = [first * (max(sizes) / first) ** (step / _STEPS) for step in range(_STEPS + 1)]
         drawn = [(size, laws[line["name"]].at(size)) for size in along]
         lines.append(Drawn(line["name"], line["unit"], list(zip(sizes, costs, strict=True)), drawn))
     return plot(one["title"], described(one), one["over"], lines)

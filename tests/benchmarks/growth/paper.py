@@ -83,10 +83,17 @@ class Job:
         return lost_share(self.interval, pause, self.mtbf, self.restart, upload)
 
     @property
+    def kept_every(self) -> float:
+        """Between two states in host memory."""
+        return self.state(states.KEEP) / SHARE
+
+    @property
     def lost_with_memory(self) -> float:
-        """The same where the failed job finds its state in the memory of its nodes."""
-        keep = self.state(states.KEEP)
-        return lost_share(keep / SHARE, keep, self.mtbf, self.restart) + self.state(states.PAUSE) / self.interval
+        """The same with states in host memory, from which the job goes on where they are newer."""
+        if self.kept_every >= self.interval:
+            return self.lost + SHARE
+        saves = self.state(states.PAUSE) / self.interval
+        return saves + lost_share(self.kept_every, self.state(states.KEEP), self.mtbf, self.restart)
 
 
 def recovery() -> float:
@@ -101,21 +108,22 @@ def an_hour(laws: Laws) -> list[tuple[str, str]]:
     job = Job(laws)
     failures, saves = 3600 / job.mtbf, 3600 / job.interval
     starts = 24 * _DAYS * failures
-    read = job.megabytes * 1e6 * job.nodes
+    read, load = job.megabytes * 1e6 * job.nodes, job.state(states.LOAD)
     return [
         ("failures an hour", f"{failures:.2g}, one in {duration(job.mtbf)}"),
         ("a start: CPU time of the store until the agents have joined", amount(job.agents, "s")),
         ("a start: CPU time of the store for one agreement and one gathering of the ranks", amount(job.ranks, "s")),
         ("a start: sent by the store for these", amount(_sent(job), "bytes")),
-        ("a start: the state is loaded verified, by each node from a local disk", amount(job.state(states.LOAD), "s")),
+        ("a start: the state is loaded verified, by each node from a local disk", amount(load, "s")),
         ("a start: read from the storage by all nodes; nothing if they have it in memory", amount(read, "bytes")),
+        ("a start: what the storage has to give so that no node waits", f"{amount(read / load, 'bytes')} a second"),
         (f"a start: the attempts of {_DAYS} days are read", amount(job.of("attempts", runs.START, starts), "s")),
         ("from a failure to the next step", duration(job.restart)),
         ("a save stops training for", duration(job.state(states.PAUSE))),
         ("a save takes in the background, to a local disk", duration(job.state(states.UPLOAD))),
         ("saves an hour, at the interval that costs least", f"{saves:.2g}, one in {duration(job.interval)}"),
         ("saves stop training in an hour for", duration(saves * job.state(states.PAUSE))),
-        ("a state is kept in host memory every", duration(job.state(states.KEEP) / SHARE)),
+        ("a state is kept in host memory every", duration(job.kept_every)),
         ("lost in an hour by saves, restarts and repeated steps, from storage", duration(3600 * job.lost)),
         ("the same from host memory", duration(3600 * job.lost_with_memory)),
     ]
@@ -144,7 +152,9 @@ class Wall:
         """For the table."""
         if math.isinf(self.stands_at):
             return self.what, f"no number of {self.unit}", "", self.moved_by
-        return self.what, f"{float(f'{self.stands_at:.2g}'):,.0f} {self.unit}", f"{self.times:.2g} x", self.moved_by
+        of_state = self.unit == "MB"
+        at = amount(1e6 * self.stands_at, "bytes") if of_state else f"{float(f'{self.stands_at:.2g}'):,.0f} {self.unit}"
+        return self.what, at, f"{self.times:.2g} x", self.moved_by
 
 
 _PER_NODES: tuple[tuple[str, Callable[[Job], bool], str], ...] = (
@@ -169,6 +179,11 @@ _PER_NODES: tuple[tuple[str, Callable[[Job], bool], str], ...] = (
 )
 _PER_STATE: tuple[tuple[str, Callable[[Job], bool], str], ...] = (
     (
+        "states in host memory come no more often than saves do, and help no more",
+        lambda job: job.kept_every >= job.interval,
+        "each process of a node that keeps its share of the state; bytes that are copied in the place of `torch.save`",
+    ),
+    (
         f"{_LOST:.0%} of the time is lost, from storage",
         lambda job: job.lost >= _LOST,
         "a faster storage, or saves of which each node writes a part",
@@ -176,7 +191,7 @@ _PER_STATE: tuple[tuple[str, Callable[[Job], bool], str], ...] = (
     (
         f"{_LOST:.0%} of the time is lost, from host memory",
         lambda job: job.lost_with_memory >= _LOST,
-        "snapshots of which each process of a node copies a part",
+        "the same, and snapshots of which each process of a node copies a part",
     ),
 )
 

@@ -75,7 +75,7 @@ def counted_memory(size: int) -> int:
 )
 def samples(size: int, _: Path) -> Reading:
     """The order of an epoch, and the memory of order and ledger while 1,000 batches are counted."""
-    seconds_of(1000, 0, 1)  # what any order needs
+    seconds_of(100_000, 0, 100)  # what any order needs
     first, resumed = seconds_of(size, 0, 100), seconds_of(size, size // 2, 1)
     return {FIRST: first, RESUMED: resumed, MEMORY: counted_memory(size)}
 
