@@ -1,6 +1,5 @@
 """Over the length of a run: its checkpoints, its epochs, its attempts."""
 
-import gc
 import hashlib
 import io
 import json
@@ -125,7 +124,6 @@ def epochs(size: int, _: Path) -> Reading:
         return snapshots.take(plain({"pipeline": state.to_dict()}))
 
     made = capture()
-    gc.freeze()  # else a collection of all that torch has made falls into one of them
     stops = median(seconds(capture) for _ in range(5))
     file = io.BytesIO()
     torch.save(made, file)

@@ -71,7 +71,7 @@ def load_newest(url: str) -> float:
     "MB",
     {PAUSE: "s", UPLOAD: "s", KEEP: "s", LOAD: "s"},
     {"tiny": (1, 2), "quick": counted(1, 64), "full": tuple(4**power for power in range(7))},
-    rounds=3,
+    rounds=2,
     check=check,
 )
 def states(megabytes: int, folder: Path) -> Reading:
