@@ -185,7 +185,7 @@ def test_every_curve_is_measured_drawn_and_told(tmp_path: Path) -> None:
     assert "\nold\n" not in text
     paper = found["on paper"]
     assert all(f"| {what} | {cost} |" in text for what, cost in paper["an hour"].items())
-    assert f"The first wall: {paper['walls'][0][0]}" in text
+    assert f"The first wall stands at {paper['walls'][0][1]}: {paper['walls'][0][0]}. The first one of nodes" in text
 
 
 @pytest.mark.parametrize(

@@ -96,5 +96,7 @@ def told_on_paper(found: dict[str, Any]) -> str:
     costs = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     walls = [("Wall", "It stands at", "Of this job", "What would move it"), ("---", "---:", "---:", "---")]
     stands = "\n".join(f"| {' | '.join(row)} |" for row in [*walls, *map(tuple, found["walls"])])
-    first = f"The first wall: {found['walls'][0][0]}, at {found['walls'][0][1]}."
-    return f"{head}\n\n{costs}\n\n{first}\n\n{stands}"
+    first = f"The first wall stands at {found['walls'][0][1]}: {found['walls'][0][0]}."
+    of_nodes = next(wall for wall in found["walls"] if wall[1].endswith("nodes"))
+    then = f"The first one of nodes stands at {of_nodes[1]}: {of_nodes[0]}."
+    return f"{head}\n\n{costs}\n\n{first} {then}\n\n{stands}"

@@ -1,4 +1,4 @@
-"""What a large job costs on paper: the measured laws at its size, where the first wall stands, and what would move it.
+"""What a large job costs on paper: the measured laws at its size, where the first walls stand, and what moves them.
 
 Nothing here was measured at that size. Times are those of the machine that has measured the laws.
 """
@@ -22,8 +22,8 @@ NODE_HOURS = 54 * 24 * (16_384 / 8) / 419
 """Of a node between two failures: Llama 3's 54 days on 16,384 GPUs had 419 unexpected interruptions (Meta, "The Llama 3
 Herd of Models", 2024, section 3.3.4)."""
 _DAYS = 30
-_HEARTBEAT = 5.0
-"""Seconds between two heartbeats of an agent, as torch has it; each reads the job's state and writes it again."""
+_PATIENCE = 15.0
+"""Seconds without a heartbeat after which an agent is lost: three intervals of 5 seconds, by torch's default."""
 _BUSY, _LOST = 60.0, 0.1
 Laws = Mapping[str, Mapping[str, Fit]]
 """By curve and quantity."""
@@ -59,12 +59,6 @@ class Job:
     def ranks(self) -> float:
         """CPU time of the store for an agreement and a gathering of the ranks."""
         return self.of("ranks", world.SERVED, PROCESSES * self.nodes)
-
-    @property
-    def heartbeats(self) -> float:
-        """The share of a core that the store spends on the agents' heartbeats."""
-        each = self.agents / self.of("agents", world.ALL, self.nodes)
-        return 2 * self.nodes * each / _HEARTBEAT
 
     @property
     def restart(self) -> float:
@@ -135,7 +129,7 @@ def _sent(job: Job) -> float:
 
 @dataclass(frozen=True)
 class Wall:
-    """What no longer works beyond a size."""
+    """What no longer works, or helps, beyond a size."""
 
     what: str
     unit: str
@@ -159,15 +153,11 @@ class Wall:
 
 _PER_NODES: tuple[tuple[str, Callable[[Job], bool], str], ...] = (
     (
-        "the heartbeats of the agents take the store a whole core",
-        lambda job: job.heartbeats >= 1,
-        "`--rdzv-conf keep_alive_interval=60`: a lost node is noticed later by as much; or heartbeats in keys of their "
-        "own, in the place of torch's one state for all",
-    ),
-    (
-        f"the store is busy for {_BUSY:.0f} s until the agents have joined",
-        lambda job: job.agents >= _BUSY,
-        "agents that write keys of their own, which one of them counts, in the place of torch's one state for all",
+        f"the store is busy until the agents have joined for {_PATIENCE:.0f} s, after which torch takes for lost who "
+        "has sent no heartbeat",
+        lambda job: job.agents >= _PATIENCE,
+        "`--rdzv-conf keep_alive_interval=60`: a lost node is noticed later by as much; or agents that write keys of "
+        "their own, which one of them counts, in the place of torch's one state for all",
     ),
     (
         f"the store is busy for {_BUSY:.0f} s with one agreement and one gathering of the ranks",
