@@ -15,6 +15,8 @@ SCHEDULER ?= local_cwd
 # Of a benchmark: its subjects, without which all are measured, and options; the storage that saves are measured on.
 BENCH ?=
 BENCH_URL ?=
+# Of how cost grows: the curves, without which all are measured, and options.
+GROWTH ?=
 # Of a check of a GPU: its checks, without which all are made, and options.
 GPU_CHECK ?=
 # The app's own flags, such as ARGS="--trainer.max_epochs=3".
@@ -44,7 +46,7 @@ VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_clie
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test test-slow test-torchx-nightly test-versions bench bench-quick gpu-check drill soak \
+.PHONY: help setup check format test test-slow test-torchx-nightly test-versions bench bench-quick growth gpu-check drill soak \
   pipeline train evaluate image driver-image image-push smoke-docker smoke-slurm audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
@@ -102,6 +104,9 @@ bench: $(READY) ## Measure speed beside Lightning and a hand-written loop; BENCH
 
 bench-quick: $(READY) ## The same within three minutes.
 	@python -m tests.benchmarks --scale quick --against docs/performance.json $(if $(BENCH_URL),--url $(BENCH_URL)) $(BENCH)
+
+growth: $(READY) ## Measure how cost grows with nodes, data, state and the length of a run; GROWTH='ranks state --write-docs'.
+	@python -m tests.benchmarks.growth $(GROWTH)
 
 gpu-check: $(READY) ## Check one CUDA device within six minutes, or the same smaller on the CPU; GPU_CHECK='snapshots save --write-docs'.
 	@python -m tests.gpu_check $(GPU_CHECK)

@@ -1,17 +1,21 @@
 """The benchmarks run, each of them in a moment, and tell what they are asked to tell."""
 
 import json
+import math
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.support.commands import ROOT, Ended, command, heeding_ctrl_c
+from tests.support.fits import fit
 
 GROUPS = {
     "one of each kind": ("step", "samples", "evaluation", "save"),
@@ -149,3 +153,60 @@ def test_a_benchmark_that_is_stopped_leaves_nothing_on_the_storage(tmp_path: Pat
         process.kill()
         process.wait()
     assert not list(storage.glob("bench-*"))
+
+
+CURVES = ["agents", "ranks", "samples", "batch", "state", "checkpoints", "epochs", "attempts"]
+PAGE = "# Before\n<!-- made by `make growth`: begin -->\nold\n<!-- made by `make growth`: end -->\nafter\n"
+
+
+def test_every_curve_is_measured_drawn_and_told(tmp_path: Path) -> None:
+    page = tmp_path / "docs/performance.md"
+    page.parent.mkdir()
+    page.write_text(PAGE)
+    more = ("--scale", "tiny", "--json", tmp_path / "growth.json", "--write-docs", tmp_path)
+    ended = command(sys.executable, "-m", "tests.benchmarks.growth", *more, timeout=100)
+    assert ended.status == 0, ended.text
+    found, text = json.loads((tmp_path / "docs/growth.json").read_text()), page.read_text()
+    assert [one["curve"] for one in found["curves"]] == CURVES
+    for one in found["curves"]:
+        drawn = ElementTree.parse(tmp_path / f"docs/growth/{one['curve']}.svg")
+        spots = drawn.findall("{*}circle")
+        assert len(spots) == len(one["lines"]) * (1 + len(one["points"])), "and the legend"
+        assert len(one["points"]) >= 2
+        assert not one["ends"]
+        assert f"]({Path('growth', one['curve'])}.svg)" in text
+        for line in one["lines"]:
+            assert all(point["costs"][line["name"]]["value"] > 0 for point in one["points"])
+            assert line["law"].startswith(line["growth"])
+            assert line["law"] in str(drawn.findtext("{*}desc")), "the text alternative"
+            assert f" {line['name']} |" in text
+    assert text.startswith("# Before\n")
+    assert text.endswith("after\n")
+    assert "\nold\n" not in text
+    paper = found["on paper"]
+    assert all(f"| {what} | {cost} |" in text for what, cost in paper["an hour"].items())
+    assert f"The first wall stands at {paper['walls'][0][1]}: {paper['walls'][0][0]}. The first one of nodes" in text
+
+
+@pytest.mark.parametrize(
+    ("growth", "law"),
+    [
+        ("constant", lambda n: 7e-6),
+        ("log n", lambda n: 0.1 + 0.5 * math.log2(n)),
+        ("linear", lambda n: 0.001 + 2e-6 * n),
+        ("n log n", lambda n: 3e-8 * n * math.log2(n)),
+        ("quadratic", lambda n: 0.01 + 1e-7 * n * n),
+        ("cubic", lambda n: 5.0 * n**3),
+    ],
+)
+def test_a_law_is_found_again_in_noise_and_beyond_what_was_measured(growth: str, law: Callable[[float], float]) -> None:
+    sizes = [2.0**power for power in range(1, 17)]
+    noise = [1.02, 0.98, 0.99, 1.01]
+    found = fit(sizes, [law(size) * noise[place % 4] for place, size in enumerate(sizes)])
+    assert found.growth == growth
+    assert found.at(1e6) == pytest.approx(law(1e6), rel=0.05)
+
+
+def test_what_small_sizes_cost_by_themselves_is_no_growth() -> None:
+    sizes = [2.0**power for power in range(1, 11)]
+    assert fit(sizes, [3 - 2 / size for size in sizes]).growth == "constant"

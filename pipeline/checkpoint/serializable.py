@@ -18,7 +18,7 @@ import torch
 from pipeline.errors import UserError
 
 _MAPPINGS = (dict, OrderedDict)
-_SAFE = (torch.Tensor, str, bytes, bool, int, float, complex, type(None))
+_SAFE: frozenset[type] = frozenset({torch.Tensor, str, bytes, bool, int, float, complex, type(None)})
 _INSTEAD: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (np.ndarray, "torch.from_numpy() or .tolist() of it"),
     ((datetime.date, datetime.time), ".isoformat() of it"),
@@ -69,7 +69,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in _MAPPINGS:
-        made = type(value)((_plain(key), _plain(each)) for key, each in value.items())
+        made = type(value)()
+        for key, each in value.items():
+            made[key if type(key) in _SAFE else _plain(key)] = each if type(each) in _SAFE else _plain(each)
         if attributes := getattr(value, "__dict__", None):  # such as the `_metadata` of a state_dict
             vars(made).update(_plain(attributes))
         return made
@@ -82,14 +84,18 @@ def _refused(value: Any, path: str) -> Iterator[tuple[str, type]]:
     """Yield what is of a type that does not load again, and where."""
     if type(value) in _MAPPINGS:
         for key, each in value.items():
-            yield from _refused(key, f"the key {key!r} of {path or 'the checkpoint'}")
-            yield from _refused(each, f"{path}.{key}" if path else str(key))
+            # Asked here, for most are: a call for each number of a long state is what a save would stop for.
+            if type(key) not in _SAFE:
+                yield from _refused(key, f"the key {key!r} of {path or 'the checkpoint'}")
+            if type(each) not in _SAFE:
+                yield from _refused(each, f"{path}.{key}" if path else str(key))
         if attributes := getattr(value, "__dict__", None):
             yield from _refused(attributes, path)
     elif type(value) in (list, tuple):
         for index, each in enumerate(value):
-            yield from _refused(each, f"{path}[{index}]")
-    if type(value) in _SAFE or (isinstance(value, np.generic) and isinstance(value.item(), _SAFE)):
+            if type(each) not in _SAFE:
+                yield from _refused(each, f"{path}[{index}]")
+    if type(value) in _SAFE or (isinstance(value, np.generic) and isinstance(value.item(), tuple(_SAFE))):
         return
     if type(value) in (*_MAPPINGS, list, tuple) or isinstance(value, torch.nn.Parameter):
         return

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_VALUES = frozenset({str, bool, int, float, type(None)})
+
 
 class Snapshots:
     """Takes one snapshot at a time: the next one overwrites the memory of the last one.
@@ -49,7 +51,7 @@ class Snapshots:
         if isinstance(value, Tensor):
             return self._tensor(value.detach(), copies)
         if isinstance(value, dict):
-            copied = {key: self._copy(each, copies) for key, each in value.items()}
+            copied = {key: each if type(each) in _VALUES else self._copy(each, copies) for key, each in value.items()}
             if type(value) is dict:
                 return copied
             value = value.copy()

@@ -4,7 +4,7 @@ What a checkpoint holds of its epochs is judged here, during training and afterw
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,8 @@ class EpochRecord:
     def as_dict(self) -> dict[str, Any]:
         """Return numbers, strings and a list, for a checkpoint."""
         tallies = {"consumed": self.consumed, "withheld": self.withheld, "unproven": self.unproven}
-        return {**asdict(self), **{name: [tally.count, f"{tally.hash:016x}"] for name, tally in tallies.items()}}
+        # Not `asdict`, which takes ten times as long to copy what needs no copy; a save has a record of each epoch.
+        return {**vars(self), **{name: [tally.count, f"{tally.hash:016x}"] for name, tally in tallies.items()}}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> "EpochRecord":

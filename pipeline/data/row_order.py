@@ -4,8 +4,9 @@ A collate function that sorts, reverses, shuffles or groups a copy of its list (
 leaves no trace but the rows themselves. They are compared with what the samples hold.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,18 @@ def row_order(batch: Any, samples: Sequence[Any]) -> list[int] | None:
     count = len(samples)
     cells = [dict(_nodes(sample)) for sample in samples]
     parts = [part for _, part in _nodes(batch) if _length(part) == count]
-    in_order, moved = [], []
+    tables = [_Rows(part) for part in parts]
+    in_order: list[tuple[list[Any], _Rows]] = []
+    moved: list[list[set[int]]] = []
     for path in cells[0] if count > 1 else ():
         if not all(path in each for each in cells):
             continue
         column = [each[path] for each in cells]
-        if same := [part for part in parts if all(map(_equal, column, part))]:
+        if same := [table for table in tables if all(map(_equal, column, table.rows))]:
             in_order.append((column, same[0]))
         else:
-            moved += [found for part in parts if (found := _rows_of(column, part)) is not None]
-    if not moved or any(all(len(rows) == 1 for rows in _rows_of(*each) or ()) for each in in_order):
+            moved += [found for table in tables if (found := table.of(column)) is not None]
+    if not moved or any(all(len(rows) == 1 for rows in table.of(column) or ()) for column, table in in_order):
         return list(range(count))
     possible = [set.intersection(*rows) for rows in zip(*moved, strict=True)]
     if any(len(rows) != 1 for rows in possible) or len(set.union(*possible)) != count:
@@ -46,14 +49,81 @@ def row_order(batch: Any, samples: Sequence[Any]) -> list[int] | None:
     return sorted(range(count), key=row_of.__getitem__)
 
 
-def _rows_of(column: Sequence[Any], part: Any) -> list[set[int]] | None:
-    """Return the rows that each sample's value is in; None if one is in none, or a row holds none of them."""
-    found: list[set[int]] = []
-    for value in column:
-        found.append({at for at, row in enumerate(part) if _equal(value, row)})
-        if not found[-1]:
-            return None
-    return found if len(set.union(*found)) == len(part) else None
+class _Rows:
+    """The rows of a part, by what they hold: to compare each sample with each row would take the square of a batch.
+
+    Args:
+        part: Of a batch.
+    """
+
+    def __init__(self, part: Any) -> None:
+        self.rows = list(part)
+        self._tables: dict[Any, dict[Any, set[int]]] = {}
+
+    def of(self, column: Sequence[Any]) -> list[set[int]] | None:
+        """Return the rows that each sample's value is in; None if one is in none, or a row holds none of them."""
+        found: list[set[int]] = []
+        for value in column:
+            found.append(self._holding(value))
+            if not found[-1]:
+                return None
+        return found if len(set.union(*found)) == len(self.rows) else None
+
+    @cached_property
+    def _arrays(self) -> dict[tuple[tuple[int, ...], Any], list[tuple[int, Any]]]:
+        """Which rows are arrays of a shape and a type, with their numbers."""
+        found: dict[Any, list[tuple[int, Any]]] = {}
+        for at, row in enumerate(self.rows):
+            array = None if isinstance(row, (str, bytes)) else _array(row)
+            if array is not None and array.size:
+                found.setdefault((array.shape, array.dtype), []).append((at, array))
+        return found
+
+    def _holding(self, value: Any) -> set[int]:
+        """Return the rows that hold a value, as `_equal` compares them."""
+        found = self._table(id, lambda: ((at, id(row)) for at, row in enumerate(self.rows))).get(id(value), set())
+        if isinstance(value, (str, bytes)):
+            texts = ((at, (type(row), row)) for at, row in enumerate(self.rows) if isinstance(row, (str, bytes)))
+            return found | self._table(str, lambda: texts).get((type(value), value), set())
+        array = _array(value)
+        if array is None or not array.size:
+            return found
+        for shape, kind in self._arrays:
+            for pick in _picks(array.shape, shape):
+                found = found | self._alike(shape, kind, pick).get(_content(array, pick, kind), set())
+        return found
+
+    def _alike(self, shape: tuple[int, ...], kind: Any, pick: slice | None) -> dict[Any, set[int]]:
+        """The rows of a shape and type, by the content of a piece of each."""
+        key = shape, kind, None if pick is None else (pick.start, pick.stop)
+        rows = self._arrays[shape, kind]
+        return self._table(key, lambda: ((at, _content(array, pick, kind)) for at, array in rows))
+
+    def _table(self, key: Any, pairs: Callable[[], Iterable[tuple[int, Any]]]) -> dict[Any, set[int]]:
+        if key not in self._tables:
+            table = self._tables[key] = {}
+            for at, content in pairs():
+                table.setdefault(content, set()).add(at)
+        return self._tables[key]
+
+
+def _picks(value: tuple[int, ...], row: tuple[int, ...]) -> list[slice | None]:
+    """Return which pieces of a value and a row of some shapes are to be equal, any of them; None: all of it."""
+    if value == row:
+        return [None]
+    if len(value) != len(row) or value[1:] != row[1:]:
+        return []
+    length = min(value[0], row[0])
+    return [slice(None, length), slice(-length, None)]
+
+
+def _content(array: Any, pick: slice | None, kind: Any) -> bytes:
+    """Return the bytes of what is compared, as numbers of the row's type: the same for what `_same` takes for equal."""
+    piece = array.reshape(-1)[:: max(1, array.size // _COMPARED)] if pick is None else array[pick]
+    piece = piece.astype(kind)
+    if kind.kind in "fc":
+        piece = np.where(np.isnan(piece), np.array(np.nan, kind), piece + np.array(0, kind))  # no -0.0
+    return bytes(piece.tobytes())
 
 
 def _equal(value: Any, row: Any) -> bool:

@@ -1,9 +1,11 @@
 """Rows that a collate function has put into another order than its samples' are told by their content, or said."""
 
+import cProfile
 import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -87,3 +89,20 @@ def test_labels_that_are_changed_beside_inputs_in_order_are_in_order() -> None:
 
 def test_content_that_is_not_found_again_shows_no_other_order() -> None:
     assert row_order(torch.rand(3, 7), ["a", "b", "c"]) == [0, 1, 2]
+
+
+def test_what_a_sorted_batch_costs_grows_no_faster_than_the_batch() -> None:
+    calls = {}
+    for count in (50, 100):
+        samples = [(torch.full((30,), float(at)), at) for at in range(count)]
+        batch = [torch.stack([x for x, _ in samples[::-1]]), torch.arange(count).flip(0)]
+        with cProfile.Profile() as profile:
+            assert row_order(batch, samples) == list(range(count))[::-1]
+        calls[count] = sum(entry.callcount for entry in profile.getstats())
+    assert calls[100] < 2.2 * calls[50]
+
+
+def test_rows_are_found_whatever_the_form_of_their_zeros_and_gaps() -> None:
+    samples = [np.array([0.0, np.nan, 1.0], np.float32), np.array([-0.0, 2.0], np.float32)]
+    batch = torch.tensor([[0.0, 2.0, 0.0], [-0.0, np.nan, 1.0]], dtype=torch.float64)
+    assert row_order(batch, samples) == [1, 0]

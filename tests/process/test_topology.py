@@ -8,6 +8,7 @@ import pytest
 from pipeline.errors import StorageAway, UserError
 from pipeline.process.topology import Topology
 from tests.support.commands import torchrun
+from tests.support.meeting import Meeting
 from tests.support.rank_threads import ranks
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
@@ -144,6 +145,18 @@ def test_gathering_asks_the_store_about_as_often_as_there_are_ranks(monkeypatch:
     monkeypatch.setattr(PrefixStore, "multi_get", lambda store, keys: asked.append(len(keys)) or real(store, keys))
     assert ranks(monkeypatch, 8, lambda place: place.gather("x", place.rank)) == [list(range(8))] * 8
     assert sorted(asked) == [1] * 8 + [7]
+
+
+def test_what_each_rank_reads_of_all_others_grows_with_their_number_by_some_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    read = {}
+    for size in (8, 64):
+        meeting = Meeting(size)
+        meeting.agree()
+        read[size] = meeting.total["bytes read"] / size
+    assert read[64] - read[8] < 20 * (64 - 8)
 
 
 def test_a_rank_0_that_is_not_heard_of_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """Ranks and agents of a whole job as threads of one process, against one real store, whose requests are counted."""
 
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -22,7 +24,8 @@ TIMEOUT = timedelta(minutes=5)
 
 
 class CountingStore(dist.Store):
-    """A connection to a store that counts what is asked for over it: `requests`, `keys read`, `keys read by <method>`.
+    """A connection to a store that counts what is asked for over it: `requests`, `keys read`, `keys read by <method>`,
+    and the `bytes read`.
 
     Args:
         store: The connection.
@@ -37,7 +40,10 @@ class CountingStore(dist.Store):
 
     def _ask(self, name: str, *arguments: Any, keys: int = 0) -> Any:
         self._counts.update({"requests": 1, "keys read": keys, f"keys read by {name}": keys})
-        return getattr(self._store, name)(*arguments)
+        answer = getattr(self._store, name)(*arguments)
+        if keys:
+            self._counts["bytes read"] += len(answer) if isinstance(answer, bytes) else sum(map(len, answer))
+        return answer
 
     def get(self, key: str) -> bytes:
         return self._ask("get", key, keys=1)  # type: ignore[no-any-return]
@@ -90,9 +96,11 @@ class Meeting:
         os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
         self.size, self.port = size, free_port()
         self._alive: list[Any] = []
+        before = _threads()
         self._alive.append(
             dist.TCPStore("127.0.0.1", self.port, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
         )
+        self._serving = _threads() - before
         self._counts = [Counter[str]() for _ in range(size)]
         self._stores = [self._connect(each) for each in self._counts]
         self._failed: list[BaseException] = []
@@ -102,6 +110,12 @@ class Meeting:
     def _connect(self, counts: Counter[str]) -> CountingStore:
         tcp = dist.TCPStore("127.0.0.1", self.port, wait_for_workers=False, timeout=TIMEOUT)
         return CountingStore(tcp, counts, self._alive)
+
+    @property
+    def store_seconds(self) -> float:
+        """CPU time that the store itself has used, which is one thread and has to serve all; Linux only."""
+        spent = (Path(f"/proc/self/task/{each}/schedstat").read_text().split()[0] for each in self._serving)
+        return sum(map(int, spent)) / 1e9
 
     def run(self, take_part: Callable[[int, CountingStore], None]) -> None:
         """Call a function in each thread, with its number and its connection, and wait for all of them."""
@@ -148,3 +162,8 @@ class Meeting:
             handler.stop_heartbeats()
 
         self.run(node)
+
+
+def _threads() -> set[str]:
+    """The threads of this process, by the kernel's number."""
+    return set(os.listdir("/proc/self/task")) if sys.platform == "linux" else set()
