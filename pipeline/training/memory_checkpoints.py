@@ -95,7 +95,12 @@ class MemoryCheckpoints:
     @property
     def due(self) -> bool:
         """Whether a state is to be kept, by this rank's clock."""
-        return time.monotonic() - self._ended >= median(self._costs) / SHARE
+        return self._kept_somewhere and time.monotonic() - self._ended >= median(self._costs) / SHARE
+
+    @property
+    def _kept_somewhere(self) -> bool:
+        """Whether a node may keep states; of the others it is not known here."""
+        return self._memory is not None or self._topology.nodes > 1
 
     def due_with_save(self, pause: float) -> bool:
         """Return whether a state that is saved is to be kept as well, by this rank's clock: it is captured already.
@@ -104,7 +109,8 @@ class MemoryCheckpoints:
             pause: Seconds for which the save has stopped training.
         """
         adds = median(self._writing or self._costs)
-        return adds <= _SHARE_OF_PAUSE * pause or time.monotonic() - self._ended >= adds / SHARE
+        free = adds <= _SHARE_OF_PAUSE * pause or time.monotonic() - self._ended >= adds / SHARE
+        return self._kept_somewhere and free
 
     def keep(self, model: torch.nn.Module, capture: Callable[[], tuple[dict[str, Any], CommitRecord | None]]) -> None:
         """Keep a state. All ranks must call it.

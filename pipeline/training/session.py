@@ -112,7 +112,7 @@ class TrainingSession:
         if self.saver is not None and not self._previewed and at.step > 0:
             self._previewed = True
             plain(self.state.preview())
-        vote = self.vote.poll(lambda: Due(self._minutes_due(at.step), self.memory is not None and self.memory.due))
+        vote = self.vote.poll(lambda: self._due(at.step))
         stop = vote.stop and not at.accumulating
         if stop and self.state.is_restoring:
             self._commit_uncommitted(["preemption"])
@@ -187,10 +187,13 @@ class TrainingSession:
                 self.saver.finish()
             self.goodput.behind = self.saver.figures.get("checkpoint/behind_seconds")
 
-    def _minutes_due(self, step: int) -> bool:
-        """Return whether a save by time is due, by this rank's clock."""
-        minutes = self.policy.every_minutes
-        return minutes is not None and step != self._committed and time.monotonic() - self._saved_at >= 60 * minutes
+    def _due(self, step: int) -> Due:
+        """Return what is due by the clock of rank 0; nothing on the others."""
+        if not self.state.is_global_zero:
+            return Due()
+        every, saved = self.policy.every_minutes, step == self._committed
+        minutes = every is not None and not saved and time.monotonic() - self._saved_at >= 60 * every
+        return Due(minutes, self.memory is not None and self.memory.due)
 
     def _save(self, at: Boundary, *, minutes: bool = False, stop: bool = False) -> None:
         """Save a step if that is due, and wait until it is durable if training stops here.
@@ -290,11 +293,7 @@ class TrainingSession:
         )
 
     def _require_monitor(self, step: int) -> None:
-        """Refuse a monitored metric that the model does not log.
-
-        Raises:
-            UserError: On every rank, once the step is durable.
-        """
+        """Refuse a monitored metric that the model does not log, on every rank, once the step is durable."""
         known = self.state.metrics()
         # Rank 0's value is the one that counts: the model may log it on rank 0 only.
         if self.monitor is None or self.state.broadcast(self.monitor in known):

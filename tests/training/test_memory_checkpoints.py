@@ -141,6 +141,7 @@ def test_a_state_that_cannot_be_kept_ends_no_training(
     with caplog.at_level(logging.WARNING):
         keeps.keep(model, lambda: state(model, 1))
         keeps.keep(model, lambda: state(model, 2))
+    assert not keeps.due_with_save(pause=60.0), "there is no other node that could"
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith("no states are kept in the host memory of this node: ValueError: 100")
     assert steps(memory) == []
