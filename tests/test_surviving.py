@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.process.host_memory import HostMemory
 from pipeline.run.run_dir import RunDir
 from tests.support.commands import command
 from tests.support.resumes import same_end
@@ -54,6 +55,20 @@ def source(training: Job, attempt: int) -> str | None:
     return record["resumed_from"]
 
 
+def until_kept(training: Job, node: int) -> None:
+    """Wait until a node has a state in memory that is newer than any commit."""
+    agent, began = training.agents[node].pid, time.monotonic()
+    links = {fd: os.readlink(f"/proc/{agent}/fd/{fd}") for fd in os.listdir(f"/proc/{agent}/fd")}
+    files = {link.split()[0]: f"/proc/{agent}/fd/{fd}" for fd, link in links.items() if "memfd:pipeline-" in link}
+    memory = HostMemory([files[f"/memfd:pipeline-{name}"] for name in ("index", "0", "1")])
+    while True:
+        kept = max((each.about["record"]["step"] for each in memory.states()), default=0)
+        if kept > max(RunDir(str(training.run)).steps()["json"], default=0):
+            return
+        assert time.monotonic() - began < 60, training.said
+        time.sleep(0.05)
+
+
 def goes_on(training: Job, attempt: int, steps: int = 12) -> None:
     """Wait until the next attempt has done some steps of its own."""
     began = time.monotonic()
@@ -79,15 +94,20 @@ def test_disturbed_in_each_way_a_training_ends_like_one_that_nobody_has_disturbe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standby: str, memory: str
 ) -> None:
     (tmp_path / "straight").mkdir()
-    with job(tmp_path / "straight", *PACED) as straight:
+    paced = (*PACED, "--trainer.max_epochs=20")
+    with job(tmp_path / "straight", *paced) as straight:
         assert [agent.wait(90) for agent in straight.agents] == [0, 0], straight.said
         assert "Traceback" not in straight.said
         assert "Warning" not in straight.said
     (tmp_path / "disturbed").mkdir()
     monkeypatch.setenv("PET_STANDBY", standby)
-    more = (*PACED, "--collective_timeout=5", "--grace=8", f"--memory_checkpoints={str(memory == 'memory').lower()}")
+    more = [*paced, "--collective_timeout=5", "--grace=8", f"--memory_checkpoints={str(memory == 'memory').lower()}"]
+    if memory == "memory":
+        more += ["--checkpoints.every_n_steps=1000", "--checkpoints.every_n_epochs=1000"]
     with job(tmp_path / "disturbed", *more, join=60, restarts=3) as training:
         training.until_step(25)
+        if memory == "memory":
+            until_kept(training, 0)
         # A rank is killed.
         os.kill(training.rank(1), signal.SIGKILL)
         goes_on(training, 2)
@@ -104,6 +124,8 @@ def test_disturbed_in_each_way_a_training_ends_like_one_that_nobody_has_disturbe
         assert training.steps(1)[len(left)] == left[-1] + 1 > before[-1]
 
         # The node that hosts the store is killed, and replaced.
+        if memory == "memory":
+            until_kept(training, 1)
         training.agents[0].kill()
         training.agents[0].wait(10)
         training.agents[0] = training.start(0)
