@@ -13,6 +13,7 @@ from pipeline.commands.drill.plan import Fault, FaultKind
 from pipeline.commands.drill.proxy import Proxy
 from pipeline.commands.drill.step_log import StepLog, set_pace
 from pipeline.errors import PREEMPTED
+from pipeline.run.goodput_report import SOURCES
 from pipeline.run.run_dir import RunDir
 
 SECONDS_PER_FAULT = 3.0
@@ -142,9 +143,9 @@ class FaultInjector:
         self._moment = time.monotonic()
         result.ended = [status for _, status in job.endings[ended:]]
         judge(result, before, log.first, self._durable_at_restart, job.nodes)
-        if result.resumed is not None:
-            newest = self._run.read_json(RunDir.attempt(max(self._run.attempts()))) or {}
-            result.source = newest.get("resumed_from")
+        if result.resumed is not None and (attempts := self._run.attempts()):
+            source = (self._run.read_json(RunDir.attempt(max(attempts))) or {}).get("resumed_from")
+            result.source = source if source in SOURCES else None
 
     def _do(self, result: FaultResult, before: JobBefore) -> None:
         fault, job = result.fault, self._job
