@@ -29,7 +29,6 @@ from pipeline.process.patience import Patience, given_away_limit, patience
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog
-from pipeline.run.goodput_report import MEMORY, STORAGE
 from pipeline.run.run_dir import PREDICTIONS, RunDir, next_run_dir
 from pipeline.training import compat, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
@@ -124,7 +123,7 @@ def _run_model(command: CommandLine, topology: Topology, writer: AttemptLog, pre
         topology.together("checkpoint", lambda: str(fetch_verified(run, record)))
     elif point.record is None and (url := point.url) is not None:
         topology.together("checkpoint", lambda: fetch(url, f"ckpt_path={url!r}"))
-    plugins = [RunIO(run, point.record, point.path if point.memory else None)]
+    plugins = [RunIO(run, point.record, point.ckpt_path if point.memory else None)]
     logger = _logger(command, run, topology)
     topology.together("instantiated", lambda: command.build(plugins, logger))
     preemption.check()
@@ -284,8 +283,7 @@ def _fit(start: _Start) -> None:
         source = "host memory" if point.memory else point.url
         log.info("resumed%s from %s", "" if point.step is None else f" at step {point.step}", source)
     preemption.mark_training()
-    resumed_from = None if point.url is None else MEMORY if point.memory else STORAGE
-    topology.agree("begin", lambda: writer.begin(point.step if point.url else 0, resumed_from))
+    topology.agree("begin", lambda: writer.begin(point.step if point.url else 0, point.source))
     _call_trainer(command, point)
     if run is not None:
         trainer = command.trainer
@@ -326,7 +324,7 @@ def _predict(command: CommandLine, run: RunDir, point: ResumePoint, topology: To
 
 def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
     """Call the trainer's own method for the subcommand, and turn the user's mistakes among its errors into ours."""
-    arguments = {**command.trainer_arguments(), "ckpt_path": point.path if point.memory else point.url}
+    arguments = {**command.trainer_arguments(), "ckpt_path": point.ckpt_path}
     if command.subcommand == "test":
         arguments["verbose"] = arguments["verbose"] and console.on_terminal()
     if command.subcommand == "predict":

@@ -26,6 +26,7 @@ from pipeline.process import started_runs
 from pipeline.process.patience import patience
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import finished_at, reported_commits
+from pipeline.run.goodput_report import MEMORY, STORAGE
 from pipeline.run.run_dir import CHECKPOINTS, RunDir
 from pipeline.training.memory_checkpoints import Uncommitted
 from pipeline.training.state.run_end import why_over
@@ -71,6 +72,16 @@ class ResumePoint:
     def sha256(self) -> str:
         """The digest of its bytes, `sha256:<hex>`, see `digest`."""
         return digest(str(self.url)) if self.record is None else self.record.sha256
+
+    @property
+    def source(self) -> str | None:
+        """From where training resumes, one of `goodput_report.SOURCES`; None: it begins."""
+        return None if self.url is None else MEMORY if self.memory else STORAGE
+
+    @property
+    def ckpt_path(self) -> str | None:
+        """What the trainer is to load."""
+        return self.path if self.memory else self.url
 
     @property
     def uncommitted(self) -> Uncommitted | None:

@@ -87,8 +87,8 @@ class HostMemory:
         """Write a state over one that is held: the one that was written first.
 
         Yields:
-            A file at its beginning, and what to call once all is written, with what is to be said of it; where the
-            block ends before, nothing is held there.
+            A file at its beginning, and what to call once all is written, with what describes it; where the block
+            ends before, nothing is held there.
         """
         taken = {state.slot: int(state.about.get("number", 0)) for state in self.states()}
         slot = min(range(SLOTS), key=lambda slot: taken.get(slot, -1))

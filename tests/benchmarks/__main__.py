@@ -10,20 +10,18 @@ python -m tests.benchmarks --url s3://bucket/prefix save upload load
 import argparse
 import importlib
 import json
-import logging
 import os
-import signal
 import sys
 import tempfile
 import time
 import uuid
-import warnings
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from tests.benchmarks import report
+from tests.benchmarks.command_line import require_known, say_little
 from tests.benchmarks.processes import forked
 from tests.benchmarks.subject import SCALES, SUBJECTS, Context, measure
 
@@ -45,8 +43,7 @@ def arguments() -> argparse.Namespace:
         "--write-docs", type=Path, nargs="?", const=Path(), help="write the tables into the project in this folder"
     )
     asked = parser.parse_args()
-    if unknown := set(asked.subjects) - set(SUBJECTS):
-        parser.error(f"no subject {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
+    require_known(parser, "subject", asked.subjects, SUBJECTS)
     return asked
 
 
@@ -79,10 +76,7 @@ def remove(url: str) -> None:
 
 def main() -> None:
     """Measure what was asked for."""
-    warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # it removes what it has written
-    for name in ("lightning.pytorch", "lightning.fabric", "pipeline"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    say_little()
     asked = arguments()
     order = asked.subjects or list(SUBJECTS)
     result = {"schema": 1, "machine": report.machine(), "versions": report.versions(), "subjects": []}

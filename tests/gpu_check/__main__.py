@@ -9,17 +9,16 @@ It needs this folder and the packages of pyproject.toml with a torch for CUDA, n
 
 import argparse
 import importlib
-import logging
 import os
 import signal
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import report
+from tests.benchmarks.command_line import require_known, say_little
 from tests.gpu_check.check import (
     CHECKS,
     FAILED,
@@ -47,8 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where the result goes")
     parser.add_argument("--write-docs", type=Path, nargs="?", const=Path("docs/performance.md"), help="a page")
     asked = parser.parse_args()
-    if unknown := set(asked.checks) - set(CHECKS):
-        parser.error(f"no check {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
+    require_known(parser, "check", asked.checks, CHECKS)
     return asked
 
 
@@ -75,10 +73,7 @@ def run(names: list[str], setting: Setting, where: dict[str, Any], asked: argpar
 
 def main() -> None:
     """Make the checks that were asked for."""
-    warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # it removes what it has written
-    for name in ("lightning.pytorch", "lightning.fabric", "pipeline"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    say_little()
     asked = arguments()
     if asked.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -88,7 +83,7 @@ def main() -> None:
     if card is None:
         print(f"{NEEDS_A_DEVICE}: everything runs smaller, on the CPU; what needs one is not measured")
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"  # each time compiled anew, and removed
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"  # compiled again each time, and removed
         setting = Setting(card, Path(folder))
         outcomes = run(asked.checks or list(CHECKS), setting, where, asked)
     if asked.write_docs is not None:

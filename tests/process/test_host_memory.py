@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.process.host_memory import VARIABLE, HostMemory
 from tests.support.commands import ROOT
+from tests.support.host_memory import host_memory
 
 KEEP = """
 import os, sys
@@ -27,14 +28,10 @@ with memory.writing() as (file, hold):
 
 
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostMemory]:
+def memory() -> Iterator[HostMemory]:
     """As this process, its agent, sees it."""
-    monkeypatch.setenv(VARIABLE, "")
-    HostMemory.create()
-    files = list(map(int, os.environ[VARIABLE].partition(":")[2].split(",")))
-    yield HostMemory([f"/proc/self/fd/{file}" for file in files])
-    for file in files:
-        os.close(file)
+    with host_memory() as made:
+        yield made
 
 
 def keep(memory: HostMemory, step: int, content: bytes = b"state") -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.commands.drill.compare import Comparison
 from pipeline.commands.drill.fault_result import FaultResult
 from pipeline.commands.table import table
+from pipeline.run.goodput_report import SOURCES
 
 DRILL = "drill.json"
 
@@ -91,7 +92,7 @@ class DrillReport:
         if self.pace:
             lines.append(f"each step under faults waited {self.pace:.2g} s at first, to leave time for them")
         reference, drilled = (self.seconds.get(name, 0.0) for name in ("reference", "drilled"))
-        lines += filter(None, (_recovered(self.faults, source) for source in ("memory", "storage")))
+        lines += filter(None, (_recovered(self.faults, source) for source in SOURCES))
         lines.append(
             f"{self.steps} steps: {reference:.0f} s undisturbed, {drilled:.0f} s under faults, of which "
             f"{self.lost:.0f} s passed between faults and the next new step; {self.repeated_steps} steps were repeated"

@@ -8,14 +8,11 @@ python -m tests.benchmarks.growth --write-docs        writes docs/growth.json, t
 
 import argparse
 import importlib
-import logging
-import signal
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import report
+from tests.benchmarks.command_line import require_known, say_little
 from tests.benchmarks.growth import pages
 from tests.benchmarks.growth.curve import CURVES, ORDER, as_text, measure
 from tests.benchmarks.subject import SCALES
@@ -34,17 +31,13 @@ def arguments() -> argparse.Namespace:
         "--write-docs", type=Path, nargs="?", const=Path(), help="write the section into the project in this folder"
     )
     asked = parser.parse_args()
-    if unknown := set(asked.curves) - set(ORDER):
-        parser.error(f"no curve {', '.join(sorted(unknown))}; there are {', '.join(ORDER)}")
+    require_known(parser, "curve", asked.curves, ORDER)
     return asked
 
 
 def main() -> None:
     """Measure what was asked for."""
-    warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # it removes what it has written
-    for name in ("lightning.pytorch", "lightning.fabric", "pipeline"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    say_little()
     asked = arguments()
     result: dict[str, Any] = {"schema": 1, "machine": report.machine(), "versions": report.versions(), "curves": []}
     for name in asked.curves or ORDER:

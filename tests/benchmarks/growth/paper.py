@@ -83,7 +83,7 @@ class Job:
 
     @property
     def lost_with_memory(self) -> float:
-        """The same with states in host memory, from which the job goes on where they are newer."""
+        """The same with states in host memory, from which the job continues where they are newer."""
         if self.kept_every >= self.interval:
             return self.lost + SHARE
         saves = self.state(states.PAUSE) / self.interval
