@@ -29,6 +29,7 @@ MEMBERS = (
     Member(ClosureResult, "from_training_step_output", ("training_step_output", "normalize"), "takes what a step gave"),
     Member(Strategy, "_lightning_optimizers", None, "are what `optimizer_step` of a model is given"),
     Member(DDPStrategy, "_model_averager", None, "averages the weights after a step"),
+    Member(DDPStrategy, "_ddp_kwargs", None, "are the arguments of torch's DistributedDataParallel"),
     Member(MixedPrecision, "scaler", None, "scales the loss; without one a step is that of full precision"),
     Member(pl.Trainer, "_data_connector", None, "has _datahook_selector"),
     Member(_DataConnector, "_datahook_selector", None, "tells whose hooks move a batch"),
@@ -185,3 +186,13 @@ def add_to_sum(trainer: pl.Trainer, metric: Any, value: Tensor, batch_size: int 
         type(metric).update(metric, value, size)
     metric.has_reset = False
     trainer._logger_connector._current_fx = LOGGING
+
+
+def share_gradient_memory(trainer: pl.Trainer) -> None:
+    """Let gradients be views of the buckets that DDP sums up, unless a configured strategy says otherwise.
+
+    They have the same values, without a copy of each in both directions and without memory for it (torch's
+    `gradient_as_bucket_view`).
+    """
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
