@@ -1,0 +1,187 @@
+"""The telemetry of whole fits: in the run directory, in loggers, and where Prometheus finds it."""
+
+import socket
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from pipeline.run.run_dir import RunDir
+from pipeline.run.telemetry_record import TELEMETRY, read_telemetry
+from tests.support.commands import Ended, torchrun
+from tests.support.models import Regression
+from tests.support.runs import FIT, logged
+
+App = Callable[..., Ended]
+SHORT = "--telemetry_every=0.2"
+_SHARES = ("data", "forward_backward", "optimizer", "all_reduce", "saves", "validation", "other")
+
+
+class Slow(Regression):
+    """Takes its time on one rank, so that the others wait for it.
+
+    Args:
+        seconds: For each batch.
+        rank: Which one.
+    """
+
+    flops_per_batch = 1_000_000
+
+    def __init__(self, seconds: float = 0.01, rank: int | None = None) -> None:
+        super().__init__()
+        self.seconds, self.slow = seconds, rank
+
+    def training_step(self, batch: Any, *more: Any) -> Any:
+        if self.slow is None or self.global_rank == self.slow:
+            time.sleep(self.seconds)
+        return super().training_step(batch)
+
+
+class Scraper(pl.Callback):
+    """Reads what a node shows while it trains.
+
+    Args:
+        url: Where.
+        into: The file to write it to.
+    """
+
+    def __init__(self, url: str, into: str) -> None:
+        self.url, self.into = url, into
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        Path(self.into).write_bytes(urllib.request.urlopen(self.url, timeout=10).read())  # noqa: S310
+
+
+def slow_fit(**settings: Any) -> tuple[str, ...]:
+    arguments = [argument for argument in FIT if not argument.startswith(("--model", "--trainer.max_epochs"))]
+    model = [f"--model.{name}={value}" for name, value in settings.items()]
+    return (*arguments, "--model=tests.training.telemetry.test_telemetry.Slow", *model)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def test_each_window_is_kept_in_the_run_directory_and_logged(app: App, storage: str) -> None:
+    ended = app(*slow_fit(), SHORT, "--trainer.max_epochs=10", "--run_dir", storage)
+    assert ended.status == 0, ended.err
+    (found,) = read_telemetry(RunDir(storage))
+    assert found.header["world_size"] == 1
+    assert len(found.windows) >= 3
+    assert sum(window["steps"] for window in found.windows) == 70
+    assert sum(window["samples"] for window in found.windows) == 1010
+    assert found.windows[-1]["step"] == 70
+    for window in found.windows:
+        assert sum(window[f"share_{name}"] for name in _SHARES) == pytest.approx(1, abs=0.02)
+    at_most = 1 / 0.01
+    assert 0 < found.windows[1]["steps_per_second"] <= at_most
+    assert found.windows[1]["step_p50"] >= 0.01
+    assert found.windows[1]["flops_per_second"] == pytest.approx(1e6 * found.windows[1]["steps_per_second"], rel=0.01)
+    if "://" not in storage:
+        assert logged(storage, "telemetry/step_p50") == pytest.approx(
+            {window["step"]: window["step_p50"] for window in found.windows}
+        )
+
+
+def test_a_resumed_run_has_the_windows_of_each_attempt(app: App, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    for epochs in (1, 3):
+        ended = app(*slow_fit(seconds=0.001), SHORT, f"--trainer.max_epochs={epochs}", "--run_dir", run)
+        assert ended.status == 0, ended.err
+    found = read_telemetry(RunDir(run))
+    assert [sum(window["steps"] for window in attempt.windows) for attempt in found] == [7, 14]
+    assert [attempt.windows[-1]["step"] for attempt in found] == [7, 21]
+
+
+@pytest.mark.parametrize("more", [("--telemetry_every=0",), ("--trainer.fast_dev_run=true",)])
+def test_it_can_be_turned_off(app: App, tmp_path: Path, more: tuple[str, ...]) -> None:
+    ended = app(*FIT, *more, "--run_dir", tmp_path / "run")
+    assert ended.status == 0, ended.err
+    assert not (tmp_path / "run" / TELEMETRY).exists()
+
+
+def test_a_run_with_another_logger_or_none_has_it_all_the_same(app: App, tmp_path: Path) -> None:
+    for number, more in enumerate((("--trainer.logger=false",), ("--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}"))):
+        run = str(tmp_path / f"run-{number}")
+        ended = app(*FIT, *more, "--run_dir", run)
+        assert ended.status == 0, ended.err
+        assert read_telemetry(RunDir(run))[0].windows
+    (table,) = tmp_path.rglob("metrics.csv")
+    assert "telemetry/samples_per_second" in table.read_text().splitlines()[0]
+
+
+def test_a_node_shows_its_figures_to_prometheus(app: App, tmp_path: Path) -> None:
+    port, into = free_port(), tmp_path / "metrics.txt"
+    ended = app(
+        *(*slow_fit(), SHORT, f"--metrics_port={port}", "--trainer.max_epochs=5", "--run_dir", tmp_path / "run"),
+        "--trainer.callbacks+=tests.training.telemetry.test_telemetry.Scraper",
+        *(f"--trainer.callbacks.url=http://localhost:{port}/metrics", f"--trainer.callbacks.into={into}"),
+    )
+    assert ended.status == 0, ended.err
+    text = into.read_text()
+    labels = f'{{node="0",run_dir="{tmp_path / "run"}"}}'
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values[f"training_step_p50{labels}"]) >= 0.01
+    assert float(values[f"training_node_samples_per_second{labels}"]) > 0
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=10)
+
+
+def test_a_port_that_is_taken_is_said_and_training_goes_on(app: App, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = app(*FIT, f"--metrics_port={port}", "--run_dir", tmp_path / "run")
+    assert ended.status == 0, ended.err
+    assert f"port {port} is not free" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--metrics_port=70000", "metrics_port=70000 must be a port between 1 and 65535"),
+        ("--telemetry_every=-1", "telemetry_every=-1 must be a number of seconds >= 0"),
+        ("--telemetry_every=inf", "telemetry_every=inf must be a number of seconds >= 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(app: App, tmp_path: Path, flag: str, words: str) -> None:
+    ended = app(*FIT, flag, "--run_dir", tmp_path / "run")
+    assert ended.status == 2
+    assert words in ended.err
+
+
+@pytest.mark.timeout(120)
+def test_all_ranks_are_summed_up_and_the_slow_one_is_named(tmp_path: Path) -> None:
+    ended = torchrun(
+        *(2, "-m", "pipeline", *slow_fit(seconds=0.02, rank=1), "--telemetry_every=1.5"),
+        *("--trainer.max_steps=400", "--trainer.max_epochs=-1", "--run_dir", tmp_path / "run"),
+    )
+    assert ended.status == 0, ended.text
+    (found,) = read_telemetry(RunDir(str(tmp_path / "run")))
+    assert found.header["world_size"] == 2
+    assert sum(window["steps"] for window in found.windows) == 400
+    late = found.windows[2]
+    assert late["slowest_rank"] == 1
+    assert late["slowest_behind"] > 0.3
+    assert late["share_all_reduce"] > 0.1
+    assert ended.text.count("is slow: the other ranks wait for it") == 1
+    assert f"rank 1 on {socket.gethostname()} is slow" in ended.text
+
+
+def test_telemetry_changes_nothing_that_training_computes(app: App, tmp_path: Path) -> None:
+    weights = []
+    for every in (0, 0.05):
+        run = tmp_path / f"every-{every}"
+        ended = app(*FIT, f"--telemetry_every={every}", "--run_dir", run)
+        assert ended.status == 0, ended.err
+        newest = sorted((run / "checkpoints").glob("*.ckpt"))[-1]
+        weights.append(torch.load(newest, weights_only=False)["state_dict"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
