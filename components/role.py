@@ -14,6 +14,8 @@ from torchx import specs
 from pipeline.run.run_dir import run_dir_problem
 
 IMAGE = "torchx-lightning-pipeline:latest"
+METRICS = "metrics"
+"""The name of the port at which Prometheus finds figures, in the port map of a role."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)

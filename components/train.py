@@ -14,7 +14,7 @@ from typing import Dict, List, Optional  # noqa: UP035 - what TorchX 0.7's compo
 from torchx import specs
 from torchx.specs import macros
 
-from components.role import IMAGE, NodeSpec, quoted
+from components.role import IMAGE, METRICS, NodeSpec, quoted
 from pipeline.agent.standby import AUTO, CHOICES
 from pipeline.errors import UserError
 
@@ -153,8 +153,14 @@ def agent_app(name: str, node: NodeSpec, agent: AgentOptions, run_dir: str, argu
     quiet = {"LOGLEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", **(node.env or {})}
     role = replace(node, env=quiet).role(name, command, max(1, node.cpu // per_node), grace=agent.grace)
     role.num_replicas, role.min_replicas = most, least if least != most else None
-    role.port_map = {"c10d": port}
+    role.port_map = {"c10d": port, **_metrics_port(arguments)}
     return specs.AppDef(name=name, roles=[role])
+
+
+def _metrics_port(arguments: Sequence[str]) -> dict[str, int]:
+    """Return the port at which the app shows its figures, if it was asked to, by its name in the role."""
+    found = re.findall(r"--metrics_port[= ](\d+)(?= |$)", " ".join(arguments))
+    return {METRICS: int(found[-1])} if found else {}
 
 
 def port_of(run_dir: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torchx.specs import AppDef, BindMount, Role, VolumeMount, macros
 
-from components.role import LaunchRequirements
+from components.role import METRICS, LaunchRequirements
 from k8s.fields import Object
 from k8s.options import PACK, RunOptions
 
@@ -129,11 +129,19 @@ def pod_template(run: Run, role: Role, rank0: str) -> Object:
     }
     spec.update({name: value for name, value in chosen.items() if value})
     # With Istio's sidecar a pod never ends.
-    annotations = {**opts.annotations, "sidecar.istio.io/inject": "false"}
+    annotations = {**_scraped(role), **opts.annotations, "sidecar.istio.io/inject": "false"}
     for how in ("required", "preferred"):
         if key := opts.required_topology if how == "required" else opts.preferred_topology:
             annotations[f"kueue.x-k8s.io/podset-{how}-topology"] = key
     return {"metadata": {"labels": labels(run, role), "annotations": annotations}, "spec": spec}
+
+
+def _scraped(role: Role) -> dict[str, str]:
+    """Return the annotations by which Prometheus finds the figures of a pod, if it shows any."""
+    port = role.port_map.get(METRICS)
+    if port is None:
+        return {}
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}
 
 
 def _container(run: Run, role: Role, required: LaunchRequirements, rank0: str, mounts: list[Object]) -> Object:

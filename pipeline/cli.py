@@ -42,6 +42,7 @@ from pipeline.training.results.receipt import UNPROVEN, Evaluation
 from pipeline.training.session import TrainingSession
 from pipeline.training.state.weights import InitialWeights
 from pipeline.training.stop_vote import StopVote
+from pipeline.training.telemetry.telemetry import telemetry_of_fit
 from pipeline.training.trainer_state import TrainerState
 
 log = logging.getLogger(__name__)
@@ -231,7 +232,8 @@ def _attach_session(start: _Start) -> None:
     ledger, resolved = Ledger(data) if isinstance(data, DataModule) else None, command.resolved()
     state = TrainerState(trainer, facts, ledger, restart_epoch, resolved, asked.override_optimizer)
     vote = StopVote(preemption)
-    session = TrainingSession(state, vote, writer.goodput)
+    telemetry = telemetry_of_fit(run, topology, writer, asked.telemetry_every, asked.metrics_port)
+    session = TrainingSession(state, vote, writer.goodput, telemetry=telemetry)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if run is not None:
         if point.record is not None:
@@ -242,6 +244,7 @@ def _attach_session(start: _Start) -> None:
                     *(run, state, vote, writer, point.committed, lambda _: saved_config.save(run, "fit", resolved)),
                     None if memory is None else memory.checkpoints(point.memory),
                     point.uncommitted,
+                    telemetry,
                 )
         if session.saver is None and point.own is None:
             callbacks.insert(0, saved_config.SaveConfiguration(run, resolved))

@@ -25,9 +25,10 @@ LAYERS = (
 INSIDE = (
     ("compat", "save_policy", "stop_vote"),
     ("trainer",),
-    ("state", "results", "logs", "step"),
+    ("state", "results", "logs", "step", "telemetry"),
     ("loaders",),
     ("trainer_state", "memory_checkpoints"),
+    ("monitored_metric",),
     ("session",),
     ("epoch_loop",),
     ("hooks", "checkpoints", "checkpoint_io"),

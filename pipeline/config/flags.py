@@ -13,7 +13,7 @@ FROM_RUN = ("validate", "test", "predict")
 
 NOT_SAVED = (
     *("config", "run_dir", "allow_mismatch", "override_optimizer", "world_size"),
-    *("grace", "collective_timeout", "away_limit", "memory_checkpoints"),
+    *("grace", "collective_timeout", "away_limit", "memory_checkpoints", "telemetry_every", "metrics_port"),
 )
 """Flags of one start or one place, which a saved configuration leaves out."""
 
@@ -77,6 +77,19 @@ def _add_training_flags(parser: LightningArgumentParser) -> None:
         default=True,
         help="Also keep the newest states in the host memory of each node, for 0.5 % of the time of training, and "
         "resume from them where the agents restart it. Needs python -m pipeline.agent.",
+    )
+    parser.add_argument(
+        "--telemetry_every",
+        type=float,
+        default=10.0,
+        help="Seconds for which speed, memory and where a step's time goes are summed up, for the loggers and for "
+        "<run_dir>/logs/telemetry. 0: never.",
+    )
+    parser.add_argument(
+        "--metrics_port",
+        type=int | None,
+        default=None,
+        help="Also show the newest of these figures at this port of each node, for Prometheus.",
     )
     parser.add_argument(
         "--allow_mismatch",

@@ -27,6 +27,7 @@ from pipeline.run.retry import patiently
 from pipeline.run.storage_errors import storage_error
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.logs import console
+from pipeline.training.step.step_compat import share_gradient_memory
 from pipeline.training.trainer import Trainer, adapt
 
 T = TypeVar("T")
@@ -189,6 +190,7 @@ class CommandLine(LightningCLI):
         if isinstance(self.datamodule, DataModule):
             config["use_distributed_sampler"] = False  # it has samplers of its own, which Lightning would shuffle again
         trainer = super().instantiate_trainer(**kwargs)
+        share_gradient_memory(trainer)
         adapt(trainer, self.asked.collective_timeout if self.subcommand == "fit" else None)
         return trainer
 

@@ -1,5 +1,6 @@
 """What the user must change, as far as the parsed configuration shows it by itself."""
 
+import math
 import re
 
 import lightning.pytorch as pl
@@ -15,6 +16,8 @@ from pipeline.process.topology import Topology
 from pipeline.run.run_dir import run_dir_problem
 
 _STRATEGIES = r"auto|ddp(_find_unused_parameters_(true|false))?|(.*\.)?(DDP|SingleDevice)Strategy"
+
+_LARGEST_PORT = 65535
 
 
 def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, topology: Topology) -> list[str]:
@@ -144,6 +147,10 @@ def _training_problems(config: Namespace, topology: Topology) -> list[str]:
     for name in ("grace", "collective_timeout"):
         if (seconds := config.get(name)) is not None and seconds <= 0:
             found.append(f"{name}={seconds:g} must be a number of seconds > 0")
+    if (every := config.get("telemetry_every")) is not None and not 0 <= every < math.inf:
+        found.append(f"telemetry_every={every:g} must be a number of seconds >= 0; 0 turns telemetry off")
+    if (port := config.get("metrics_port")) is not None and not 0 < port <= _LARGEST_PORT:
+        found.append(f"metrics_port={port} must be a port between 1 and {_LARGEST_PORT}")
     try:
         parse_allowed(config.get("allow_mismatch"))
     except UserError as error:

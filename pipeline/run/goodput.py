@@ -78,10 +78,15 @@ class Goodput:
         finally:
             self._switch(before)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the seconds so far, their useful share, and what saves have cost, for JSON. Safe in any thread."""
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds so far by purpose. Safe in any thread."""
         seconds = dict(self._seconds)
         seconds[self._purpose] += time.perf_counter() - self._since
+        return seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the seconds so far, their useful share, and what saves have cost, for JSON. Safe in any thread."""
+        seconds = self.seconds()
         whole = sum(seconds.values())
         return {
             "share": round(seconds[USEFUL] / whole, 4) if whole else 0.0,

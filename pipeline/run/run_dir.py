@@ -214,9 +214,12 @@ class RunDir:
 
     def read_jsons(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
         """Return several JSON files of this run by name, each as `read_json`, concurrently if the storage can."""
+        return {name: None if data is None else _parsed(data) for name, data in self.read_all(names).items()}
+
+    def read_all(self, names: Iterable[str]) -> dict[str, bytes | None]:
+        """Return the bytes of several files by name, None where there is none, concurrently if the storage can."""
         wanted = list(names)
-        came = zip(wanted, self._read_several(", ".join(wanted), wanted), strict=True)
-        return {name: None if data is None else _parsed(data) for name, data in came}
+        return dict(zip(wanted, self._read_several(", ".join(wanted), wanted), strict=True)) if wanted else {}
 
     @patient
     def _read_several(self, _: str, names: list[str]) -> list[bytes | None]:

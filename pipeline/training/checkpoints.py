@@ -15,6 +15,7 @@ from pipeline.training.memory_checkpoints import MemoryCheckpoints, Uncommitted
 from pipeline.training.save_policy import SavePolicy
 from pipeline.training.session import TrainingSession
 from pipeline.training.stop_vote import StopVote
+from pipeline.training.telemetry.telemetry import Telemetry
 from pipeline.training.trainer_state import TrainerState
 
 
@@ -81,6 +82,7 @@ class Checkpoints(Checkpoint):
         after_first_commit: Callable[[CommitRecord], None] | None = None,
         memory: MemoryCheckpoints | None = None,
         uncommitted: Uncommitted | None = None,
+        telemetry: Telemetry | None = None,
     ) -> TrainingSession:
         """Return the session of a fit that saves what is asked for here.
 
@@ -93,6 +95,7 @@ class Checkpoints(Checkpoint):
             after_first_commit: Called once, after the first commit of this attempt.
             memory: Keeps states in the memory of the nodes.
             uncommitted: The state that this attempt resumes from, where it is in memory alone.
+            telemetry: Measures this fit.
         """
         self.run = run
         retention = Retention(run, self.keep, resumed_step)
@@ -105,7 +108,7 @@ class Checkpoints(Checkpoint):
         saver.committed = resumed_step
         self.session = TrainingSession(
             *(state, vote, writer.goodput, self.policy, saver, self.monitor, self.mode, resumed_step),
-            *(memory, uncommitted),
+            *(memory, uncommitted, telemetry),
         )
         return self.session
 

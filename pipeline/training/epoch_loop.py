@@ -96,7 +96,7 @@ class EpochLoop(compat.TrainingEpochLoop):
         ready = progress.ready
         if self.session is not None:
             self.session.at_boundary(self.session.state.boundary("batch"))
-            self.session.goodput.enter(WAITING)
+            self.session.before_batch()
         if self._lean is not None and not self._lean.holds:
             self._leave_lean_step()
         try:

@@ -43,6 +43,7 @@ class SessionHooks(pl.Callback):
         """Restore what comes before the first batch, and have the loop call the session from here on."""
         self.session.state.begin()
         self.session.begin(trainer.global_step)
+        self.session.telemetry.begin(trainer, self.session.vote.group)
         loop = trainer.fit_loop.epoch_loop
         if isinstance(loop, EpochLoop):
             loop.begin(self.session, self)
@@ -61,6 +62,11 @@ class SessionHooks(pl.Callback):
         if ledger is not None and ledger.transfers:
             ledger.receive(batch)
         self.session.goodput.steps(trainer.global_step)
+        self.session.telemetry.clock.starts(batch)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Tell the time of gradients from that of the optimizer."""
+        self.session.telemetry.clock.has_gradients()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,9 +98,11 @@ class SessionHooks(pl.Callback):
         """Stop counting steps."""
         self._losses.look()
         self.session.goodput.ends(trainer.global_step)
+        self.session.telemetry.finish(trainer.global_step, trainer.current_epoch)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Stop counting steps: what comes now is none."""
         with suppress(RuntimeError):  # of a device that has failed
             self._losses.look()
         self.session.goodput.ends(trainer.global_step)
+        self.session.telemetry.abandon()

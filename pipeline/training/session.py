@@ -11,16 +11,18 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoint.commit import CommitRecord, Monitor
+from pipeline.checkpoint.commit import CommitRecord
 from pipeline.checkpoint.saver import SaveFailed, Saver
 from pipeline.checkpoint.serializable import plain
 from pipeline.errors import LeaseLost, Preempted, UserError
 from pipeline.process import patience
-from pipeline.run.goodput import OTHER, SAVING, VALIDATING, Goodput
+from pipeline.run.goodput import OTHER, SAVING, VALIDATING, WAITING, Goodput
 from pipeline.run.run_dir import now
 from pipeline.training.memory_checkpoints import MemoryCheckpoints, Uncommitted
+from pipeline.training.monitored_metric import MonitoredMetric
 from pipeline.training.save_policy import Boundary, SavePolicy
 from pipeline.training.stop_vote import Due, StopVote
+from pipeline.training.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from pipeline.training.state.run_state import RunState
@@ -44,6 +46,7 @@ class TrainingSession:
         resumed_step: The step that this attempt resumed from, if the run itself committed it.
         memory: Keeps states in the host memory of the nodes; None: nothing does.
         uncommitted: The state that this attempt resumes from, where it is in memory alone.
+        telemetry: Measures; None: for nobody.
     """
 
     def __init__(
@@ -58,14 +61,15 @@ class TrainingSession:
         resumed_step: int | None = None,
         memory: MemoryCheckpoints | None = None,
         uncommitted: Uncommitted | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.state = state
         self.vote = vote
         self.goodput = goodput
         self.policy = policy or SavePolicy()
         self.saver = saver
-        self.monitor = monitor
-        self.mode = mode
+        self.telemetry = telemetry or Telemetry(goodput)
+        self._monitored = MonitoredMetric(state, monitor, mode)
         self.memory = memory if saver is not None else None
         self._uncommitted = uncommitted
         self._memory_due = False
@@ -96,7 +100,7 @@ class TrainingSession:
         if self.memory is not None:
             self.memory.begin(self.state.model)
         if self._uncommitted is not None and self._uncommitted.record.reason:
-            self._commit_uncommitted([])
+            self._commit_resumed([])
         patience.end()
 
     def at_boundary(self, at: Boundary) -> None:
@@ -115,8 +119,9 @@ class TrainingSession:
         vote = self.vote.poll(lambda: self._due(at.step))
         stop = vote.stop and not at.accumulating
         if stop and self.state.is_restoring:
-            self._commit_uncommitted(["preemption"])
-            raise Preempted(f"preempted at step {at.step}, before the first new step: nothing to save")
+            raise Preempted(f"preempted at step {at.step}, before a new one: {self._commit_resumed(['preemption'])}")
+        if self.telemetry.at_boundary(at.step, at.epoch, ends=vote.due.telemetry and not vote.stop):
+            self.vote.done(Due(telemetry=True))
         self._memory_due |= vote.due.memory
         self._save(at, minutes=vote.due.minutes, stop=stop)
         if self._memory_due and at.step > 0 and not (stop or at.accumulating or self.state.is_restoring):
@@ -126,8 +131,14 @@ class TrainingSession:
             raise Preempted(f"preempted at step {at.step}{unsaved}")
         self.state.restore()
 
+    def before_batch(self) -> None:
+        """The loop asks for the next batch."""
+        self.goodput.enter(WAITING)
+        self.telemetry.clock.waits()
+
     def on_batch_end(self) -> None:
         """A batch has been trained on."""
+        self.telemetry.after_batch()
         self.vote.preemption.batch_ended()
         self.state.after_batch()
 
@@ -191,9 +202,9 @@ class TrainingSession:
         """Return what is due by the clock of rank 0; nothing on the others."""
         if not self.state.is_global_zero:
             return Due()
-        every, saved = self.policy.every_minutes, step == self._committed
-        minutes = every is not None and not saved and time.monotonic() - self._saved_at >= 60 * every
-        return Due(minutes, self.memory is not None and self.memory.due)
+        every = None if step == self._committed else self.policy.every_minutes
+        minutes = every is not None and time.monotonic() - self._saved_at >= 60 * every
+        return Due(minutes, self.memory is not None and self.memory.due, self.telemetry.due)
 
     def _save(self, at: Boundary, *, minutes: bool = False, stop: bool = False) -> None:
         """Save a step if that is due, and wait until it is durable if training stops here.
@@ -262,17 +273,18 @@ class TrainingSession:
         self._memory_due = False
         self.vote.done(Due(memory=True))
 
-    def _commit_uncommitted(self, reasons: list[str]) -> None:
-        """Commit the state that this attempt resumes from: it was due when the one before was killed, or is now."""
+    def _commit_resumed(self, reasons: list[str]) -> str:
+        """Commit the state that this attempt resumes from, which was due before or is now; return what is saved."""
         known, self._uncommitted = self._uncommitted, None
         if known is None or self.saver is None:
-            return
+            return "nothing to save"
         if self.state.is_global_zero:
             record = replace(known.record, reason=[*known.record.reason, *reasons])
             self.saver.save(known.load(), record)
         self._committed = known.record.step
         if reasons:
             self._finish()
+        return "what was resumed from memory is saved"
 
     def _record(self, at: Boundary, run_state: "RunState", reasons: list[str]) -> CommitRecord | None:
         """Return what rank 0 says of a state; None on the other ranks."""
@@ -284,8 +296,7 @@ class TrainingSession:
             position=run_state.position,
             bytes=0,
             sha256="",
-            # What is known in the middle of a validation is that of another step.
-            monitor=self._monitored() if self._standing is None else None,
+            monitor=self._monitored.value if self._standing is None else None,  # in a validation it is another step's
             world_size=self.state.world_size,
             created=now(),
             reason=reasons,
@@ -294,16 +305,10 @@ class TrainingSession:
 
     def _require_monitor(self, step: int) -> None:
         """Refuse a monitored metric that the model does not log, on every rank, once the step is durable."""
-        known = self.state.metrics()
-        # Rank 0's value is the one that counts: the model may log it on rank 0 only.
-        if self.monitor is None or self.state.broadcast(self.monitor in known):
-            return
-        if self._validated_once or not self.state.validates:
+        missing = self._monitored.missing()
+        if missing is not None and (self._validated_once or not self.state.validates):
             self._finish()
-            raise UserError(
-                f"checkpoints.monitor={self.monitor!r} is not logged by the model; logged are: "
-                f"{', '.join(sorted(known)) or 'none'}. Step {step} is saved: fix the name and start again"
-            )
+            raise UserError(f"{missing}. Step {step} is saved: fix the name and start again")
 
     def _amend(self, saver: Saver, at: Boundary, reasons: list[str]) -> None:
         """Write into the record of a step what is known only now: the value of its validation, or the end."""
@@ -312,7 +317,7 @@ class TrainingSession:
             return
         self._wait(saver)  # the step may still be under way
         if self.state.is_global_zero:
-            monitor, ended = self._monitored(), self.state.ended(at)
+            monitor, ended = self._monitored.value, self.state.ended(at)
 
             def change(record: CommitRecord) -> CommitRecord:
                 return replace(
@@ -343,7 +348,3 @@ class TrainingSession:
         """Log what saving costs, and whether the storage fails."""
         self.goodput.behind = saver.figures.get("checkpoint/behind_seconds")
         self.state.log(saver.figures, step)
-
-    def _monitored(self) -> Monitor | None:
-        value = None if self.monitor is None else self.state.metrics().get(self.monitor)
-        return None if value is None else Monitor.of(str(self.monitor), float(value), self.mode)

@@ -4,7 +4,7 @@ About once a second each rank casts a ballot, by one small MAX over a process gr
 between two batches and read between the next two, when it has long arrived, so that no step and no device waits for it.
 Where a batch takes half a second or longer, a ballot costs nothing beside it and is read at once: a stop that is asked
 for in a batch comes at its end. The result is the same everywhere. On the same ballot rank 0 says that a save by time
-is due, or a state to be kept in memory.
+is due, a state to be kept in memory, or a window of telemetry over.
 """
 
 import time
@@ -27,10 +27,17 @@ _MOST = 64
 
 
 class Due(NamedTuple):
-    """What is due by rank 0's clock: to save because `every_minutes` have passed, to keep a state in memory."""
+    """What is due by rank 0's clock.
+
+    Attributes:
+        minutes: To save, because `every_minutes` have passed.
+        memory: To keep a state in memory.
+        telemetry: To end a window of it.
+    """
 
     minutes: bool = False
     memory: bool = False
+    telemetry: bool = False
 
     def without(self, other: "Due") -> "Due":
         """Return what is due here and not there."""
@@ -56,7 +63,8 @@ class StopVote:
 
     def __init__(self, preemption: Preemption) -> None:
         self.preemption = preemption
-        self._group: Any = None
+        self.group: Any = None
+        """The process group of the ballots, on the CPU; None for one rank."""
         self._ranks = 1
         self._work: Any = None
         self._ballot = torch.zeros(3 + len(Due._fields), dtype=torch.int64)
@@ -77,13 +85,13 @@ class StopVote:
         """
         self._ranks = ranks
         if ranks > 1:
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
+            self.group = dist.new_group(backend="gloo", timeout=timeout)
 
     def least(self, number: float) -> int:
         """Return the least of all ranks' numbers of batches, 0 where a rank cannot tell. All ranks must call it."""
         own = torch.tensor([int(number) if number < 1 << 62 else 0])
         if self._ranks > 1:
-            dist.all_reduce(own, op=dist.ReduceOp.MIN, group=self._group)
+            dist.all_reduce(own, op=dist.ReduceOp.MIN, group=self.group)
         return int(own)
 
     def restart(self) -> None:
@@ -134,7 +142,7 @@ class StopVote:
         short = not self._cast_at or a_batch < _SLOW
         self._cast_at = now
         self._ballot.copy_(torch.tensor([self.preemption.asked, apart, short, *due()]))
-        self._work = dist.all_reduce(self._ballot, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._work = dist.all_reduce(self._ballot, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
 
     def _read_ballot(self) -> Due:
         """Take the result of the ballot under way; return what is due."""

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.model_summary import ModelSummary
 from pipeline.errors import UserError
 from pipeline.run.storage import open_filesystem
 from pipeline.training import compat
-from pipeline.training.step import step_compat
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,6 @@ def adapt(trainer: pl.Trainer, timeout: float | None = None) -> None:
     """
     compat.reduce_counts_exactly(trainer)
     compat.ignore_signals(trainer)
-    step_compat.share_gradient_memory(trainer)
     if timeout is not None:
         compat.set_collective_timeout(trainer, timeout)
     for logger in trainer.loggers:

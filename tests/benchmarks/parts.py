@@ -8,13 +8,19 @@ from typing import Any
 
 from pipeline.data.ledger import Ledger
 from pipeline.training.stop_vote import StopVote
+from pipeline.training.telemetry.step_clock import StepClock
+from pipeline.training.telemetry.telemetry import Telemetry
 from tests.benchmarks.processes import forked
 from tests.benchmarks.steps import Work, fit
 from tests.benchmarks.subject import OURS, Bar, Contenders, Context, Reading, subject
 
-CALLS = {
-    "% of a step in the ledger": (Ledger, ("open", "count", "close")),
-    "% of a step in the stop vote": (StopVote, ("poll",)),
+CALLS: dict[str, list[tuple[Any, tuple[str, ...]]]] = {
+    "% of a step in the ledger": [(Ledger, ("open", "count", "close"))],
+    "% of a step in the stop vote": [(StopVote, ("poll",))],
+    "% of a step in telemetry": [
+        (StepClock, ("waits", "starts", "has_gradients")),
+        (Telemetry, ("after_batch", "at_boundary", "finish")),
+    ],
 }
 
 
@@ -32,11 +38,11 @@ def timed_in_place(method: Callable[..., Any], spent: list[float]) -> Callable[.
 
 
 def shares(work: Work, folder: Path) -> Reading:
-    """Train, and time the calls of ledger and stop vote over all steps."""
+    """Train, and time these calls over all steps."""
     spent: dict[str, list[float]] = {}
-    for quantity, (owner, names) in CALLS.items():
+    for quantity, owners in CALLS.items():
         spent[quantity] = [0.0]
-        for name in names:
+        for owner, name in ((owner, name) for owner, names in owners for name in names):
             setattr(owner, name, timed_in_place(getattr(owner, name), spent[quantity]))
     found = fit(work, folder)
     step = found["wall"] * work.steps / 1e6
@@ -45,7 +51,7 @@ def shares(work: Work, folder: Path) -> Reading:
 
 @subject("parts", unit="us a step", bars=tuple(Bar(OURS, quantity, limit=0.5) for quantity in CALLS), rounds=(1, 3, 7))
 def parts(context: Context) -> Contenders:
-    """Calls of the ledger and the stop vote in a step of the autoencoder, 2 ranks."""
+    """Calls of the ledger, the stop vote and telemetry in a step of the autoencoder, 2 ranks."""
     work = Work(context.pick(4, 100, 200), context.pick(4, 200, 1000), ranks=2)
 
     def turn() -> Reading:

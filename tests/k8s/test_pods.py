@@ -1,7 +1,7 @@
 """The pod template: privileges, grace and shared memory."""
 
 from k8s.pods import MARGIN
-from tests.support.manifests import GOLDEN, jobs_of, objects, pod_spec_of, training
+from tests.support.manifests import GOLDEN, jobs_of, made, objects, pod_spec_of, training
 
 
 def test_pods_comply_with_pod_security_restricted() -> None:
@@ -30,3 +30,20 @@ def test_shared_memory_has_a_limit_within_the_memory() -> None:
     for shm, size in ((0, "500Mi"), (64, "64Mi")):
         (volume,) = (one for one in pod_spec_of(training(memory=1000, shm=shm))["volumes"] if one["name"] == "shm")
         assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": size}
+
+
+def test_pods_that_show_figures_are_found_by_prometheus() -> None:
+    def annotations(*more: str) -> dict[str, str]:
+        (job,) = (job for one in made(training(*more)) for job in jobs_of(one))
+        return dict(job["spec"]["template"]["metadata"]["annotations"])
+
+    assert (
+        annotations("--metrics_port=9100").items()
+        >= {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": "9100",
+            "prometheus.io/path": "/metrics",
+        }.items()
+    )
+    assert annotations("--metrics_port", "9100")["prometheus.io/port"] == "9100"
+    assert not [name for name in annotations() if name.startswith("prometheus.io")]

@@ -55,16 +55,6 @@ def test_a_limit_of_collectives_is_set_unless_the_user_has_set_one() -> None:
     assert limits == [default_pg_timeout, timedelta(seconds=60), timedelta(seconds=7), timedelta(seconds=7)]
 
 
-def test_gradients_share_the_memory_of_ddps_buckets_unless_the_user_says_otherwise() -> None:
-    shared = []
-    for strategy in ("ddp", "ddp_find_unused_parameters_true", DDPStrategy(gradient_as_bucket_view=False)):
-        made = trainer(strategy=strategy)
-        adapt(made)
-        assert isinstance(made.strategy, DDPStrategy)
-        shared.append(made.strategy._ddp_kwargs["gradient_as_bucket_view"])
-    assert shared == [True, True, False]
-
-
 def test_lightnings_own_handlers_of_signals_are_not_installed() -> None:
     made = trainer(max_epochs=1, enable_model_summary=False)
     adapt(made)

@@ -49,7 +49,7 @@ def summed_up(ranks: Sequence[RankFigures], hosts: Sequence[str], processes: int
         hosts: Their hosts.
         processes: Ranks of a node.
     """
-    first, seconds = ranks[0], max(max(each.seconds for each in ranks), 1e-9)
+    first, seconds = ranks[0], max(1e-9, *(each.seconds for each in ranks))
     found: dict[str, Any] = {
         "seconds": round(seconds, 3),
         "steps": int(first.steps),
@@ -144,6 +144,6 @@ class StragglerWatch:
             return None
         self._said = rank
         return (
-            f"rank {rank} on {window['slowest_host']} is slow: the other ranks wait for it {100 * behind:.0f} % of each "
-            "step"
+            f"rank {rank} on {window['slowest_host']} is slow: the other ranks wait for it "
+            f"{100 * behind:.0f} % of each step"
         )

@@ -1,4 +1,4 @@
-"""Where the time of each step goes on one rank: a few readings of a clock between two boundaries, no device is asked."""
+"""Where the time of each step goes on one rank: a few readings of a clock, no device is asked."""
 
 import time
 from array import array
@@ -120,12 +120,12 @@ class _Events:
             self._next.append(_recorded())
 
     def ends(self) -> None:
-        if len(self._next) == 2:  # noqa: PLR2004 - the two that came before
+        if len(self._next) == 2:
             self._last, self._next = [*self._next, _recorded()], []
 
     def share_of_optimizer(self) -> float | None:
         """Return it as of the last step that was timed; None before one has passed."""
-        if not self._last or not self._last[-1].query():
+        if not self._last or not self._last[-1].query():  # type: ignore[no-untyped-call]
             return None
         start, gradients, end = self._last
         whole = start.elapsed_time(end)
@@ -133,7 +133,7 @@ class _Events:
 
 
 def _recorded() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 

@@ -24,7 +24,6 @@ from pipeline.run.goodput import SAVING, VALIDATING, Goodput
 from pipeline.run.run_dir import RunDir, now
 from pipeline.run.storage_errors import storage_error
 from pipeline.run.telemetry_record import TelemetryWriter
-from pipeline.training import compat
 from pipeline.training.telemetry.device import flops_per_batch, peak_flops, waited_for_gradients
 from pipeline.training.telemetry.exporter import MetricsEndpoint
 from pipeline.training.telemetry.figures import RankFigures, StragglerWatch, summed_up
@@ -230,7 +229,8 @@ class Telemetry:
         return whole
 
     def _publish(self, ranks: list[RankFigures]) -> None:
-        window = {"time": round(time.time(), 3), **self._of_run(summed_up(ranks, self._hosts, self._topology.processes))}
+        found = summed_up(ranks, self._hosts, self._topology.processes)
+        window = {"time": round(time.time(), 3), **self._of_run(found)}
         said = self._stragglers.see(window)
         if said is not None:
             log.warning("%s", said)

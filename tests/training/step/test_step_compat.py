@@ -1,44 +1,16 @@
-"""What is overridden is found, wherever it stands."""
-
-from types import MethodType
-from typing import Any
+"""What training on one batch replaces in Lightning."""
 
 import lightning.pytorch as pl
-import pytest
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.strategies import DDPStrategy
 
-from pipeline.training import compat
-from pipeline.training.step import step_compat
+from pipeline.training.step.step_compat import share_gradient_memory
 
 
-class Own(pl.Callback):
-    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """Of this class."""
-
-
-class Child(Own):
-    """Has it from its parent."""
-
-
-def on_instance() -> pl.Callback:
-    callback = pl.Callback()
-    callback.on_train_batch_end = MethodType(lambda self, *_: None, callback)  # type: ignore[method-assign]
-    return callback
-
-
-@pytest.mark.parametrize(
-    "callback", [Own(), Child(), on_instance(), LambdaCallback(on_train_batch_end=lambda *_: None)]
-)
-def test_a_hook_is_found_where_it_is_overridden(callback: pl.Callback) -> None:
-    assert step_compat.overridden(callback, "on_train_batch_end") is not None
-    assert step_compat.overridden(callback, "on_train_batch_start") is None
-
-
-@pytest.mark.parametrize("owner", [pl.Callback(), pl.LightningModule(), pl.LightningDataModule()])
-def test_lightnings_own_hooks_are_not_overridden(owner: Any) -> None:
-    hook = "on_train_epoch_start" if not isinstance(owner, pl.LightningDataModule) else "on_before_batch_transfer"
-    assert step_compat.overridden(owner, hook) is None
-
-
-def test_each_private_member_is_there() -> None:
-    assert list(compat.missing(step_compat.MEMBERS)) == []
+def test_gradients_share_the_memory_of_ddps_buckets_unless_the_user_says_otherwise() -> None:
+    shared = []
+    for strategy in ("ddp", "ddp_find_unused_parameters_true", DDPStrategy(gradient_as_bucket_view=False)):
+        made = pl.Trainer(strategy=strategy, accelerator="cpu", logger=False, enable_checkpointing=False)
+        share_gradient_memory(made)
+        assert isinstance(made.strategy, DDPStrategy)
+        shared.append(made.strategy._ddp_kwargs["gradient_as_bucket_view"])
+    assert shared == [True, True, False]

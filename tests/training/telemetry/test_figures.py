@@ -7,9 +7,21 @@ from pipeline.training.telemetry.figures import RankFigures, StragglerWatch, sum
 
 def rank(**more: float) -> RankFigures:
     known = {
-        **{"seconds": 10.0, "steps": 100, "samples": 800, "data": 1.0, "forward_backward": 6.0, "optimizer": 2.0},
-        **{"p50": 0.09, "p95": 0.1, "longest": 0.2, "saves": 0.5, "validation": 0.0, "all_reduce": 0.01},
-        **{"host_memory": 1e9, "device_memory": 0.0, "flops": 0.0},
+        "seconds": 10.0,
+        "steps": 100,
+        "samples": 800,
+        "data": 1.0,
+        "forward_backward": 6.0,
+        "optimizer": 2.0,
+        "p50": 0.09,
+        "p95": 0.1,
+        "longest": 0.2,
+        "saves": 0.5,
+        "validation": 0.0,
+        "all_reduce": 0.01,
+        "host_memory": 1e9,
+        "device_memory": 0.0,
+        "flops": 0.0,
     }
     return RankFigures(**{**known, **more})
 
