@@ -74,6 +74,7 @@ class Saver:
         self._failing_since: float | None = None
         self._fatal: BaseException | None = None
         self._figures: dict[str, float] = {}
+        self._speed: float | None = None
         self._knows_tags = True
         self._moved = time.monotonic()
         self._warned = -math.inf
@@ -89,6 +90,12 @@ class Saver:
         return {f"checkpoint/{name}_seconds": value for name, value in self._figures.items()} | {
             "checkpoint/failing_seconds": self.failing
         }
+
+    @property
+    def uploads(self) -> dict[str, float]:
+        """Saves in progress (0 or 1), and bytes a second of the last one that was committed, if there was one."""
+        known = {} if self._speed is None else {"upload_bytes_per_second": self._speed}
+        return {"uploads_in_progress": float(self.saving), **known}
 
     def save(self, checkpoint: dict[str, Any], record: CommitRecord) -> bool:
         """Take a snapshot and return; the rest happens in the background.
@@ -234,6 +241,7 @@ class Saver:
         self.committed = record.step
         value = f", {record.monitor.name} {record.monitor.value:.6g}" if record.monitor else ""
         self._figures["behind"] = seconds = time.monotonic() - began
+        self._speed = written.bytes / max(seconds, 1e-9)
         log.info(
             "saved checkpoint step %d%s (upload %.1f s in background, training paused %.0f ms)",
             record.step,

@@ -106,6 +106,8 @@ class Checkpoints(Checkpoint):
 
         saver = Saver(run, self.storage_budget, writer.held, after_commit, after_first_commit)
         saver.committed = resumed_step
+        if telemetry is not None:
+            telemetry.uploads = lambda: saver.uploads
         self.session = TrainingSession(
             *(state, vote, writer.goodput, self.policy, saver, self.monitor, self.mode, resumed_step),
             *(memory, uncommitted, telemetry),

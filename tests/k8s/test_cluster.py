@@ -73,8 +73,10 @@ def test_the_roles_grant_only_what_submitting_needs() -> None:
 def test_the_network_policies_select_the_pods_of_runs() -> None:
     policy = all_of("NetworkPolicy")["runs"]["spec"]
     ours = policy["podSelector"]["matchLabels"].items()
-    (inwards,) = policy["ingress"]
+    inwards, monitoring = policy["ingress"]
     assert inwards == {"from": [{"podSelector": policy["podSelector"]}]}
+    names = {"kubernetes.io/metadata.name": "monitoring"}
+    assert monitoring == {"from": [{"namespaceSelector": {"matchLabels": names}}]}
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     dns = [rule for rule in policy["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", ())]
     assert len(dns) == 1

@@ -77,6 +77,8 @@ class Telemetry:
         self._batches = 0
         self._stragglers = StragglerWatch()
         self._peak: float | None = None
+        self.uploads: Callable[[], dict[str, float]] = dict
+        """Returns figures of the uploads of checkpoints, on rank 0."""
         self._failed = self._failed_log = False
 
     def begin(self, trainer: pl.Trainer, group: Any) -> None:
@@ -221,7 +223,8 @@ class Telemetry:
 
     def _of_run(self, found: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of one window with those that rank 0 alone knows."""
-        whole = {"step": self._at, "epoch": self._epoch, **found, "goodput": self._goodput.as_dict()["share"]}
+        share = self._goodput.as_dict()["share"]
+        whole = {"step": self._at, "epoch": self._epoch, **found, **self.uploads(), "goodput": share}
         if self._trainer is not None and "flops_per_second" in found:
             self._peak = self._peak or peak_flops(self._trainer)
             if self._peak:

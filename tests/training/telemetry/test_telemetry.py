@@ -83,6 +83,7 @@ def test_each_window_is_kept_in_the_run_directory_and_logged(app: App, storage: 
     for window in found.windows:
         assert sum(window[f"share_{name}"] for name in _SHARES) == pytest.approx(1, abs=0.02)
     at_most = 1 / 0.01
+    assert found.windows[-1]["upload_bytes_per_second"] > 0
     assert 0 < found.windows[1]["steps_per_second"] <= at_most
     assert found.windows[1]["step_p50"] >= 0.01
     assert found.windows[1]["flops_per_second"] == pytest.approx(1e6 * found.windows[1]["steps_per_second"], rel=0.01)
