@@ -42,6 +42,7 @@ NIGHTLY := .venv/torchx-nightly
 # What rests on private members of torch, Lightning and jsonargparse.
 VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_client.py tests/config/test_messages.py \
   tests/test_golden_run.py tests/training/step tests/training/test_memory_checkpoints.py tests/config/test_memory_state.py \
+  tests/training/inspection \
   $(foreach part,compat epoch_loop resume session stop_vote,tests/training/test_$(part).py)
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -3,6 +3,7 @@
 python -m pipeline fit --config pipeline/configs/digits.yaml --run_dir runs/one
 python -m pipeline.agent --nproc_per_node 2 -m pipeline fit --config pipeline/configs/digits.yaml --run_dir runs/two
 python -m pipeline test --run_dir runs/one
+python -m pipeline data --config pipeline/configs/digits.yaml
 python -m pipeline summary --config pipeline/configs/digits.yaml --max_depth -1
 python -m pipeline verify --run_dir runs/one
 python -m pipeline explain_resume --run_dir runs/one --world_size 4

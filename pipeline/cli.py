@@ -16,6 +16,7 @@ from pipeline.checkpoint.foreign import fetch
 from pipeline.checkpoint.load import fetch_verified
 from pipeline.checkpoint.weight_files import require_checkpoint
 from pipeline.config import compatibility, messages, mistakes, resume_point, saved_config
+from pipeline.config.flags import INSPECTING
 from pipeline.config.memory_state import MemoryState, RunMemory
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
@@ -92,8 +93,10 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
 def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemption: Preemption) -> None:
     """Run one subcommand, from its flags to its outcome."""
     command = CommandLine(arguments, topology)
-    if command.subcommand == "summary":
-        _summarize(command)
+    if command.subcommand in INSPECTING:
+        from pipeline.commands.inspection.command import inspect  # noqa: PLC0415 - a training needs none of it
+
+        inspect(command)
         return
     problems = find_problems(str(command.subcommand), command.asked, command.given_checkpoint, topology)
     if problems:
@@ -147,15 +150,6 @@ def _logger(command: CommandLine, run: RunDir | None, topology: Topology) -> Cal
         return lambda: False
     spool = None if run.is_local else topology.agree("spool", lambda: tempfile.mkdtemp(prefix="pipeline-logs-"))
     return lambda: RunLogger(run, spool, mirrors=topology.local_rank == 0)
-
-
-def _summarize(command: CommandLine) -> None:
-    """Print the layers of the model; it needs neither data nor devices."""
-    command.asked.data = None
-    for key, value in {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "logger": False}.items():
-        command.asked.trainer[key] = value
-    command.build([], lambda: False)
-    command.trainer.summary(**command.trainer_arguments())  # type: ignore[attr-defined]
 
 
 def _open_run(command: CommandLine, topology: Topology, writer: AttemptLog) -> RunDir | None:

@@ -16,12 +16,13 @@ FIT = ("fit", "--config", DIGITS)
 
 
 @pytest.mark.parametrize(
-    "subcommand", ["", "fit", "validate", "test", "predict", "summary", "verify", "explain_resume", "prune", "probe"]
+    "subcommand",
+    ["", "fit", "validate", "test", "predict", "summary", "data", "verify", "explain_resume", "prune", "probe"],
 )
 def test_help_explains_every_subcommand(app: App, subcommand: str) -> None:
     ended = app(*filter(None, (subcommand, "--help")))
     assert ended.status == 0
-    if subcommand not in ("", "summary", "probe"):
+    if subcommand not in ("", "summary", "data", "probe"):
         assert "--run_dir" in ended.out
     for name in re.findall(r"\{([a-z_,]+)\}", ended.out)[0].split(",") if not subcommand else ():
         assert name in ended.out
@@ -31,7 +32,7 @@ def test_help_explains_every_subcommand(app: App, subcommand: str) -> None:
     ("arguments", "words"),
     [
         (("fitt",), "'fitt'"),
-        ((), "fit,validate,test,predict,summary"),
+        ((), "fit,validate,test,predict,summary,data"),
         ((*FIT, "--data.batch_size=0", "--data.num_workers=-1"), "data.num_workers=-1 must be >= 0"),
         ((*FIT, "--data.train.init_args.split=dev"), "split='dev' must be one of 'train', 'val', 'test'"),
         ((*FIT, "--checkpoints.mode=least"), "checkpoints.mode='least'"),

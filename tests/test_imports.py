@@ -24,8 +24,9 @@ LAYERS = (
 """Of `pipeline/`, from the ground up: a folder imports what lies below it, and nothing beside or above it."""
 INSIDE = (
     ("compat", "save_policy", "stop_vote"),
+    ("step", "inspection"),
     ("trainer",),
-    ("state", "results", "logs", "step", "telemetry"),
+    ("state", "results", "logs", "telemetry"),
     ("loaders",),
     ("trainer_state", "memory_checkpoints"),
     ("monitored_metric",),

@@ -20,7 +20,8 @@ TRAINING = {
     "validate": "Score a checkpoint of a run on the validation set.",
     "test": "Score a checkpoint of a run on the test set, each sample exactly once.",
     "predict": "Predict with a checkpoint of a run.",
-    "summary": "Show the layers and the number of parameters of a model.",
+    "summary": "Show the layers of a model, what a training step takes in FLOPs and memory, and whether it fits.",
+    "data": "Show what the data consist of: samples, shapes, ranges, classes, and the order of an epoch.",
 }
 """The subcommands that Lightning's Trainer runs."""
 

@@ -1,6 +1,7 @@
 """The flags that this project adds to those of Lightning's subcommands."""
 
 import argparse
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -10,6 +11,9 @@ from pipeline.process.preemption import GRACE, default_grace
 
 FROM_RUN = ("validate", "test", "predict")
 """Subcommands that take model and data from the run's own fit.yaml."""
+
+INSPECTING = ("summary", "data")
+"""Subcommands that look at a model or at data, and train nothing for good."""
 
 NOT_SAVED = (
     *("config", "run_dir", "allow_mismatch", "override_optimizer", "world_size"),
@@ -23,7 +27,7 @@ ONLY_FIT = ("weights", "weights_allow")
 
 def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
     """Add the flags of one of Lightning's subcommands."""
-    if subcommand != "summary":
+    if subcommand not in INSPECTING:
         parser.add_argument(
             "--run_dir",
             type=str | None,
@@ -44,9 +48,12 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
             "streams, several loaders, samplers of one's own, a checkpoint of another program. The receipt says what "
             "is not proven, and why.",
         )
-    if subcommand in FROM_RUN:
+    if subcommand in INSPECTING:
+        _add_inspection_flags(parser, subcommand)
+    if subcommand != "fit":
         for name in ONLY_FIT:  # for the YAML of a fit serves these subcommands as well
             parser.add_argument(f"--{name}", type=str | None, default=None, help=argparse.SUPPRESS)
+    if subcommand in FROM_RUN:
         parser.add_argument(
             "--checkpoint",
             type=str | None,
@@ -54,6 +61,38 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
             help="Which checkpoint of the run: best, latest or a step. Default: the best if a metric was monitored, "
             "else the latest.",
         )
+
+
+def _add_inspection_flags(parser: LightningArgumentParser, subcommand: str) -> None:
+    for name in ("ckpt_path", "weights_only"):
+        parser.add_argument(f"--{name}", type=Any, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=bool, nargs="?", const=True, default=False, help="Print JSON.")
+    if subcommand == "summary":
+        parser.add_argument(
+            "--max_depth", type=int, default=-1, help="Levels of nested layers to show; -1, the default, shows all."
+        )
+        parser.add_argument(
+            "--device_memory",
+            type=str | None,
+            default=None,
+            help="Memory of each device, such as 80GB, where that is not to be asked of the devices here: says whether "
+            "a training fits on others.",
+        )
+        return
+    parser.add_argument("--samples", type=int, default=8, help="How many of the first samples are shown. Default: 8.")
+    parser.add_argument(
+        "--read",
+        type=int,
+        default=1000,
+        help="How many samples of each set are read for ranges and classes, spread evenly over it. Default: 1000.",
+    )
+    parser.add_argument(
+        "--picture",
+        type=str | None,
+        default=None,
+        help="A file for the pictures of the first samples, PNG, of datasets that have a method picture(index). Those "
+        "of several sets stand one above the other.",
+    )
 
 
 def _add_training_flags(parser: LightningArgumentParser) -> None:

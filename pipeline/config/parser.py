@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -19,7 +20,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
 from pipeline.config import messages, saved_config
-from pipeline.config.flags import ONLY_FIT, add_flags
+from pipeline.config.flags import INSPECTING, ONLY_FIT, add_flags
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.process.topology import Topology
@@ -73,8 +74,8 @@ class CommandLine(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's own, and `summary`."""
-        return {**LightningCLI.subcommands(), "summary": {"model"}}
+        """Lightning's own, and those that look at a model and at data."""
+        return {**LightningCLI.subcommands(), **{name: set() for name in INSPECTING}}
 
     @property
     def asked(self) -> Namespace:
@@ -95,7 +96,15 @@ class CommandLine(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if self._named not in (None, subcommand):  # nobody asks for its flags, and each takes a tenth of a second
             return self.init_parser(**kwargs)
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in INSPECTING:  # none of their flags is an argument of the trainer's method
+            parser = self.init_parser(**kwargs)
+            if subcommand == "data":  # data that bring their loaders need no model
+                stock = parser.add_lightning_class_args
+                parser.add_lightning_class_args = partial(stock, required=False)  # type: ignore[method-assign]
+            self._add_arguments(parser)
+            self._subcommand_method_arguments[subcommand] = []
+        else:
+            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         add_flags(parser, subcommand)
         # Only fit saves, but the same YAML file serves all of them.
         parser.add_lightning_class_args(Checkpoints, "checkpoints")

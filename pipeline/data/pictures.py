@@ -9,12 +9,14 @@ side by side are one by `contact_sheet`. Neither PIL nor matplotlib is needed.
 import math
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import ConcatDataset, Subset
 
 Pixels = npt.NDArray[np.uint8]
 """(H, W), grey, or (H, W, 3), red, green and blue: uint8."""
@@ -28,16 +30,31 @@ _MARGIN = 255
 
 
 def has_pictures(dataset: Any) -> bool:
-    """Return whether a dataset offers pictures of its samples."""
-    return callable(getattr(dataset, "picture", None))
+    """Return whether a dataset offers pictures of its samples: itself, or behind torch's Subset and ConcatDataset."""
+    if callable(getattr(dataset, "picture", None)):
+        return True
+    if isinstance(dataset, Subset):
+        return has_pictures(dataset.dataset)
+    return isinstance(dataset, ConcatDataset) and all(map(has_pictures, dataset.datasets))
 
 
 def pixels_of(dataset: Any, index: int) -> Pixels:
     """Return what a dataset's `picture(index)` shows.
 
+    Args:
+        dataset: One that `has_pictures`.
+        index: >= 0.
+
     Raises:
         ValueError: It is no picture.
     """
+    while not callable(getattr(dataset, "picture", None)):
+        if isinstance(dataset, Subset):
+            dataset, index = dataset.dataset, int(dataset.indices[index])
+        else:
+            part = bisect_right(dataset.cumulative_sizes, index)
+            index -= dataset.cumulative_sizes[part - 1] if part else 0
+            dataset = dataset.datasets[part]
     try:
         return as_pixels(dataset.picture(index))
     except ValueError as error:
@@ -102,16 +119,16 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def contact_sheet(pictures: Sequence[Pixels], columns: int = 8, side: int = 256) -> Pixels:
+def contact_sheet(pictures: Sequence[Pixels], columns: int = 8, side: int = 256, enlarged: int = 8) -> Pixels:
     """Return pictures side by side, row by row, as one.
 
     Args:
         pictures: At least one; they may have different sizes.
         columns: The most in a row.
-        side: The longest side of each in pixels: larger ones are thinned out, smaller ones are repeated pixel by pixel
-            as far as they go.
+        side: The longest side of each in pixels: larger ones are thinned out.
+        enlarged: How often the pixels of smaller ones are repeated, at most.
     """
-    shown = [_scaled(each, side) for each in pictures]
+    shown = [_scaled(each, side, enlarged) for each in pictures]
     if any(each.ndim == 3 for each in shown):
         shown = [each if each.ndim == 3 else np.repeat(each[..., None], 3, axis=-1) for each in shown]
     columns = min(columns, len(shown))
@@ -126,10 +143,10 @@ def contact_sheet(pictures: Sequence[Pixels], columns: int = 8, side: int = 256)
     return sheet
 
 
-def _scaled(pixels: Pixels, side: int) -> Pixels:
+def _scaled(pixels: Pixels, side: int, enlarged: int) -> Pixels:
     longest = max(pixels.shape[:2])
     if longest > side:
         step = math.ceil(longest / side)
         return pixels[::step, ::step]
-    times = min(side // longest, 8)
+    times = min(side // longest, enlarged)
     return pixels.repeat(times, axis=0).repeat(times, axis=1)

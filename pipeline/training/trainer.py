@@ -3,21 +3,25 @@
 import itertools
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities.model_summary import ModelSummary
 
-from pipeline.errors import UserError
 from pipeline.run.storage import open_filesystem
 from pipeline.training import compat
+
+if TYPE_CHECKING:
+    from pipeline.training.inspection.data_facts import DataFacts
+    from pipeline.training.inspection.set_facts import DataQuestion
+    from pipeline.training.inspection.step_measurement import StepFacts
 
 log = logging.getLogger(__name__)
 
 
 class Trainer(pl.Trainer):
-    """Lightning's, which remembers who asked it to stop, and the subcommand that only looks at the model.
+    """Lightning's, which remembers who asked it to stop, and has subcommands that only look at a model and data.
 
     Attributes:
         stopped_by: Name of the class that has set `should_stop`: a callback's, a model's; None where nobody has.
@@ -39,18 +43,28 @@ class Trainer(pl.Trainer):
             caller = sys._getframe(1).f_locals.get("self")
             self.stopped_by = "" if caller is None else type(caller).__name__
 
-    def summary(self, model: pl.LightningModule, max_depth: int = -1) -> None:
-        """Print the layers of a model with their parameters and, given its example_input_array, their sizes.
+    def summary(self, model: pl.LightningModule, datamodule: pl.LightningDataModule | None = None) -> "StepFacts":
+        """Show the layers of a model, and what one training step takes: operations and memory.
 
         Args:
-            model: The model.
-            max_depth: Levels of nested layers to show; -1 shows all.
+            model: It is trained for two steps: give it one that nobody needs any more.
+            datamodule: Brings the training batches; None: the model does.
         """
-        if max_depth < -1:
-            raise UserError(f"max_depth={max_depth} must be >= -1; -1 shows all layers")
-        if model.example_input_array is None:
-            log.info("no sizes: %s sets no example_input_array", type(model).__name__)
-        print(ModelSummary(model, max_depth=max_depth))  # noqa: T201 - it is what was asked for
+        from pipeline.training.inspection.step_measurement import measure_step  # noqa: PLC0415 - a fit needs none of it
+
+        return measure_step(self, model, datamodule)
+
+    def data(self, source: pl.LightningModule | pl.LightningDataModule, asked: "DataQuestion") -> "DataFacts":
+        """Show what the data consist of: samples, classes, ranges, the order of an epoch.
+
+        Args:
+            source: Brings the loaders.
+            asked: What is asked of each set.
+        """
+        from pipeline.training.inspection.data_facts import look_at_data  # noqa: PLC0415 - a fit needs none of it
+
+        source.trainer = self
+        return look_at_data(source, asked)
 
 
 def adapt(trainer: pl.Trainer, timeout: float | None = None) -> None:

@@ -17,7 +17,8 @@ FIT = ("fit", "--config", DIGITS)
     [
         ("fit", ("--run_dir", "--grace", "--allow_mismatch", "--override_optimizer"), ("--checkpoint ",)),
         ("test", ("--run_dir", "--checkpoint"), ("--grace", "--allow_mismatch")),
-        ("summary", (), ("--run_dir", "--grace", "--checkpoint ")),
+        ("summary", ("--max_depth", "--device_memory"), ("--run_dir", "--grace", "--checkpoint ", "--picture")),
+        ("data", ("--samples", "--read", "--picture"), ("--run_dir", "--grace", "--checkpoint ", "--max_depth")),
     ],
 )
 def test_each_subcommand_has_the_flags_that_concern_it(

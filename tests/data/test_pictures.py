@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from pipeline.data.pictures import as_pixels, contact_sheet, has_pictures, pixels_of, png
+from tests.support.models import Rows
 
 Image = pytest.importorskip("PIL.Image")
 GREY = np.arange(14, dtype=np.uint8).reshape(2, 7) * 18
@@ -51,17 +53,38 @@ def test_numbers_that_are_none_and_numbers_out_of_range_do_not_wrap_around() -> 
 
 @pytest.mark.parametrize("picture", [np.zeros(4), np.zeros((2, 2, 7)), np.zeros((0, 3)), "text", None, object()])
 def test_what_is_no_picture_is_named_with_its_dataset_and_index(picture: Any) -> None:
-    class Drawn:
+    class Odd:
         def picture(self, index: int) -> Any:
             return picture
 
-    assert has_pictures(Drawn())
-    with pytest.raises(ValueError, match=r"Drawn\.picture\(3\): a picture must be \(H, W\)"):
-        pixels_of(Drawn(), 3)
+    assert has_pictures(Odd())
+    with pytest.raises(ValueError, match=r"Odd\.picture\(3\): a picture must be \(H, W\)"):
+        pixels_of(Odd(), 3)
+
+
+class Shades(Dataset[Any]):
+    """As many grey pictures as it is long, of a shade each."""
+
+    def __init__(self, *shades: int) -> None:
+        self.shades = shades
+
+    def __len__(self) -> int:
+        return len(self.shades)
+
+    def picture(self, index: int) -> Any:
+        return np.full((2, 7), self.shades[index], np.uint8)
+
+
+def test_pictures_are_found_behind_torchs_parts_and_sums_of_datasets() -> None:
+    both: Any = ConcatDataset([Shades(1, 2), Subset(ConcatDataset([Shades(3), Shades(4, 5, 6)]), [3, 0])])
+    assert has_pictures(both)
+    assert [int(pixels_of(both, index)[0, 0]) for index in range(4)] == [1, 2, 6, 3]
 
 
 def test_a_dataset_without_pictures_is_told_from_one_with() -> None:
     assert not has_pictures([1, 2])
+    assert not has_pictures(Subset(Rows(3), [0]))
+    assert not has_pictures(ConcatDataset([Shades(1), Rows(3)]))
 
 
 def test_a_contact_sheet_holds_every_picture_in_reading_order() -> None:

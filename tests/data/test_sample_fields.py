@@ -74,7 +74,7 @@ class Pair(NamedTuple):
 
 
 @dataclass
-class Box:
+class Boxed:
     corner: Any
     name: str
 
@@ -84,7 +84,7 @@ class Box:
     [
         (torch.zeros(1), [""]),
         ((1, {"x": 2, "y": [3, {"z": "a"}]}), ["[0]", "[1].x", "[1].y[0]", "[1].y[1].z"]),
-        (Pair(1, Box(torch.zeros(2), "b")), ["left", "right.corner", "right.name"]),
+        (Pair(1, Boxed(torch.zeros(2), "b")), ["left", "right.corner", "right.name"]),
         ({"boxes": [torch.zeros(4)] * 9}, ["boxes[*]"] * 9),
         ({"tokens": [5, 6, 7]}, ["tokens"]),
         ({"empty": [], "none": None}, ["empty", "none"]),

@@ -1,44 +1,27 @@
-"""The subcommand that only looks at the model, and what is set right in Lightning's trainer."""
+"""The subcommands that only look, and what is set right in Lightning's trainer."""
 
 import copy
-import re
 import signal
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.constants import default_pg_timeout
 
+from pipeline.data.datamodule import DataModule
 from pipeline.training import compat
+from pipeline.training.inspection.set_facts import DataQuestion
+from pipeline.training.inspection.step_measurement import MEASURING
 from pipeline.training.trainer import Trainer, adapt
-from tests.support.commands import DIGITS, Ended
-from tests.support.models import Own, Regression
-
-App = Callable[..., Ended]
+from tests.support.models import Own, Regression, Rows
 
 
-def test_summary_prints_the_table_with_the_sizes_of_every_layer_without_fit(app: App) -> None:
-    ended = app("summary", "--config", DIGITS, "--max_depth", "-1", "--model.input_dim=784")
-    assert ended.status == 0
-    rows = re.findall(r"^\d+ +\| ([\w.]+) .*\| (\[[\d, ]+\]) +\| (\[[\d, ]+\])", ended.out, re.MULTILINE)
-    assert len(rows) == 10
-    assert rows[2] == ("encoder.l1.0", "[1, 784]", "[1, 64]")
-    assert rows[9] == ("decoder.l1.2", "[1, 64]", "[1, 784]")
-    assert len(re.findall(r"^\d+ +\| ", app("summary", "--config", DIGITS, "--max_depth=1").out, re.MULTILINE)) == 2
-
-
-def test_summary_of_a_model_without_an_example_says_why_there_are_no_sizes(app: App) -> None:
-    ended = app("summary", "--model", "tests.support.models.WithoutHyperparameters")
-    assert ended.status == 0
-    assert "example_input_array" in ended.err
-    assert "layer" in ended.out
-
-
-def test_less_than_all_layers_cannot_be_shown(app: App) -> None:
-    ended = app("summary", "--config", DIGITS, "--max_depth=-2")
-    assert ended.status == 2
-    assert "max_depth=-2 must be >= -1; -1 shows all layers" in ended.err
+def test_it_tells_what_a_step_takes_and_what_data_consist_of() -> None:
+    made = Trainer(**MEASURING, accelerator="cpu", max_epochs=2)
+    data = DataModule(train=Rows(20), batch_size=10)
+    assert made.summary(Regression(), data).batch_size == 10
+    (train,) = made.data(DataModule(train=Rows(20), batch_size=10), DataQuestion()).sets
+    assert (train.samples, train.batches) == (20, 2)
 
 
 def trainer(**more: Any) -> Trainer:
