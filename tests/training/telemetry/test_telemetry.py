@@ -1,74 +1,20 @@
 """The telemetry of whole fits: in the run directory, in loggers, and where Prometheus finds it."""
 
 import socket
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
 from pipeline.run.run_dir import RunDir
 from pipeline.run.telemetry_record import TELEMETRY, read_telemetry
 from tests.support.commands import Ended, torchrun
-from tests.support.models import Regression
 from tests.support.runs import FIT, logged
+from tests.support.slow_steps import SHORT, slow_fit
 
 App = Callable[..., Ended]
-SHORT = "--telemetry_every=0.2"
 _SHARES = ("data", "forward_backward", "optimizer", "all_reduce", "saves", "validation", "other")
-
-
-class Slow(Regression):
-    """Takes its time on one rank, so that the others wait for it.
-
-    Args:
-        learning_rate: Of the optimizer.
-        seconds: For each batch.
-        rank: Which one.
-    """
-
-    flops_per_batch = 1_000_000
-
-    def __init__(self, learning_rate: float = 0.01, seconds: float = 0.01, rank: int | None = None) -> None:
-        super().__init__(learning_rate)
-        self.seconds, self.slow = seconds, rank
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        if self.slow is None or self.global_rank == self.slow:
-            time.sleep(self.seconds)
-        return super().training_step(batch, batch_idx)
-
-
-class Scraper(pl.Callback):
-    """Reads what a node shows while it trains.
-
-    Args:
-        url: Where.
-        into: The file to write it to.
-    """
-
-    def __init__(self, url: str, into: str) -> None:
-        self.url, self.into = url, into
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        Path(self.into).write_bytes(urllib.request.urlopen(self.url, timeout=10).read())
-
-
-def slow_fit(**settings: Any) -> tuple[str, ...]:
-    arguments = [argument for argument in FIT if not argument.startswith(("--model", "--trainer.max_epochs"))]
-    model = [f"--model.{name}={value}" for name, value in settings.items()]
-    return (*arguments, "--model=tests.training.telemetry.test_telemetry.Slow", *model)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return int(found.getsockname()[1])
 
 
 def test_each_window_is_kept_in_the_run_directory_and_logged(app: App, storage: str) -> None:
@@ -119,33 +65,6 @@ def test_a_run_with_another_logger_or_none_has_it_all_the_same(app: App, tmp_pat
         assert read_telemetry(RunDir(run))[0].windows
     (found,) = tmp_path.rglob("metrics.csv")
     assert "telemetry/samples_per_second" in found.read_text().splitlines()[0]
-
-
-def test_a_node_shows_its_figures_to_prometheus(app: App, tmp_path: Path) -> None:
-    port, into = free_port(), tmp_path / "metrics.txt"
-    ended = app(
-        *(*slow_fit(), SHORT, f"--metrics_port={port}", "--trainer.max_epochs=5", "--run_dir", tmp_path / "run"),
-        "--trainer.callbacks+=tests.training.telemetry.test_telemetry.Scraper",
-        *(f"--trainer.callbacks.url=http://localhost:{port}/metrics", f"--trainer.callbacks.into={into}"),
-    )
-    assert ended.status == 0, ended.err
-    text = into.read_text()
-    labels = f'{{node="0",run_dir="{tmp_path / "run"}"}}'
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(values[f"training_step_p50{labels}"]) >= 0.01
-    assert float(values[f"training_node_samples_per_second{labels}"]) > 0
-    with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=10)
-
-
-def test_a_port_that_is_taken_is_said_and_training_goes_on(app: App, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        ended = app(*FIT, f"--metrics_port={port}", "--run_dir", tmp_path / "run")
-    assert ended.status == 0, ended.err
-    assert f"port {port} is not free" in ended.err
 
 
 @pytest.mark.parametrize(
