@@ -26,6 +26,7 @@ from pipeline.data.ledger import Ledger
 from pipeline.errors import DONE, UserError, outcome
 from pipeline.process import started_runs
 from pipeline.process.host_memory import HostMemory
+from pipeline.process.log_format import chosen
 from pipeline.process.patience import Patience, given_away_limit, patience
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
@@ -73,8 +74,9 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
     """
     topology, preemption = None, preemption or Preemption()
     try:
+        console.write_as(chosen(arguments))
         topology = Topology.from_environment()
-        console.set_up(topology.rank)
+        console.set_up(topology)
         bound = Patience(given_away_limit(arguments), preemption.check)
         with AttemptLog() as writer, mistakes.reported(), patience(bound):
             _run(list(arguments), topology, writer, preemption)
@@ -84,6 +86,8 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
             raise
         console.report(error, topology)
         return ended.status
+    finally:
+        console.settle()
     # Not after a crash: the other ranks may be gone, and the process is about to end.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -93,6 +97,7 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
 def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemption: Preemption) -> None:
     """Run one subcommand, from its flags to its outcome."""
     command = CommandLine(arguments, topology)
+    console.write_as(command.asked.get("log_format"))
     if command.subcommand in INSPECTING:
         from pipeline.commands.inspection.command import inspect  # noqa: PLC0415 - a training needs none of it
 
@@ -245,6 +250,7 @@ def _attach_session(start: _Start) -> None:
     if topology.rank == 0 and (saver := session.saver) is not None:
         preemption.durable, preemption.saving = lambda: saver.durable, lambda: saver.saving
     callbacks.insert(0, SessionHooks(session))
+    command.progress.saver, command.progress.attempt = session.saver, writer.attempt or None
 
 
 def _prepare(data: DataModule, trainer: Any, topology: Topology) -> None:
@@ -267,15 +273,8 @@ def _prepare(data: DataModule, trainer: Any, topology: Topology) -> None:
 def _fit(start: _Start) -> None:
     """Train from the resume point."""
     command, run, point, topology, writer, preemption, _ = start
-    nodes, processes = topology.nodes, topology.processes
-    log.info(
-        "started on %d node%s x %d process%s: %s",
-        nodes,
-        "s" * (nodes > 1),
-        processes,
-        "es" * (processes > 1),
-        run or "fast_dev_run, nothing is written",
-    )
+    again = f", attempt {writer.attempt}" if writer.attempt > 1 else ""
+    log.info("started on %s%s: %s", topology, again, run or "fast_dev_run, nothing is written")
     if point.url:
         source = "host memory" if point.memory else point.url
         log.info("resumed%s from %s", "" if point.step is None else f" at step {point.step}", source)
@@ -287,7 +286,8 @@ def _fit(start: _Start) -> None:
         values = "".join(
             f", {name} {float(value):.6g}" for name, value in trainer.callback_metrics.items() if name.startswith("val")
         )
-        log.info("finished: step %d, epoch %d%s", trainer.global_step, trainer.current_epoch, values)
+        ends = {"ends": True}
+        log.info("finished: step %d, epoch %d%s", trainer.global_step, trainer.current_epoch, values, extra=ends)
 
 
 def _test(command: CommandLine, run: RunDir, point: ResumePoint) -> None:

@@ -242,7 +242,7 @@ def test_a_progress_bar_callback_works_where_there_is_no_terminal(app: App, tmp_
     ended = fit(app, str(tmp_path), 1, f"--trainer.callbacks={bar}")
     assert ended.status == 0, ended.err
     assert ("Epoch 0: 100%" if bar.startswith("TQDM") else "own bar: 7 batches") in ended.out
-    assert "epoch 1/1: step 7" in ended.err
+    assert "epoch 1/1 ended: step 7/7" in ended.err
 
 
 class OwnBar(pl.callbacks.ProgressBar):

@@ -37,6 +37,7 @@ import tempfile
 import uuid
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from pipeline.agent.arguments import parser
@@ -44,8 +45,9 @@ from pipeline.agent.policy import JobEnd
 from pipeline.agent.signals import Signals
 from pipeline.agent.standby import CHOICES, Standby, command_of
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
-from pipeline.process import error_file, started_runs
+from pipeline.process import bottom_rows, error_file, started_runs
 from pipeline.process.host_memory import HostMemory
+from pipeline.process.log_format import OWN, chosen
 from pipeline.process.output import drop_lost_output, flush_output, print_line
 from pipeline.process.preemption import GRACE, default_grace
 from pipeline.process.search_path import look_for_users_modules_last
@@ -68,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
 
     def report(end: JobEnd) -> int:
         if end.status not in (DONE, USER_MUST_CHANGE) or end.traceback:
-            print_line("\n".join(filter(None, (end.traceback.rstrip("\n"), end.reason))))
+            level = "info" if end.status in (DONE, PREEMPTED) else "error"
+            print_line("\n".join(filter(None, (end.traceback.rstrip("\n"), end.reason))), level=level)
         if report_to and end.status != DONE:
             error_file.write_report(report_to, end.status, end.reason, end.traceback)
         return end.status
@@ -83,12 +86,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return report(_run(arguments, signals))
     except UserError as error:
-        print_line(f"error: {error}")
+        print_line(f"error: {error}", level="error")
         return report(JobEnd(USER_MUST_CHANGE, str(error)))
 
 
 def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
     options, defaults = parser().parse_args(list(arguments)), parser().parse_args(["script"])
+    ours = options.module and options.training_script == "pipeline"
+    with suppress(UserError):  # the workers say what is wrong with it
+        OWN.name = chosen(options.training_script_args if ours else ())
     grace = _check(options)
     HostMemory.create()
     standby = Standby(command_of(options))
@@ -170,6 +176,7 @@ def _check(options: Namespace) -> float:
 
 def _exit(status: int) -> NoReturn:
     """Exit now: a thread may be blocked in a call to a lost store, and Python would wait for it."""
+    bottom_rows.release(2)  # of a worker that was killed while it drew its progress
     flush_output()
     os._exit(status)
 

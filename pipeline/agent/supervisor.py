@@ -253,10 +253,9 @@ class Supervisor:
     def _log_restart(self, reason: str, traceback: str, restarts_used: int, status: int) -> None:
         """Report why the workers are restarted."""
         state = self.state
-        if traceback:
-            print_line(traceback.rstrip("\n"))
         counted = restarts_used > state.restarts_used
-        print_line(f"{reason}: " + (f"restart {restarts_used} of {state.max_restarts}" if counted else _RERUN))
+        why = f"{reason}: " + (f"restart {restarts_used} of {state.max_restarts}" if counted else _RERUN)
+        print_line("\n".join(filter(None, (traceback.rstrip("\n"), why))), level="warning" if counted else "info")
         state.restarts_used, state.status = restarts_used, status
 
     def _leave_finished_job(self, status: int) -> None:

@@ -248,6 +248,10 @@ class Saver:
             value,
             seconds,
             1000 * stopped,
+            extra={
+                "folds": True,
+                "figures": {"event": "checkpoint", "step": record.step, "seconds": seconds, "paused": stopped},
+            },
         )
         try:
             self.after_commit(written)

@@ -34,7 +34,7 @@ def explain_fit(flags: Sequence[str], world_size: int | None) -> str:
         UserError: Everything for which the fit itself would refuse to start, or its data cannot be built.
     """
     topology = Topology.from_environment()
-    console.set_up(topology.rank)
+    console.set_up(topology)
     command = CommandLine(["fit", *saved_config.with_run_config("explain_resume", list(flags))], topology)
     config = command.asked
     problems = find_problems("fit", config, command.given_checkpoint, topology)

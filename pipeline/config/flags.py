@@ -1,11 +1,12 @@
 """The flags that this project adds to those of Lightning's subcommands."""
 
 import argparse
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pipeline.config.compatibility import STOPS_RESUME
+from pipeline.process.log_format import VARIABLE
 from pipeline.process.patience import AWAY_LIMIT, AWAY_LIMIT_HELP
 from pipeline.process.preemption import GRACE, default_grace
 
@@ -18,6 +19,7 @@ INSPECTING = ("summary", "data")
 NOT_SAVED = (
     *("config", "run_dir", "allow_mismatch", "override_optimizer", "world_size"),
     *("grace", "collective_timeout", "away_limit", "memory_checkpoints", "telemetry_every", "metrics_port"),
+    "log_format",
 )
 """Flags of one start or one place, which a saved configuration leaves out."""
 
@@ -36,6 +38,13 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
             "stopped. Default for fit: the next free runs/<name>-<n>.",
         )
         parser.add_argument("--away_limit", type=float, default=AWAY_LIMIT, help=AWAY_LIMIT_HELP)
+        parser.add_argument(
+            "--log_format",
+            type=Literal["text", "json"] | None,
+            default=None,
+            help="The form of what is logged: lines for people (text), or one JSON object a line with time, level, "
+            f"rank, logger and message, and in progress lines the figures (json). Default: {VARIABLE}, else text.",
+        )
     if subcommand == "fit":
         _add_training_flags(parser)
         _add_weights_flags(parser)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import sys
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 import yaml
 from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
 from jsonargparse import Path as JsonargparsePath
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
@@ -23,11 +24,16 @@ from pipeline.config import messages, saved_config
 from pipeline.config.flags import INSPECTING, ONLY_FIT, add_flags
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
+from pipeline.process import bottom_rows
+from pipeline.process.log_format import OWN
 from pipeline.process.topology import Topology
 from pipeline.run.retry import patiently
 from pipeline.run.storage_errors import storage_error
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.logs import console
+from pipeline.training.logs.lines import Lines
+from pipeline.training.logs.live_view import LiveView
+from pipeline.training.logs.progress import TrainerProgress
 from pipeline.training.step.step_compat import share_gradient_memory
 from pipeline.training.trainer import Trainer, adapt
 
@@ -49,6 +55,7 @@ class CommandLine(LightningCLI):
     Attributes:
         asked: The parsed configuration of the subcommand.
         given_checkpoint: The `ckpt_path` that the user gave.
+        progress: Of the trainer, once that is built.
 
     Raises:
         UserError: A flag is unknown, missing or not of its type.
@@ -57,6 +64,7 @@ class CommandLine(LightningCLI):
     def __init__(self, arguments: list[str], topology: Topology) -> None:
         set_parsing_settings(config_read_mode_fsspec_enabled=True)
         self.given_checkpoint: str | None = None
+        self.progress = TrainerProgress()
         self._resolved: dict[str, Any] | None = None
         self._named = arguments[0] if arguments and arguments[0] in self.subcommands() else None
         super().__init__(
@@ -192,16 +200,29 @@ class CommandLine(LightningCLI):
             config["logger"] = config["logger"] or False
         elif config["logger"] in (None, True) and not config["barebones"]:
             config["logger"] = self._logger()
-        if config["enable_progress_bar"] is None and not console.on_terminal():
-            if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"]):
-                config["enable_progress_bar"] = False
-            config["callbacks"].append(console.Lines())
+        self._choose_progress(config)
         if isinstance(self.datamodule, DataModule):
             config["use_distributed_sampler"] = False  # it has samplers of its own, which Lightning would shuffle again
         trainer = super().instantiate_trainer(**kwargs)
         share_gradient_memory(trainer)
         adapt(trainer, self.asked.collective_timeout if self.subcommand == "fit" else None)
         return trainer
+
+    def _choose_progress(self, config: dict[str, Any]) -> None:
+        """Choose how progress is shown: on a terminal by a live view or the user's own bar, elsewhere by lines."""
+        asked, callbacks = config["enable_progress_bar"], config["callbacks"]
+        own = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        watched = console.on_terminal() and not OWN.is_json
+        if asked is not False and not (watched and own):
+            if watched and bottom_rows.suit(sys.stderr.fileno()) and not config["barebones"]:
+                callbacks.append(LiveView(self.progress))
+                own = True
+            else:
+                callbacks.append(Lines(self.progress))
+        config["enable_progress_bar"] = own and asked is not False
+        summaries = config["enable_model_summary"] is not False and not config["barebones"]
+        if summaries and not watched and not any(isinstance(callback, ModelSummary) for callback in callbacks):
+            callbacks.append(ModelSummary())  # Lightning's default would draw a table
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         if self.subcommand != "fit" or config["enable_checkpointing"] is False or config["barebones"]:

@@ -6,11 +6,22 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+from pipeline.process import log_format
+
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
-def print_line(text: str, stream: TextIO | None = None) -> None:
-    """Print a line at once, to stderr by default; where nobody can read it any more, it is dropped."""
+def print_line(text: str, stream: TextIO | None = None, level: str = "info", logger: str = "pipeline") -> None:
+    """Print a line at once, to stderr by default; where nobody can read it any more, it is dropped.
+
+    Args:
+        text: What it says.
+        stream: Where; None: stderr.
+        level: Of a line for machines.
+        logger: Who says it there.
+    """
+    if log_format.OWN.is_json:
+        text = log_format.json_line(text, level, logger)
     try:
         print(text, file=stream or sys.stderr, flush=True)
     except (OSError, ValueError, RuntimeError):  # the last one from within a signal handler

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn, Self
 
 from pipeline.errors import INTERRUPTED, PREEMPTED, Preempted, UserError
-from pipeline.process import error_file
+from pipeline.process import bottom_rows, error_file
 from pipeline.process.held_signals import STOP_SIGNALS, take_held_signals
 from pipeline.process.output import drop_lost_output, print_line
 from pipeline.process.timeout import within
@@ -238,6 +238,7 @@ class Preemption:
                 within(_START_LIMIT, self.leaving, "leaving")
                 self.report_unsaved(status)
             if os.environ.get("RANK", "0") == "0":  # which reports for all
+                bottom_rows.release(2)
                 print_line(f"exiting now: {self.durable()}")
         finally:
             os._exit(status)

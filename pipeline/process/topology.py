@@ -80,6 +80,10 @@ class Topology:
             nodes=values["GROUP_WORLD_SIZE"],
         )
 
+    def __str__(self) -> str:
+        nodes = f"{self.nodes} node{'s' * (self.nodes > 1)}"
+        return f"{nodes} x {self.processes} process{'es' * (self.processes > 1)}"
+
     @cached_property
     def store(self) -> Store:
         """The launcher's key-value store, under a prefix of this attempt."""
@@ -196,6 +200,25 @@ class Topology:
         """Make `wait` return on every rank."""
         if self.world_size > 1:
             self.store.set(name, "")
+
+    @property
+    def has_met(self) -> bool:
+        """Whether this process has reached the store."""
+        return "store" in vars(self)
+
+    def is_first_to_say(self, text: str) -> bool:
+        """Return whether no rank has called this with the same text before; True where the store cannot be asked.
+
+        It is for a thread, which must not wait for a connection that another one uses.
+        """
+        try:
+            return int(self._voice.add(f"said/{text}", 1)) == 1
+        except (RuntimeError, ValueError, UserError):
+            return True
+
+    @cached_property
+    def _voice(self) -> Any:
+        return self.store.clone()  # type: ignore[attr-defined]
 
     def wait(self, names: str | list[str], seconds: float) -> bool:
         """Wait until each of these has been signalled or set on some rank; return False after so many seconds."""

@@ -142,7 +142,7 @@ class AttemptLog:
         self._attempt |= ended | self._progress()
         self._write()
         if self._attempt["first_step"] is not None:
-            for line in GoodputReport.of(self._run).lines(self._lease.attempt):
+            for line in GoodputReport.of(self._run).summary(str(self._run)):
                 log.info("%s", line)
 
     def _progress(self) -> dict[str, Any]:

@@ -71,12 +71,7 @@ def suggest(costs: RunCosts, mtbf_hours: float | None = None) -> str:
         costs: Of the run.
         mtbf_hours: Hours between two failures, as the user knows them.
     """
-    if mtbf_hours is not None:
-        mtbf, source = 3600 * mtbf_hours, "given"
-    elif costs.failures:
-        mtbf, source = costs.wall / costs.failures, f"{costs.failures} seen"
-    else:
-        mtbf, source = 3600 * ASSUMED_MTBF_HOURS, "assumed, none seen"
+    mtbf, source = _failures(costs, mtbf_hours)
 
     def rated(every: float) -> str:
         share = lost_share(every, costs.pause, mtbf, costs.restart, costs.upload)
@@ -88,6 +83,26 @@ def suggest(costs: RunCosts, mtbf_hours: float | None = None) -> str:
         f"pauses training for {duration(costs.pause)} and uploads for {duration(costs.upload)}, a restart takes "
         f"{duration(costs.restart)}, mean time between failures {duration(mtbf)} ({source})"
     )
+
+
+def compare(costs: RunCosts) -> str:
+    """Return the suggested interval beside that of the run, without what it rests on.
+
+    Args:
+        costs: Of the run.
+    """
+    mtbf, _ = _failures(costs, None)
+    now = "" if costs.interval is None else f" (now {duration(costs.interval)})"
+    return f"{duration(optimal_interval(costs.pause, mtbf, costs.upload))}{now}"
+
+
+def _failures(costs: RunCosts, mtbf_hours: float | None) -> tuple[float, str]:
+    """Return the mean seconds between two failures, and from where that is known."""
+    if mtbf_hours is not None:
+        return 3600 * mtbf_hours, "given"
+    if costs.failures:
+        return costs.wall / costs.failures, f"{costs.failures} seen"
+    return 3600 * ASSUMED_MTBF_HOURS, "assumed, none seen"
 
 
 def duration(seconds: float) -> str:

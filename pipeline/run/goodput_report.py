@@ -7,12 +7,23 @@ from statistics import median
 from typing import Any
 
 from pipeline.errors import NO_FAILURE
-from pipeline.run.checkpoint_interval import RunCosts, duration, suggest
-from pipeline.run.goodput import PURPOSES, STARTING, USEFUL
+from pipeline.run.checkpoint_interval import RunCosts, compare, duration, suggest
+from pipeline.run.goodput import OTHER, PURPOSES, REPEATED, SAVING, STARTING, USEFUL, VALIDATING, WAITING
 from pipeline.run.run_dir import RunDir
 
 MEMORY, STORAGE = SOURCES = ("memory", "storage")
 """From where an attempt may resume, as its record has it."""
+_DOWN = "down_between_attempts"
+_IN_WORDS = {
+    STARTING: "starting up",
+    REPEATED: "repeating steps",
+    WAITING: "waiting for data",
+    SAVING: "saving",
+    VALIDATING: "validating",
+    OTHER: "all else",
+    _DOWN: "the time between attempts",
+}
+"""Of the purposes on which time was spent, for whoever sees them for the first time."""
 _LONGEST = 1e10
 """More seconds than any attempt has."""
 
@@ -108,25 +119,45 @@ class GoodputReport:
             failures=sum(attempt.failed for attempt in self.attempts),
         )
 
-    def lines(self, attempt: int | None = None, mtbf_hours: float | None = None) -> list[str]:
-        """Return where the time went, and how often to save.
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of all attempts by purpose, and those between them."""
+        seconds = {purpose: sum(each.seconds[purpose] for each in self.attempts) for purpose in PURPOSES}
+        return {**seconds, _DOWN: self.down}
+
+    def lines(self, mtbf_hours: float | None = None) -> list[str]:
+        """Return where all of the time went, and how often to save, with what that rests on.
 
         Args:
-            attempt: Begin with this one, and add the sum only if there are more; nothing if it did not train.
             mtbf_hours: Hours between two failures, as the user knows them.
         """
-        own = [
-            _line(f"goodput{_resumed([each])}", each.seconds, 0.0) for each in self.attempts if each.number == attempt
-        ]
-        if not self.attempts or (attempt is not None and not own):
+        if not self.attempts:
             return []
-        lines = own
-        if len(self.attempts) > 1 or attempt is None:
-            seconds = {purpose: sum(each.seconds[purpose] for each in self.attempts) for purpose in PURPOSES}
-            count = f" of {len(self.attempts)} attempts" if len(self.attempts) > 1 else ""
-            lines.append(_line(f"goodput{count}{_resumed(self.attempts)}", seconds, self.down))
+        count = f" of {len(self.attempts)} attempts" if len(self.attempts) > 1 else ""
+        lines = [_line(f"goodput{count}{_resumed(self.attempts)}", self.seconds)]
         if (costs := self.costs) is not None:
             lines.append(suggest(costs, mtbf_hours))
+        return lines
+
+    def summary(self, where: str) -> list[str]:
+        """Return the same in two short lines: the end of an attempt.
+
+        Args:
+            where: The run directory, of which `verify` says more.
+        """
+        if not self.attempts:
+            return []
+        seconds = self.seconds
+        whole = sum(seconds.values())
+        most, lost = max(((name, value) for name, value in seconds.items() if name != USEFUL), key=lambda each: each[1])
+        over = f" over {len(self.attempts)} attempts" if len(self.attempts) > 1 else ""
+        lines = [
+            f"goodput {100 * seconds[USEFUL] / whole:.1f} %{over}: {duration(seconds[USEFUL])} of {duration(whole)} "
+            f"trained new steps, {_IN_WORDS[most]} took {duration(lost)}"
+        ]
+        if (costs := self.costs) is not None:
+            more = f"more: python -m pipeline verify --run_dir {where}"
+            lines.append(f"suggested checkpoint interval: {compare(costs)}; {more}")
         return lines
 
 
@@ -150,8 +181,7 @@ def _number(value: object) -> float:
     return float(value)
 
 
-def _line(name: str, seconds: Mapping[str, float], down: float) -> str:
-    parts = {**seconds, "down_between_attempts": down}
-    whole = sum(parts.values())
-    shown = (f"{duration(value)} {name.replace('_', ' ')}" for name, value in parts.items() if value >= 0.001 * whole)
+def _line(name: str, seconds: Mapping[str, float]) -> str:
+    whole = sum(seconds.values())
+    shown = (f"{duration(value)} {name.replace('_', ' ')}" for name, value in seconds.items() if value >= 0.001 * whole)
     return f"{name} {100 * seconds[USEFUL] / whole:.1f} % of {duration(whole)}: {', '.join(shown)}"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pipeline.run.checkpoint_interval import RunCosts, duration, lost_share, optimal_interval, suggest
+from pipeline.run.checkpoint_interval import RunCosts, compare, duration, lost_share, optimal_interval, suggest
 
 CASES = [(0.02, 600.0, 8.0), (1.0, 3600.0, 30.0), (30.0, 3600.0, 120.0), (20.0, 200.0, 10.0)]
 
@@ -55,6 +55,7 @@ def test_it_is_said_with_what_it_rests_on() -> None:
     assert "a save pauses training for 0.5 s and uploads for 4 s, a restart takes 20 s" in text
     assert "mean time between failures 1 h 00 min (2 seen)" in text
     assert "; current: 30 min 00 s (overhead " in text
+    assert compare(costs) == "1 min 00 s (now 30 min 00 s)"
     given = suggest(costs, mtbf_hours=100.0)
     assert "interval: 10 min" in given
     assert "(given)" in given

@@ -67,7 +67,7 @@ def test_every_second_goes_to_one_purpose(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_attempt_that_was_killed_is_completed_from_its_lease_and_its_steps_count_as_repeated(
     app: App, tmp_path: Path
 ) -> None:
-    slow = ("--model=tests.support.killable.Slowly", "--checkpoints.every_n_steps=3", "--trainer.max_epochs=2")
+    slow = ("--model=tests.support.killable.Slowly", "--checkpoints.every_n_steps=6", "--trainer.max_epochs=2")
     with fit_process(tmp_path, *slow) as running:
         running.until("saved checkpoint step 6")
         running.process.send_signal(signal.SIGKILL)

@@ -80,8 +80,9 @@ def test_attempts_are_added_up_with_the_time_between_them() -> None:
 def test_each_attempt_says_and_keeps_where_its_time_went(app: App, storage: str) -> None:
     ended = app(*FIT, "--trainer.max_epochs=2", "--run_dir", storage)
     assert ended.status == 0
-    assert re.search(r"^goodput \d+\.\d % of ", ended.err, re.MULTILINE)
-    assert re.search(r"^suggested checkpoint interval: .* \(overhead .* %\)", ended.err, re.MULTILINE)
+    assert re.search(r"^goodput \d+\.\d %: .* of .* trained new steps, .* took .*$", ended.err, re.MULTILINE)
+    more = f"more: python -m pipeline verify --run_dir {storage}"
+    assert re.search(rf"^suggested checkpoint interval: .* \(now .*\); {more}$", ended.err, re.MULTILINE)
     found = attempt(storage, 1)
     assert found["reached_step"] == 14
     assert found["goodput"]["saves"] == 2
@@ -90,7 +91,7 @@ def test_each_attempt_says_and_keeps_where_its_time_went(app: App, storage: str)
     assert seconds[REPEATED] == 0
     assert found["goodput"]["share"] == pytest.approx(seconds[USEFUL] / sum(seconds.values()), abs=1e-3)
     ended = app(*FIT, "--trainer.max_epochs=3", "--run_dir", storage)
-    assert "goodput of 2 attempts" in ended.err
+    assert re.search(r"^goodput \d+\.\d % over 2 attempts: ", ended.err, re.MULTILINE)
     ended = app("verify", "--run_dir", storage, "--mtbf", "3")
     assert ended.status == 0, ended.text
     assert "goodput of 2 attempts" in ended.out
@@ -116,5 +117,21 @@ def test_it_says_from_where_attempts_have_resumed() -> None:
     attempts = [AttemptGoodput.parse(number, each) for number, each in enumerate(records, 1)]
     report = GoodputReport([each for each in attempts if each is not None])
     assert report.lines()[0].startswith("goodput of 5 attempts (2 resumed from memory, 1 resumed from storage) ")
-    assert report.lines(2)[0].startswith("goodput (resumed from memory) ")
-    assert report.lines(1)[0].startswith("goodput 9")
+    alone = GoodputReport(report.attempts[1:2])
+    assert alone.lines()[0].startswith("goodput (resumed from memory) ")
+    assert GoodputReport(report.attempts[:1]).lines()[0].startswith("goodput 9")
+
+
+def test_the_end_of_an_attempt_says_it_in_two_short_lines() -> None:
+    records = [record(status=None), record(ended="2026-01-01T00:03:00.000Z", status=75)]
+    attempts = [AttemptGoodput.parse(number, each) for number, each in enumerate(records, 1)]
+    report = GoodputReport([each for each in attempts if each is not None])
+    assert report.summary("s3://bucket/run") == [
+        "goodput 60.0 % over 2 attempts: 1 min 48 s of 3 min 00 s trained new steps, the time between attempts took "
+        "1 min 00 s",
+        "suggested checkpoint interval: 7.6 s (now 15 s); more: python -m pipeline verify --run_dir s3://bucket/run",
+    ]
+    one = GoodputReport(report.attempts[:1]).summary("r")[0]
+    assert one.startswith("goodput 90.0 %: 54 s of 1 min 00 s trained new steps, ")
+    assert GoodputReport([]).summary("r") == []
+    assert all(len(line) < 120 for line in report.summary("runs/one"))
