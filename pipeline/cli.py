@@ -168,7 +168,7 @@ def _open_run(command: CommandLine, topology: Topology, writer: AttemptLog) -> R
     if fits:
         if started_before:
             topology.agree("run directory", lambda: resume_point.require_not_removed(run))
-        writer.take(run, topology)
+        writer.take(run, topology, command.resolved())
         started_runs.remember(run.url)
     return run
 

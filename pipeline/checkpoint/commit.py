@@ -132,7 +132,7 @@ def write_record(run: RunDir, record: CommitRecord, overwrite: bool = False) -> 
 
 def read_record(run: RunDir, step: int) -> CommitRecord | None:
     """Return the record of a step, or None where it is missing or is not one."""
-    return _record(step, run.read_json(RunDir.record(step)))
+    return parse_record(step, run.read_json(RunDir.record(step)))
 
 
 def examined(run: RunDir) -> Iterator[tuple[int, CommitRecord | str]]:
@@ -148,7 +148,7 @@ def examined(run: RunDir) -> Iterator[tuple[int, CommitRecord | str]]:
         at_once = min(2 * at_once, _AT_ONCE)
         values = run.read_jsons(RunDir.record(step) for step in steps if step in found["json"])
         for step in steps:
-            record = _record(step, values.get(RunDir.record(step)))
+            record = parse_record(step, values.get(RunDir.record(step)))
             yield step, _assess(step, record, found)
 
 
@@ -268,11 +268,12 @@ def _assess(step: int, record: CommitRecord | None, found: dict[str, dict[int, i
     return record
 
 
-def _record(step: int, value: dict[str, Any] | None) -> CommitRecord | None:
+def parse_record(step: int, value: dict[str, Any] | None) -> CommitRecord | None:
+    """Return the record of a step that a JSON file holds, or None where it is not one."""
     if value is None:
         return None
     try:
         record = CommitRecord.of_dict(value)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return record if record.step == step else None

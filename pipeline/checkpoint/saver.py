@@ -47,7 +47,7 @@ class Saver:
         run: The run directory.
         budget: Seconds for which the storage may fail before that is fatal.
         before_commit: Called before a commit record is written; raises LeaseLost if this process may not commit.
-        after_commit: Called after each commit.
+        after_commit: Called after each commit, and again when its record has been amended.
         after_first_commit: Called once, after the first commit; retried while the storage fails.
 
     Attributes:
@@ -186,6 +186,7 @@ class Saver:
             if record is not None and (known := change(record)) != record:
                 self.before_commit()
                 write_record(self.run, known, overwrite=True)
+                self._report_commit(known)
 
         self._thread = threading.Thread(target=self._retried, args=(step, write), name=f"amend-{step}", daemon=True)
         self._thread.start()
@@ -253,8 +254,11 @@ class Saver:
                 "figures": {"event": "checkpoint", "step": record.step, "seconds": seconds, "paused": stopped},
             },
         )
+        self._report_commit(written)
+
+    def _report_commit(self, record: CommitRecord) -> None:
         try:
-            self.after_commit(written)
+            self.after_commit(record)
         except Exception as error:  # noqa: BLE001 - the checkpoint is committed, whatever happens after
             log.warning("after the commit of step %d: %s", record.step, storage_error(error))
 

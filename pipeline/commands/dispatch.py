@@ -40,6 +40,11 @@ COMMANDS = {
         "pipeline.commands.prune",
         "Delete the checkpoints of a run that need not be kept, by the rules that a fit follows after each commit.",
     ),
+    "runs": (
+        "pipeline.commands.list_runs.command",
+        "List the runs beneath a folder or bucket: how each stands, how far it has come, its best metric, goodput and "
+        "size, and in which configuration keys they differ; `runs rm` deletes some.",
+    ),
     "probe": (
         "pipeline.commands.probe",
         "Try everything that a run needs of its storage, before a node is paid for; show what is missing and how fast "

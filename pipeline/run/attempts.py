@@ -6,16 +6,18 @@ the next writer, which finds that lease, completes the record.
 
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.errors import LeaseLost, Preempted, outcome
 from pipeline.process.patience import Patience, patience
+from pipeline.run.flat_config import flatten
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import MEMORY, GoodputReport
 from pipeline.run.lease import Lease, launch_id
 from pipeline.run.run_dir import RunDir, now
+from pipeline.run.run_totals import Commits, EarlierAttempts
 from pipeline.run.storage_errors import storage_error
 
 if TYPE_CHECKING:
@@ -48,10 +50,16 @@ class AttemptLog:
         self._attempt: dict[str, Any] = {}
         self._trains = False
         self._committed: int | None = None
+        self._commits: Commits | None = None
         self.attempt = 0
 
-    def take(self, run: RunDir, topology: "Topology") -> None:
+    def take(self, run: RunDir, topology: "Topology", config: Mapping[str, Any] | None = None) -> None:
         """Take the lease and start the record of this attempt, for all ranks.
+
+        Args:
+            run: The run directory.
+            topology: Which process this is.
+            config: What was asked for, as fit.yaml has it.
 
         Raises:
             UserError: Another launch holds the lease, or the storage refuses.
@@ -73,7 +81,14 @@ class AttemptLog:
             }
             if self._lease.before is not None:
                 _complete(run, self._lease.before)
-            self.goodput.known = _reached(run, self._lease.attempt)
+            earlier, steps = _earlier(run, self._lease.attempt), run.steps()["json"]
+            self.goodput.known = _reached(earlier, steps)
+            self._commits = Commits.before(run, steps, earlier[max(earlier)] if earlier else None)
+            self._attempt |= {
+                "earlier": EarlierAttempts.of(earlier).as_dict(),
+                **({} if config is None else {"config": flatten(config)}),
+                **self._known_commits(),
+            }
             self._write()
             return self._lease.attempt
 
@@ -90,11 +105,19 @@ class AttemptLog:
         self._trains = True
         self._write()
 
-    def committed(self, step: int) -> None:
-        """Record what this attempt has committed: its first commit at once, later ones as the lease is renewed."""
+    def committed(self, step: int, epoch: int | None = None, monitor: Mapping[str, Any] | None = None) -> None:
+        """Record what this attempt has committed: its first commit at once, later ones as the lease is renewed.
+
+        Args:
+            step: That is durable now, or whose monitored value is known now.
+            epoch: The epoch that training resumes in from there.
+            monitor: Its `name`, `value` and `mode`; None without a monitored value.
+        """
+        if self._commits is not None:
+            self._commits = self._commits.and_one(step, epoch, monitor)
         first, self._committed = self._committed is None, step
         if first:
-            self._attempt["committed_step"] = step
+            self._attempt |= {"committed_step": step, **self._known_commits()}
             self._write()
 
     def held(self) -> None:
@@ -148,7 +171,11 @@ class AttemptLog:
     def _progress(self) -> dict[str, Any]:
         """Return how far this attempt has come, and where its time went."""
         reached = max(self.goodput.step, self.goodput.known)
-        return {"reached_step": reached, "committed_step": self._committed, "goodput": self.goodput.as_dict()}
+        known = {"reached_step": reached, "committed_step": self._committed, "goodput": self.goodput.as_dict()}
+        return {**known, **self._known_commits()}
+
+    def _known_commits(self) -> dict[str, Any]:
+        return {} if self._commits is None else {"commits": self._commits.as_dict()}
 
     def _write(self) -> None:
         if self._lease is not None and self._run is not None:
@@ -182,15 +209,20 @@ def _committed_steps(record: Mapping[str, Any]) -> list[Any]:
     return [*began, record.get("committed_step"), record.get("last_step")]
 
 
-def _reached(run: RunDir, attempt: int) -> int:
-    """Return the newest step that any earlier attempt had done, committed or not, as far as that is known.
+def _earlier(run: RunDir, attempt: int) -> dict[int, dict[str, Any]]:
+    """Return the records of the attempts before one by their numbers; a damaged one is empty.
 
     All of them are read: one that was killed before its first renewal knew nothing of those before it.
     """
-    earlier = [RunDir.attempt(number) for number in run.attempts() if number < attempt]
-    records = [record or {} for record in run.read_jsons(earlier).values()] if earlier else []
-    steps = [record.get(name) for record in records for name in ("reached_step", "last_step")]
-    return max([step for step in steps if isinstance(step, int)] + [*run.steps()["json"]], default=0)
+    numbers = {RunDir.attempt(number): number for number in run.attempts() if number < attempt}
+    records = run.read_jsons(numbers) if numbers else {}
+    return {number: records[name] or {} for name, number in numbers.items()}
+
+
+def _reached(earlier: Mapping[int, Mapping[str, Any]], committed: Iterable[int]) -> int:
+    """Return the newest step that any earlier attempt had done, committed or not, as far as that is known."""
+    steps = [record.get(name) for record in earlier.values() for name in ("reached_step", "last_step")]
+    return max([step for step in steps if isinstance(step, int)] + [*committed], default=0)
 
 
 def _complete(run: RunDir, lease: Mapping[str, Any]) -> None:
@@ -205,5 +237,6 @@ def _complete(run: RunDir, lease: Mapping[str, Any]) -> None:
     # No other process has committed since: this one is the next writer.
     last = max(run.steps()["json"], default=None)
     ended = {"ended": renewed, "reason": f"vanished: last heard of at {renewed}", "last_step": last}
-    known = {name: lease[name] for name in ("reached_step", "committed_step", "goodput") if lease.get(name) is not None}
+    names = ("reached_step", "committed_step", "goodput", "commits")
+    known = {name: lease[name] for name in names if lease.get(name) is not None}
     run.write_json(RunDir.attempt(number), {**found, **ended, **known})

@@ -100,6 +100,11 @@ class GoodputReport:
         return sum(max(0.0, after.ended - after.wall - before.ended) for before, after in pairs)
 
     @property
+    def whole(self) -> float:
+        """Seconds from the first start to the last end."""
+        return sum(attempt.wall for attempt in self.attempts) + self.down
+
+    @property
     def costs(self) -> RunCosts | None:
         """What the suggested interval rests on; None before there was a save."""
         saves = sum(attempt.saves for attempt in self.attempts)

@@ -254,6 +254,11 @@ def launch_id(environment: Mapping[str, str] = os.environ) -> str:
     return environment.get("TORCHX_JOB_ID") or rendezvous
 
 
+def is_live(seen: StoredLease) -> bool:
+    """Return whether a run has a writer now: one that renews its lease in time, and is not known to be dead."""
+    return seen.age < seen.seconds and _state(seen.value) is not _Holder.DEAD
+
+
 def _process(pid: int) -> dict[str, Any] | None:
     """Return what identifies a process among all that ever ran; None where the system does not say, or it has ended."""
     try:

@@ -89,7 +89,7 @@ class LeaseFile:
             clock.flush()
             os.fsync(clock.fileno())
             age = os.fstat(clock.fileno()).st_mtime - written
-        return StoredLease(_parse(data), max(0.0, age), data)
+        return StoredLease(parse_lease(data), max(0.0, age), data)
 
     def put(self, data: bytes, old: StoredLease | None) -> bool:
         """Write a lease in the place of an old one, or of none; return False where another process was faster."""
@@ -113,7 +113,7 @@ class LeaseFile:
     def remove(self, token: str) -> None:
         """Remove this process's lease."""
         with self._locked() as current:
-            if current is not None and _parse(current).get("token") == token:
+            if current is not None and parse_lease(current).get("token") == token:
                 self._path.unlink()
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class LeaseFile:
         try:
             # On a network disk only opening asks the server which file has the name now.
             with self._path.open("r+b") as file:
-                if self._own is None and _parse(file.read()).get("token") == token:
+                if self._own is None and parse_lease(file.read()).get("token") == token:
                     self._own = os.dup(file.fileno())
                 return self._own is not None and os.path.samestat(os.fstat(file.fileno()), os.fstat(self._own))
         except FileNotFoundError:
@@ -173,7 +173,7 @@ class LeaseObject:
             data = self._fs.cat_file(self._path)
         except FileNotFoundError:
             return None
-        value = _parse(data)
+        value = parse_lease(data)
         if etag is None:
             with suppress(TypeError, ValueError):  # its age is not known then, but that it is not renewed
                 age = (datetime.now(UTC) - datetime.fromisoformat(value.get("renewed", now()))).total_seconds()
@@ -237,7 +237,8 @@ def _warn(where: object, what: str) -> None:
     log.warning("%s: %s there: two writers that start at the same moment are not excluded", where, what)
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def parse_lease(data: bytes) -> dict[str, Any]:
+    """Return the content of a lease, empty where it is torn."""
     try:
         value = json.loads(data)
     except ValueError:

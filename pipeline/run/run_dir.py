@@ -45,8 +45,8 @@ LEASE = "lease.json"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 
-_ATTEMPT = re.compile(r"(\d{4,})\.json")
-_CHECKPOINT = re.compile(r"step-(\d{8,})\.(ckpt|json)")
+_ATTEMPT = re.compile(r"attempts/(\d{4,})\.json")
+_CHECKPOINT = re.compile(r"checkpoints/step-(\d{8,})\.(ckpt|json)")
 
 
 class RunDir:
@@ -119,22 +119,30 @@ class RunDir:
 
     def attempts(self) -> list[int]:
         """Return the numbers of the recorded attempts, in no order."""
-        matches = (_ATTEMPT.fullmatch(name) for name in self.names(ATTEMPTS))
-        return [int(match[1]) for match in matches if match]
+        return [found for name in self.names(ATTEMPTS) if (found := RunDir.attempt_number(f"{ATTEMPTS}/{name}"))]
+
+    @staticmethod
+    def attempt_number(name: str) -> int | None:
+        """Return the number of the attempt, from 1, whose record has this name in a run directory; None for others."""
+        return int(match[1]) if (match := _ATTEMPT.fullmatch(name)) else None
 
     @staticmethod
     def checkpoint_step(name: str) -> int | None:
         """Return the optimizer step whose checkpoint has this name, None for any other name."""
-        match = _CHECKPOINT.fullmatch(name.rpartition("/")[2])
-        return int(match[1]) if match and name == RunDir.checkpoint(int(match[1])) else None
+        return file[0] if (file := RunDir.checkpoint_file(name)) and name == RunDir.checkpoint(file[0]) else None
+
+    @staticmethod
+    def checkpoint_file(name: str) -> tuple[int, str] | None:
+        """Return the optimizer step and the kind, `ckpt` or `json`, of a name in a run directory; None for others."""
+        return (int(match[1]), match[2]) if (match := _CHECKPOINT.fullmatch(name)) else None
 
     def steps(self) -> dict[str, dict[int, int]]:
         """Return the size in bytes by step, for `ckpt` and for `json` files, by one listing."""
         found: dict[str, dict[int, int]] = {"ckpt": {}, "json": {}}
         for entry in self._entries(CHECKPOINTS):
-            match = _CHECKPOINT.fullmatch(str(entry["name"]).rsplit("/", 1)[-1])
-            if match and entry.get("type") == "file":
-                found[match[2]][int(match[1])] = int(entry["size"])
+            file = RunDir.checkpoint_file(f"{CHECKPOINTS}/{str(entry['name']).rpartition('/')[2]}")
+            if file and entry.get("type") == "file":
+                found[file[1]][file[0]] = int(entry["size"])
         return found
 
     @cached_property
@@ -210,11 +218,11 @@ class RunDir:
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a JSON file of this run, or None where it is missing, torn or of another schema."""
         data = self.read(name)
-        return None if data is None else _parsed(data)
+        return None if data is None else parse_json(data)
 
     def read_jsons(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
         """Return several JSON files of this run by name, each as `read_json`, concurrently if the storage can."""
-        return {name: None if data is None else _parsed(data) for name, data in self.read_all(names).items()}
+        return {name: None if data is None else parse_json(data) for name, data in self.read_all(names).items()}
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """Return the bytes of several files by name, None where there is none, concurrently if the storage can."""
@@ -333,9 +341,10 @@ def _text(value: dict[str, Any]) -> bytes:
     return json.dumps({"schema": SCHEMA, **value}, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def _parsed(data: bytes) -> dict[str, Any] | None:
+def parse_json(data: bytes) -> dict[str, Any] | None:
+    """Return what a JSON file of a run holds, or None where it is torn or of another schema."""
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None

@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class S3Location:
         credentials: botocore's, which renew themselves.
         certificates: The file of the certificate authorities to trust beside the system's; None: only those.
         proxy: The URL of the proxy for this endpoint; None: no proxy.
+        ahead: Seconds by which the storage's clock is ahead of this host's, to the second.
     """
 
     bucket: str
@@ -45,6 +47,7 @@ class S3Location:
     credentials: Any
     certificates: str | None
     proxy: str | None
+    ahead: float = 0.0
 
     def object_store(self) -> Any:
         """Return an obstore client of the bucket."""
@@ -119,7 +122,8 @@ def locate(bucket: str) -> S3Location | None:
     client = session.create_client("s3")
     # What is sent last went to the bucket's own region, by all rules of botocore's: dual stack, names with dots, ...
     client.meta.events.register("before-send.s3", lambda request, **_: sent.append(request.url))
-    region = _region(client, bucket) or client.meta.region_name or _DEFAULT_REGION
+    headers = _headers(client, bucket)
+    region = headers.get("x-amz-bucket-region") or client.meta.region_name or _DEFAULT_REGION
     url = urlsplit(sent[-1])
     path = url.path.rstrip("/")
     in_host = not path.endswith(f"/{bucket}")
@@ -132,11 +136,12 @@ def locate(bucket: str) -> S3Location | None:
         credentials=credentials,
         certificates=session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE"),
         proxy=get_environ_proxies(endpoint).get(url.scheme),
+        ahead=_seconds_ahead(headers.get("date")),
     )
 
 
-def _region(client: Any, bucket: str) -> str | None:
-    """Return the region in which the storage says a bucket is, which its refusals say, too."""
+def _headers(client: Any, bucket: str) -> dict[str, str]:
+    """Return the headers of an answer about a bucket: they tell its region, also those of a refusal, and the time."""
     from botocore.exceptions import ClientError  # noqa: PLC0415
 
     try:
@@ -145,5 +150,10 @@ def _region(client: Any, bucket: str) -> str | None:
         if is_away(error):
             raise
         answer = error.response
-    found = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
-    return str(found) if found else None
+    return dict(answer["ResponseMetadata"].get("HTTPHeaders", {}))
+
+
+def _seconds_ahead(date: str | None) -> float:
+    with suppress(TypeError, ValueError):
+        return (parsedate_to_datetime(str(date)) - datetime.now(UTC)).total_seconds()
+    return 0.0

@@ -1,6 +1,7 @@
 """The flags under `checkpoints`: when to save, which checkpoints stay, and for how long the storage may fail."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
@@ -101,7 +102,7 @@ class Checkpoints(Checkpoint):
         retention = Retention(run, self.keep, resumed_step)
 
         def after_commit(record: CommitRecord) -> None:
-            writer.committed(record.step)
+            writer.committed(record.step, record.epoch, None if record.monitor is None else asdict(record.monitor))
             retention.after_commit(record)
 
         saver = Saver(run, self.storage_budget, writer.held, after_commit, after_first_commit)

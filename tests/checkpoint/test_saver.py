@@ -14,7 +14,7 @@ import torch
 
 from pipeline.checkpoint import saver as saving
 from pipeline.checkpoint.cleanup import open_uploads, remove_leftovers
-from pipeline.checkpoint.commit import committed, newest, read_record
+from pipeline.checkpoint.commit import CommitRecord, Monitor, committed, newest, read_record
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.transfer import PART, HashingWriter, open_writer, part_size
 from pipeline.errors import LeaseLost
@@ -239,6 +239,20 @@ def test_an_amendment_is_retried_like_a_save(tmp_path: Path, monkeypatch: pytest
     record = read_record(saver.run, 1)
     assert record is not None
     assert (record.reason, failures, saver.failing) == (["epoch", "end"], [], 0.0)
+
+
+def test_whoever_follows_commits_hears_of_an_amendment(tmp_path: Path) -> None:
+    heard: list[CommitRecord] = []
+    saver = Saver(RunDir(str(tmp_path)), 30, after_commit=heard.append)
+    saver.save(tensors(), a_record(1))
+    saver.finish()
+    saver.amend(1, lambda record: replace(record, monitor=Monitor("val_loss", 0.5, "min")))
+    saver.finish()
+    saver.amend(1, lambda record: record)
+    saver.finish()
+    assert [record.monitor and record.monitor.value for record in heard] == [None, 0.5], (
+        "but not of one that changes nothing"
+    )
 
 
 def test_what_takes_long_after_the_last_byte_is_no_stalled_upload(

@@ -118,6 +118,31 @@ def test_an_attempt_that_is_killed_has_said_what_it_committed_first(tmp_path: Pa
     writer.__exit__(None, None, None)
 
 
+def test_the_newest_attempt_says_what_all_of_the_run_has_committed_and_what_it_was_asked_for(tmp_path: Path) -> None:
+    run, here = RunDir(str(tmp_path)), Topology.from_environment({})
+    first = AttemptLog()
+    first.take(run, here, {"model": {"class_path": "m.Model", "init_args": {"learning_rate": 0.1}}})
+    best = {"name": "val_loss", "value": 0.25, "mode": "min"}
+    first.committed(1, 0, best)
+    first.committed(2, 1, {**best, "value": 0.5})
+    assert attempt(str(tmp_path), 1)["config"] == {"model.class_path": "m.Model", "model.learning_rate": 0.1}
+    assert attempt(str(tmp_path), 1)["commits"]["through"] == 1, "at once; later ones with the lease"
+    first.held()  # renews the lease; then it is killed
+    with AttemptLog() as following:
+        following.take(run, here)
+        assert attempt(str(tmp_path), 1)["commits"]["through"] == 2, "as the lease has told"
+        value = attempt(str(tmp_path), 2)
+        assert value["commits"] == {"through": 2, "epoch": 1, "best": {**best, "step": 1}}
+        assert value["earlier"]["started"] == attempt(str(tmp_path), 1)["started"]
+        following.committed(3, 2, {**best, "value": 0.125})
+    assert attempt(str(tmp_path), 2)["commits"] == {
+        "through": 3,
+        "epoch": 2,
+        "best": {**best, "value": 0.125, "step": 3},
+    }
+    first.__exit__(None, None, None)
+
+
 def test_a_state_in_memory_from_which_an_attempt_has_resumed_is_no_commit(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path / "run"))
     run.write_json(RunDir.attempt(1), {"first_step": 7, "resumed_from": "memory", "committed_step": None})
