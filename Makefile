@@ -89,6 +89,16 @@ $(NIGHTLY)/.ready: $(READY)
 	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+test-trackers: .venv/trackers/.ready ## Run the tests with MLflow and Weights & Biases, which nothing here needs.
+	@.venv/trackers/bin/python -m pytest -m slow tests/config/test_run_loggers.py
+
+.venv/trackers/.ready: $(READY)
+	@python -m venv .venv/trackers
+	@.venv/trackers/bin/python -m pip install --quiet --disable-pip-version-check mlflow-skinny sqlalchemy alembic pandas wandb
+	@python -c 'import sys; print(*(each for each in sys.path if each.endswith("site-packages")), sep="\n")' \
+	  >$$(echo .venv/trackers/lib/python*/site-packages)/everything-else.pth
+	@touch $@
+
 test-versions: .venv/lowest/.ready .venv/newest/.ready ## Run what rests on torch and Lightning under the lowest and newest declared versions.
 	@for each in lowest newest; do echo "$$each versions:"; .venv/$$each/bin/python -m pytest -m 'not slow' $(VERSIONED) || exit 1; done
 
@@ -126,6 +136,9 @@ train: $(READY) ## Only train.
 
 evaluate: $(READY) ## Only evaluate a trained run.
 	@torchx run -s $(SCHEDULER) components/evaluate.py:evaluate --image $(IMAGE) --run_dir $(RUN_DIR) -- $(ARGS)
+
+tensorboard: $(READY) ## Open TensorBoard over RUN_DIR: one run or a folder of runs, local or s3:// (a bucket, too).
+	@python -m pipeline tensorboard $(RUN_DIR)
 
 image: $(READY) ## Build the container image IMAGE: for GPUs, or without CUDA by TORCH=cpu.
 	@PYTHON=python docker/build.sh

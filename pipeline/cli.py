@@ -5,8 +5,7 @@ must be the same for all ranks is decided by rank 0.
 """
 
 import logging
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch.distributed
@@ -15,7 +14,7 @@ from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.checkpoint.foreign import fetch
 from pipeline.checkpoint.load import fetch_verified
 from pipeline.checkpoint.weight_files import require_checkpoint
-from pipeline.config import compatibility, messages, mistakes, resume_point, saved_config
+from pipeline.config import compatibility, messages, mistakes, resume_point, run_loggers, saved_config
 from pipeline.config.flags import INSPECTING
 from pipeline.config.memory_state import MemoryState, RunMemory
 from pipeline.config.parser import CommandLine
@@ -36,9 +35,8 @@ from pipeline.training import compat, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
-from pipeline.training.logs import console
+from pipeline.training.logs import console, step_profile
 from pipeline.training.logs.mirror import mirrored
-from pipeline.training.logs.tensorboard import RunLogger
 from pipeline.training.results.predictions import Predictions
 from pipeline.training.results.receipt import UNPROVEN, Evaluation
 from pipeline.training.session import TrainingSession
@@ -133,7 +131,7 @@ def _run_model(command: CommandLine, topology: Topology, writer: AttemptLog, pre
     elif point.record is None and (url := point.url) is not None:
         topology.together("checkpoint", lambda: fetch(url, f"ckpt_path={url!r}"))
     plugins = [RunIO(run, point.record, point.ckpt_path if point.memory else None)]
-    logger = _logger(command, run, topology)
+    logger = run_loggers.prepare(command, run, point, topology)
     topology.together("instantiated", lambda: command.build(plugins, logger))
     preemption.check()
     require_batchnorm_device(command.asked, command.trainer, command.model)
@@ -147,14 +145,6 @@ def _run_model(command: CommandLine, topology: Topology, writer: AttemptLog, pre
         _predict(command, run, point, topology, preemption)
     else:
         _call_trainer(command, point)
-
-
-def _logger(command: CommandLine, run: RunDir | None, topology: Topology) -> Callable[[], RunLogger | bool]:
-    """Return what makes the logger of a fit; where logs are mirrored, all processes write to the same local folder."""
-    if run is None or command.subcommand != "fit":
-        return lambda: False
-    spool = None if run.is_local else topology.agree("spool", lambda: tempfile.mkdtemp(prefix="pipeline-logs-"))
-    return lambda: RunLogger(run, spool, mirrors=topology.local_rank == 0)
 
 
 def _open_run(command: CommandLine, topology: Topology, writer: AttemptLog) -> RunDir | None:
@@ -249,6 +239,10 @@ def _attach_session(start: _Start) -> None:
             callbacks.insert(0, saved_config.SaveConfiguration(run, resolved))
     if topology.rank == 0 and (saver := session.saver) is not None:
         preemption.durable, preemption.saving = lambda: saver.durable, lambda: saver.saving
+    if run is not None:
+        step_profile.keep_summary(trainer, run, writer.attempt)
+        if (steps := step_profile.window(asked.profile)) is not None:
+            callbacks.insert(0, step_profile.StepProfile(run, writer.attempt, steps))
     callbacks.insert(0, SessionHooks(session))
     command.progress.saver, command.progress.attempt = session.saver, writer.attempt or None
 
@@ -280,6 +274,7 @@ def _fit(start: _Start) -> None:
         log.info("resumed%s from %s", "" if point.step is None else f" at step {point.step}", source)
     preemption.mark_training()
     topology.agree("begin", lambda: writer.begin(point.step if point.url else 0, point.source))
+    run_loggers.note(command, run, topology)
     _call_trainer(command, point)
     if run is not None:
         trainer = command.trainer
@@ -301,6 +296,7 @@ def _test(command: CommandLine, run: RunDir, point: ResumePoint) -> None:
     log.info("evaluating %s on 1 device", url)
     _call_trainer(command, point)
     evaluation.conclude(command.trainer)
+    run_loggers.log_test(run, evaluation.receipt["metrics"], point.step)
     log.info("finished: %s", evaluation.summary())
 
 

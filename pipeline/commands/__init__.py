@@ -1,4 +1,6 @@
-"""What needs no model: runs, verify, prune, probe, explain_resume, preflight, drill; and what only looks at one: inspection.
+"""What needs no model: runs, verify, prune, probe, explain_resume, tensorboard, preflight, drill.
+
+What looks at a model or data is in inspection/.
 
 May import: config and all below it; torch only where a command cannot do without.
 """

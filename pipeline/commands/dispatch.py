@@ -50,6 +50,10 @@ COMMANDS = {
         "Try everything that a run needs of its storage, before a node is paid for; show what is missing and how fast "
         "the storage is.",
     ),
+    "tensorboard": (
+        "pipeline.commands.tensorboard",
+        "Open TensorBoard over one run, or over all the runs of a folder or a bucket, on any storage.",
+    ),
     "preflight": (
         "pipeline.commands.preflight.command",
         "Check the nodes of a job: devices, memory, disk, clocks, the storage, the network between them. Alone it "

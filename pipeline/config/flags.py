@@ -19,7 +19,7 @@ INSPECTING = ("summary", "data")
 NOT_SAVED = (
     *("config", "run_dir", "allow_mismatch", "override_optimizer", "world_size"),
     *("grace", "collective_timeout", "away_limit", "memory_checkpoints", "telemetry_every", "metrics_port"),
-    "log_format",
+    *("log_format", "profile"),
 )
 """Flags of one start or one place, which a saved configuration leaves out."""
 
@@ -138,6 +138,14 @@ def _add_training_flags(parser: LightningArgumentParser) -> None:
         type=int | None,
         default=None,
         help="Also show the newest of these figures at this port of each node, for Prometheus.",
+    )
+    parser.add_argument(
+        "--profile",
+        type=str | None,
+        default=None,
+        help="Profile these steps on every rank with torch's profiler, as <start>:<stop>, counted from the first step "
+        "of this attempt; true: 10:15. Traces and the most expensive operators go to logs/profile/ in the run "
+        "directory.",
     )
     parser.add_argument(
         "--allow_mismatch",

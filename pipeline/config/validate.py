@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.process.patience import away_limit_problem
 from pipeline.process.topology import Topology
 from pipeline.run.run_dir import run_dir_problem
+from pipeline.training.logs.step_profile import window, window_problem
 
 _STRATEGIES = r"auto|ddp(_find_unused_parameters_(true|false))?|(.*\.)?(DDP|SingleDevice)Strategy"
 
@@ -38,7 +39,7 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
             "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
         )
     found += [*_training_problems(config, topology), *_value_problems(config)]
-    found += filter(None, [away_limit_problem(config.away_limit)])
+    found += filter(None, [away_limit_problem(config.away_limit), _profile_problem(config)])
     if ckpt_path in ("best", "last", "hpc", "registry"):
         hint = "Leave it out: fit resumes by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
         found.append(f"ckpt_path={ckpt_path!r} must be the URL of a checkpoint file. {hint}")
@@ -53,6 +54,13 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
             what = "the run that predicts, --run_dir <url>; the predictions go there"
         found.append(f"run_dir is missing: name {what}")
     return found
+
+
+def _profile_problem(config: Namespace) -> str | None:
+    asked = config.get("profile")
+    if window(asked) is not None and config.trainer.fast_dev_run:
+        return f"profile={asked!r}: fast_dev_run writes nothing. Leave one of them out"
+    return window_problem(asked)
 
 
 def require_batchnorm_device(config: Namespace, trainer: pl.Trainer, model: pl.LightningModule) -> None:

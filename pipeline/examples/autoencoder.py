@@ -3,12 +3,17 @@
 python -m pipeline fit --config pipeline/configs/digits.yaml --model.learning_rate=0.01
 """
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional
+
+_SHOWN, _PIXELS = 8, 32
+"""Samples of each validation that are logged as images, and the width of each at least."""
 
 
 class Encoder(nn.Module):
@@ -68,6 +73,8 @@ class LitAutoEncoder(pl.LightningModule):
         """Log the mean loss over all ranks as `val_loss`."""
         errors = self._errors(batch)
         self.log("val_loss", errors.mean(), prog_bar=True, sync_dist=True, batch_size=len(errors))
+        if batch_idx == 0 and self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            self._show(batch[0][:_SHOWN].flatten(1))
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Log the mean loss as `test_loss`; the error of each sample becomes a column of scores.csv."""
@@ -83,6 +90,19 @@ class LitAutoEncoder(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over all parameters."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def _show(self, x: Tensor) -> None:
+        """Log samples, (batch, input_dim), above their reconstructions as one image, where there is a TensorBoard."""
+        boards = [logger.experiment for logger in self.loggers if isinstance(logger, TensorBoardLogger)]
+        side = math.isqrt(x.shape[1])
+        if not boards or side**2 != x.shape[1]:
+            return
+        rows = torch.stack([x, self(x)]).float().clamp(0, 1).reshape(2, len(x), side, side)
+        image = rows.permute(0, 2, 1, 3).reshape(2 * side, -1)
+        scale = max(1, _PIXELS // side)
+        image = image.repeat_interleave(scale, 0).repeat_interleave(scale, 1).cpu()
+        for board in boards:
+            board.add_image("reconstructions", image, self.global_step, dataformats="HW")
 
     def _errors(self, batch: Any) -> Tensor:
         """The mean squared error of each sample: (batch,)."""

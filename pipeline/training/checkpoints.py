@@ -12,6 +12,7 @@ from pipeline.checkpoint.saver import Saver
 from pipeline.errors import UserError
 from pipeline.run.attempts import AttemptLog
 from pipeline.run.run_dir import RunDir
+from pipeline.training.logs import tensorboard
 from pipeline.training.memory_checkpoints import MemoryCheckpoints, Uncommitted
 from pipeline.training.save_policy import SavePolicy
 from pipeline.training.session import TrainingSession
@@ -105,7 +106,12 @@ class Checkpoints(Checkpoint):
             writer.committed(record.step, record.epoch, None if record.monitor is None else asdict(record.monitor))
             retention.after_commit(record)
 
-        saver = Saver(run, self.storage_budget, writer.held, after_commit, after_first_commit)
+        def before_commit() -> None:
+            for logger in tensorboard.of(state.trainer):
+                logger.wait()  # what was logged before a checkpoint outlasts this process as the checkpoint does
+            writer.held()
+
+        saver = Saver(run, self.storage_budget, before_commit, after_commit, after_first_commit)
         saver.committed = resumed_step
         if telemetry is not None:
             telemetry.uploads = lambda: saver.uploads

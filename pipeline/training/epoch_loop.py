@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 
 from pipeline.run.goodput import OTHER, WAITING
 from pipeline.training import compat
+from pipeline.training.logs import tensorboard
 from pipeline.training.step import logged_values
 from pipeline.training.step.lean_step import LeanStep
 from pipeline.training.step.logged_values import LoggedValues
@@ -75,6 +76,7 @@ class EpochLoop(compat.TrainingEpochLoop):
         if self.session is not None:
             self.session.state.loaders.resume(data_fetcher)
             self.session.state.resume_epoch()
+            tensorboard.mute(self.trainer, False)
         if self.validation_pending:
             progress = self.batch_progress
             progress.is_last_batch = data_fetcher.done or progress.current.ready >= self.trainer.num_training_batches

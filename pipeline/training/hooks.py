@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 
 from pipeline.training import compat
 from pipeline.training.epoch_loop import EpochLoop
+from pipeline.training.logs import tensorboard
 from pipeline.training.logs.loss_watch import LossWatch
 from pipeline.training.session import TrainingSession
 
@@ -51,7 +52,9 @@ class SessionHooks(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stand between two epochs."""
         self.session.state.start_epoch()
-        if not self.session.state.resumes_in_epoch:
+        if self.session.state.resumes_in_epoch:
+            tensorboard.mute(trainer)
+        else:
             self.session.at_boundary(self.session.state.boundary("epoch"))
 
     def on_train_batch_start(
@@ -76,7 +79,9 @@ class SessionHooks(pl.Callback):
             self._losses.add(outputs, trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a validation."""
+        """Begin a validation: one that is left in its middle logs all of its values again."""
+        if not trainer.sanity_checking:
+            tensorboard.mark(trainer, self.session.state.boundary("batch"))
         self.session.on_validation_start(sum(trainer.fit_loop.epoch_loop.val_loop.max_batches))
 
     def on_validation_batch_start(

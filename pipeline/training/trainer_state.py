@@ -11,6 +11,7 @@ from pipeline.data.ledger import Ledger
 from pipeline.errors import Preempted, UserError
 from pipeline.training import compat
 from pipeline.training.loaders.loader_position import LoaderPosition
+from pipeline.training.logs import tensorboard
 from pipeline.training.save_policy import Boundary
 from pipeline.training.state import callback_state, finders, rng_state, stopping
 from pipeline.training.state.bucket_order import BucketOrder
@@ -102,9 +103,8 @@ class TrainerState:
         return self.trainer.callback_metrics
 
     def log(self, figures: dict[str, float], step: int) -> None:
-        """Send figures to every logger."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics(figures, step=step)
+        """Send figures of a save to every logger."""
+        tensorboard.log_save(self.trainer, figures, step)
 
     def boundary(self, kind: Literal["batch", "epoch", "end"]) -> Boundary:
         """Return where training stands."""
@@ -187,6 +187,7 @@ class TrainerState:
         checkpoint["epoch"] = at.epoch
         settle(checkpoint["loops"], at.epoch, at.batches)
         checkpoint[KEY] = state.to_dict()
+        tensorboard.mark(trainer, at)
         return checkpoint, state
 
     def preview(self) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Mirror:
         self._began = self._last = time.monotonic()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._again = False
 
     @property
     def is_due(self) -> bool:
@@ -76,6 +77,23 @@ class Mirror:
         self._thread.start()
         return self._thread
 
+    def request(self) -> None:
+        """Have what has changed until now sent: by the copy that is under way, or by another one."""
+        if self._thread is not None and self._thread.is_alive():
+            self._again = True
+        else:
+            self.start()
+
+    def recover(self) -> None:
+        """Send what an attempt that was killed on this machine has left in the folder."""
+        if any(Path(self.folder).iterdir()):
+            self.start(final=True).join(_LIMIT_AFTER_ERROR)
+
+    def wait(self, limit: float) -> None:
+        """Wait for the copy that is under way, but no longer than `limit` seconds."""
+        if self._thread is not None:
+            self._thread.join(limit)
+
     def finish(self, limit: float) -> None:
         """Send what is left, and wait for it, but no longer than `limit` seconds."""
         thread = self.start(final=True)
@@ -86,15 +104,21 @@ class Mirror:
     def _send(self, final: bool) -> None:
         # Nothing sends later what the last copy could not: `finish` bounds how long it waits.
         with self._lock, patience(Patience(_LIMIT) if final else None):  # a copy that is still under way goes first
-            for path in sorted(Path(self.folder).rglob("*")):
-                name = str(path.relative_to(self.folder)).replace(os.sep, "/")
-                try:
-                    if path.is_file():
-                        self._send_file(path, name, final)
-                except Exception as error:  # noqa: BLE001 - every storage has errors of its own
-                    if not path.exists():
-                        continue  # removed in the meantime
-                    log.warning("logs were not copied to %s/%s: %s", self._label, name, storage_error(error))
+            self._again = True
+            while self._again:
+                self._again = False
+                self._send_all(final)
+
+    def _send_all(self, final: bool) -> None:
+        for path in sorted(Path(self.folder).rglob("*")):
+            name = str(path.relative_to(self.folder)).replace(os.sep, "/")
+            try:
+                if path.is_file():
+                    self._send_file(path, name, final)
+            except Exception as error:  # noqa: BLE001 - every storage has errors of its own
+                if not path.exists():
+                    continue  # removed in the meantime
+                log.warning("logs were not copied to %s/%s: %s", self._label, name, storage_error(error))
 
     def _send_file(self, path: Path, name: str, final: bool) -> None:
         stat = path.stat()
