@@ -7,6 +7,7 @@ every other command uses.
 
 import argparse
 import logging
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _show(folder: Path, options: list[str]) -> int:
     """Run TensorBoard on a local folder to its end."""
     command = [sys.executable, "-m", "tensorboard.main", f"--logdir={folder}", "--reload_interval=5", *options]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # which must leave no process running
     process = subprocess.Popen(command)
     try:
         return process.wait()
@@ -141,3 +143,4 @@ def _show(folder: Path, options: list[str]) -> int:
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
         process.kill()
+        signal.signal(signal.SIGTERM, before)

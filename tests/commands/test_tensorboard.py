@@ -27,6 +27,7 @@ App = Callable[..., Ended]
 def log_values(url: str, *values: float) -> None:
     """Leave in a run what an attempt logs."""
     logger = RunLogger(RunDir(url), step=0)
+    logger.log_hyperparams({"rate": values[0]})
     for step, value in enumerate(values):
         logger.log_metrics({"loss": value}, step)
     logger.finalize("success")
@@ -35,8 +36,8 @@ def log_values(url: str, *values: float) -> None:
 
 
 @contextmanager
-def shown(url: str) -> Iterator[Callable[[str], Any]]:
-    """What TensorBoard answers while it is open on a folder."""
+def shown(url: str, end: signal.Signals = signal.SIGINT) -> Iterator[Callable[..., Any]]:
+    """What TensorBoard answers while it is open on a folder; it ends by a signal."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "tensorboard", url, "--port", "0"],
         cwd=ROOT,
@@ -54,15 +55,27 @@ def shown(url: str) -> Iterator[Callable[[str], Any]]:
             read += line
         address = found[0]
 
-        def ask(path: str) -> Any:
-            with urllib.request.urlopen(f"{address}{path}", timeout=20) as answer:
+        def ask(path: str, body: Any = None) -> Any:
+            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(f"{address}{path}", data, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=20) as answer:
                 return json.load(answer)
 
         yield ask
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         assert process.wait(20) == 0
+        assert address_is_free(address), "TensorBoard itself has ended as well"
     finally:
         end_group(process)
+
+
+def address_is_free(address: str) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except OSError:
+        return True
+    return False
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
@@ -80,7 +93,8 @@ def until(ask: Callable[[], Any], wanted: Any) -> None:
         time.sleep(0.5)
 
 
-@pytest.mark.parametrize("kind", ["folder", "s3"])
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.slow), "s3"])
 def test_all_runs_of_a_folder_are_shown_and_what_is_added_meanwhile(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -88,7 +102,7 @@ def test_all_runs_of_a_folder_are_shown_and_what_is_added_meanwhile(
     log_values(f"{root}/one", 1.0, 0.5)
     log_values(f"{root}/two", 2.0)
 
-    with shown(root) as ask:
+    with shown(root, signal.SIGINT if kind == "folder" else signal.SIGTERM) as ask:
 
         def tags() -> Any:
             return {name: list(each) for name, each in ask("data/plugin/scalars/tags").items()}
@@ -100,6 +114,15 @@ def test_all_runs_of_a_folder_are_shown_and_what_is_added_meanwhile(
         until(tags, {"one/logs": ["loss"], "two/logs": ["loss"]})
         assert values("one") == [(0, 1.0), (1, 0.5)]
         assert values("two") == [(0, 2.0)]
+        body = {
+            "allowedStatuses": ["STATUS_SUCCESS"],
+            "colParams": [{"hparam": "rate"}],
+            "startIndex": 0,
+            "sliceSize": 9,
+        }
+        groups = ask("data/plugin/hparams/session_groups", body)["sessionGroups"]
+        found = {group["name"]: (group["hparams"]["rate"], group["metricValues"][0]["value"]) for group in groups}
+        assert found == {"one/logs": (1.0, 0.5), "two/logs": (2.0, 2.0)}, "one row a run, with its last values"
         time.sleep(1)  # the next events file has a name of its own, which begins with the second
         log_values(f"{root}/one", 8.0, 4.0, 2.0)
         until(lambda: values("one"), [(0, 8.0), (1, 4.0), (2, 2.0)])

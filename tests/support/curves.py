@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from tests.support.models import Regression
 class Talkative(Regression):
     """Logs by step and by epoch, under steps of its own, and past Lightning with `global_step`."""
 
+    def __init__(self, learning_rate: float = 0.05, pause: float = 0.0) -> None:
+        super().__init__(learning_rate)
+        self.pause = pause
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        time.sleep(self.pause)
         loss = super().training_step(batch, batch_idx)
         self.log("loss", loss, on_step=True, on_epoch=True)
         return loss

@@ -80,7 +80,7 @@ class Mirror:
     def request(self) -> None:
         """Have what has changed until now sent: by the copy that is under way, or by another one."""
         if self._thread is not None and self._thread.is_alive():
-            self._again = True
+            self._again, self._last = True, time.monotonic()
         else:
             self.start()
 
@@ -90,9 +90,9 @@ class Mirror:
             self.start(final=True).join(_LIMIT_AFTER_ERROR)
 
     def wait(self, limit: float) -> None:
-        """Wait for the copy that is under way, but no longer than `limit` seconds."""
+        """Wait for the copy that is under way, but no longer than until `limit` seconds after it was asked for."""
         if self._thread is not None:
-            self._thread.join(limit)
+            self._thread.join(max(0.0, self._last + limit - time.monotonic()))
 
     def finish(self, limit: float) -> None:
         """Send what is left, and wait for it, but no longer than `limit` seconds."""

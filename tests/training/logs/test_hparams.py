@@ -28,6 +28,7 @@ def test_the_hparams_table_has_one_session_of_a_run_over_its_attempts_and_no_pla
     content = {tag: metadata.plugin_data.content for tag, metadata in found.summary_metadata.items()}
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
     end = HParamsPluginData.FromString(content["_hparams_/session_end_info"]).session_end_info
+    assert set(start.hparams) == {"learning_rate", "dropout"}
     assert start.hparams["learning_rate"].number_value == 0.02
     assert end.status == Status.Value("STATUS_SUCCESS")
     assert "hp_metric" not in found.Tags()["scalars"]

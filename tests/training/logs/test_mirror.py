@@ -71,6 +71,33 @@ def test_a_storage_that_takes_nothing_holds_the_end_up_no_longer_than_the_limit(
     release.set()
 
 
+def test_what_is_asked_for_during_a_copy_is_sent_by_it_and_waiting_has_an_end(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, real = threading.Event(), small_files.write
+    monkeypatch.setattr(small_files, "write", lambda *given: release.wait(30) and real(*given))
+    kept = a_mirror(run)
+    path = Path(kept.folder, "x")
+    path.write_text("one")
+    kept.request()
+    began = time.monotonic()
+    kept.wait(0.3)
+    kept.wait(0.3)
+    assert time.monotonic() - began < 5, "both together no longer than one"
+    path.write_text("one, two")
+    kept.request()
+    release.set()
+    kept.wait(20)
+    assert run.read("logs/x") == b"one, two"
+
+
+def test_what_a_killed_process_left_is_sent_by_the_next(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "x").write_text("left")
+    Mirror(run.fs, f"{run.path}/logs", "here", str(tmp_path / "spool")).recover()
+    assert run.read("logs/x") == b"left"
+
+
 def test_copies_of_a_long_run_are_rarer(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, now = a_mirror(run), [0.0]
     kept._began = kept._last = 0.0
