@@ -84,17 +84,17 @@ def test_what_cannot_be_is_refused(app: App, tmp_path: Path, flag: str, words: s
 @pytest.mark.timeout(120)
 def test_all_ranks_are_summed_up_and_the_slow_one_is_named(tmp_path: Path) -> None:
     ended = torchrun(
-        *(2, "-m", "pipeline", *slow_fit(seconds=0.02, rank=1), "--telemetry_every=1.5"),
-        *("--trainer.max_steps=400", "--trainer.max_epochs=-1", "--run_dir", tmp_path / "run"),
+        *(2, "-m", "pipeline", *slow_fit(seconds=0.05, rank=1), "--telemetry_every=1.5"),
+        *("--trainer.max_steps=300", "--trainer.max_epochs=-1", "--run_dir", tmp_path / "run"),
     )
     assert ended.status == 0, ended.text
     (found,) = read_telemetry(RunDir(str(tmp_path / "run")))
     assert found.header["world_size"] == 2
-    assert sum(window["steps"] for window in found.windows) == 400
-    late = found.windows[2]
-    assert late["slowest_rank"] == 1
-    assert late["slowest_behind"] > 0.3
-    assert late["share_all_reduce"] > 0.1
+    assert sum(window["steps"] for window in found.windows) == 300
+    slow = [window for window in found.windows if window.get("slowest_rank") == 1]
+    assert len(slow) > len(found.windows) / 2
+    assert max(window["slowest_behind"] for window in slow) > 0.3
+    assert max(window["share_all_reduce"] for window in slow) > 0.1
     assert ended.text.count("is slow: the other ranks wait for it") == 1
     assert f"rank 1 on {socket.gethostname()} is slow" in ended.text
 
