@@ -4,7 +4,7 @@ Needs no torch. What is damaged in one run is named in its summary, counts for n
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from pipeline.run.flat_config import flatten
 from pipeline.run.goodput_report import AttemptGoodput
 from pipeline.run.lease import is_live
 from pipeline.run.lease_storage import StoredLease, parse_lease
-from pipeline.run.run_dir import ATTEMPTS, CHECKPOINTS, LEASE, RECEIPT, RunDir, parse_json
+from pipeline.run.run_dir import ATTEMPTS, CHECKPOINTS, LEASE, NEWEST, RECEIPT, RunDir, parse_json
 from pipeline.run.run_listing import RunListing, RunTree
 from pipeline.run.run_totals import Commits, EarlierAttempts
 from pipeline.run.storage_errors import storage_error
@@ -65,10 +65,41 @@ def summaries(tree: RunTree, listings: list[RunListing], evaluations: bool = Tru
     return [run.summary() for run in runs.values()]
 
 
-class _RunRecords:
-    """The records of one run, as they are read."""
+def sketched(tree: RunTree, evaluations: bool = True) -> list[RunSummary]:
+    """Return what the runs beneath a URL say of themselves, without listing their files where that can be avoided.
 
-    def __init__(self, listing: RunListing) -> None:
+    On S3 the time for a listing grows with the files of all runs, so a thousand of them take seconds. What is known
+    without one: `bytes` are those of the checkpoints alone, when the record was written last, and `updated` tells when
+    that was; a run within another run is not found; damage is not looked for.
+
+    Args:
+        tree: Where the runs are.
+        evaluations: Whether to read what evaluations have measured, too.
+
+    Raises:
+        UserError: There is nothing at the URL, or the storage refuses.
+        StorageAway: The storage does not answer.
+    """
+    found = tree.sketches()
+    if found is None or not any(found):
+        return summaries(tree, tree.listings(), evaluations)
+    runs = {listing.url: _RunRecords(listing, files) for listing, files in found[0]}
+    if evaluations:
+        for listing, name, data in tree.read((run.listing, RECEIPT) for run in runs.values()):
+            runs[listing.url].take(name, data)
+    every = [*(run.summary() for run in runs.values()), *summaries(tree, found[1], evaluations)]
+    return sorted(every, key=lambda run: run.label)
+
+
+class _RunRecords:
+    """The records of one run, as they are read.
+
+    Args:
+        listing: Its files, or those that were asked for.
+        sketch: What was read of it already, where its files are not listed: `run.json`, and its lease.
+    """
+
+    def __init__(self, listing: RunListing, sketch: Mapping[str, bytes] | None = None) -> None:
         self.listing = listing
         names = [name for name in listing.files if name.startswith(f"{ATTEMPTS}/")]
         self._attempts = sorted(number for number in map(RunDir.attempt_number, names) if number is not None)
@@ -82,6 +113,11 @@ class _RunRecords:
             f"{RunDir.checkpoint(step)} is missing, but has a commit record"
             for step in sorted(self._sizes["json"].keys() - self._sizes["ckpt"].keys())
         ]
+        for name, data in (sketch or {}).items():
+            self.take(name, data)
+        if sketch is not None:
+            self._attempts = [_integer((self._json.get(NEWEST) or {}).get("attempt")) or 1]
+            self._json[RunDir.attempt(self._attempts[-1])] = self._json.get(NEWEST)
 
     def first(self, evaluations: bool) -> list[str]:
         """Return the names of the files that are read of every run."""
@@ -122,7 +158,7 @@ class _RunRecords:
         started = [time for time in map(_time, (earlier.started, newest.get("started"))) if time is not None]
         times = [file.modified for file in self.listing.files.values() if file.modified is not None]
         whole = self._sizes["json"].keys() & self._sizes["ckpt"].keys()
-        runs, best = state is RunState.RUNNING, commits.best
+        runs, best, stored = state is RunState.RUNNING, commits.best, self._stored(whole)
         return RunSummary(
             url=self.listing.url,
             label=self.listing.label,
@@ -131,24 +167,32 @@ class _RunRecords:
             reason=None if runs else _text(newest.get("reason")),
             started=min(started, default=None),
             updated=datetime.fromtimestamp(max(times), UTC) if times else None,
-            attempts=len(self._attempts),
+            attempts=max(self._attempts, default=0),
             world_size=_integer(newest.get("world_size")),
             step=_greatest(
                 *(each.get(key) for each in heard for key in ("reached_step", "last_step", "committed_step")), *whole
             ),
-            committed_step=max(whole, default=None),
+            committed_step=max(whole, default=None) if self.listing.whole else commits.through or None,
             epoch=commits.epoch,
             max_steps=_limit(config.get("trainer.max_steps")),
             max_epochs=_limit(config.get("trainer.max_epochs")),
             best=None if best is None else Monitor(best["name"], best["value"], best["mode"]),
             best_step=None if best is None else best["step"],
             goodput=earlier.share(self._ended_attempt()),
-            bytes=sum(file.size for file in self.listing.files.values()),
-            checkpoints=len(whole),
+            bytes=stored["bytes"],
+            checkpoints=stored["checkpoints"],
             config=config,
             metrics=_metrics(self._json.get(RECEIPT)),
             problems=tuple(self._problems),
         )
+
+    def _stored(self, whole: Collection[int]) -> dict[str, int]:
+        """Return the bytes of the run, and its committed checkpoints."""
+        if self.listing.whole:
+            return {"bytes": sum(file.size for file in self.listing.files.values()), "checkpoints": len(whole)}
+        found = self._newest.get("stored")
+        known = found if isinstance(found, dict) else {}
+        return {name: max(0, _integer(known.get(name)) or 0) for name in ("bytes", "checkpoints")}
 
     @property
     def _newest(self) -> Mapping[str, Any]:
@@ -171,7 +215,7 @@ class _RunRecords:
         return sorted(step for step in self._sizes["json"] if step > through)
 
     def _is_whole(self, step: int) -> bool:
-        return step in self._sizes["json"] and step in self._sizes["ckpt"]
+        return not self.listing.whole or (step in self._sizes["json"] and step in self._sizes["ckpt"])
 
     def _all_commits(self) -> Commits:
         found = self._known_commits or Commits()

@@ -1,5 +1,7 @@
 """The record of each attempt at a run, `attempts/<nnnn>.json`: one for each start, written by the run's only writer.
 
+The newest one lies in `run.json`, too, so that a list of a thousand runs needs to list none of them.
+
 An attempt that is killed cannot record how it ended. Its lease, which is renewed anyway, says how far it had come, and
 the next writer, which finds that lease, completes the record.
 """
@@ -16,7 +18,7 @@ from pipeline.run.flat_config import flatten
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import MEMORY, GoodputReport
 from pipeline.run.lease import Lease, launch_id
-from pipeline.run.run_dir import RunDir, now
+from pipeline.run.run_dir import NEWEST, RunDir, now
 from pipeline.run.run_totals import Commits, EarlierAttempts
 from pipeline.run.storage_errors import storage_error
 
@@ -49,6 +51,7 @@ class AttemptLog:
         self._run: RunDir | None = None
         self._attempt: dict[str, Any] = {}
         self._trains = False
+        self._is_newest = True
         self._committed: int | None = None
         self._commits: Commits | None = None
         self.attempt = 0
@@ -81,12 +84,14 @@ class AttemptLog:
             }
             if self._lease.before is not None:
                 _complete(run, self._lease.before)
-            earlier, steps = _earlier(run, self._lease.attempt), run.steps()["json"]
+            earlier, stored = _earlier(run, self._lease.attempt), run.steps()
+            steps = stored["json"]
             self.goodput.known = _reached(earlier, steps)
             self._commits = Commits.before(run, steps, earlier[max(earlier)] if earlier else None)
             self._attempt |= {
                 "earlier": EarlierAttempts.of(earlier).as_dict(),
                 **({} if config is None else {"config": flatten(config)}),
+                "stored": _checkpoints(stored),
                 **self._known_commits(),
             }
             self._write()
@@ -154,15 +159,16 @@ class AttemptLog:
         assert self._lease is not None
         assert self._run is not None
         result = outcome(error)
-        last = None
+        last, stored = None, self._attempt["stored"]
         try:
             self._lease.held()
-            last = max(self._run.steps()["json"], default=None)
+            found = self._run.steps()
+            last, stored = max(found["json"], default=None), _checkpoints(found)
         except LeaseLost:
-            pass  # the newest step is another writer's
+            self._is_newest = False  # the newest step is another writer's
         reason = "nothing to do" if error is None and not self._trains else result.reason
         ended = {"ended": now(), "status": result.status, "reason": reason, "last_step": last}
-        self._attempt |= ended | self._progress()
+        self._attempt |= ended | self._progress() | {"stored": stored}
         self._write()
         if self._attempt["first_step"] is not None:
             for line in GoodputReport.of(self._run).summary(str(self._run)):
@@ -178,8 +184,20 @@ class AttemptLog:
         return {} if self._commits is None else {"commits": self._commits.as_dict()}
 
     def _write(self) -> None:
-        if self._lease is not None and self._run is not None:
-            self._run.write_json(RunDir.attempt(self._lease.attempt), self._attempt)
+        if self._lease is None or self._run is None:
+            return
+        names = (
+            [NEWEST, RunDir.attempt(self._lease.attempt)] if self._is_newest else [RunDir.attempt(self._lease.attempt)]
+        )
+        # Killed in between, a run may look as if it went on, and its lease tells; never as if it had ended.
+        for name in names if self._attempt["ended"] is None else reversed(names):
+            self._run.write_json(name, self._attempt)
+
+
+def _checkpoints(steps: Mapping[str, Mapping[int, int]]) -> dict[str, int]:
+    """Return how many checkpoints are committed, and their bytes."""
+    whole = steps["json"].keys() & steps["ckpt"].keys()
+    return {"checkpoints": len(whole), "bytes": sum(steps["ckpt"][step] for step in whole)}
 
 
 def finished_at(run: RunDir) -> int | None:

@@ -6,11 +6,10 @@ library only, so the submitter can read results without torch.
     <run_dir>/
       fit.yaml  test.yaml ...         the resolved configuration of each subcommand
       lease.json                      who may write here now
-      attempts/0001.json              one per start: when, and how it ended
+      attempts/0001.json              one per start: when, and how it ended; run.json: the newest one again
       checkpoints/step-00000120.ckpt  a checkpoint; it exists once its commit record does
       checkpoints/step-00000120.json  the commit record, written last
-      logs/                           TensorBoard events, hparams.yaml
-      evaluation/receipt.json, evaluation/scores.csv
+      logs/  evaluation/              TensorBoard events, hparams.yaml; receipt.json, scores.csv
       predictions/                    what `predict` wrote
 """
 
@@ -42,6 +41,7 @@ OUTPUTS = "evaluation/outputs.pt"
 PREDICTIONS = "predictions"
 LOGS = "logs"
 LEASE = "lease.json"
+NEWEST = "run.json"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 

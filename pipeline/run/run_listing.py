@@ -18,9 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import UserError
+from pipeline.errors import StorageAway, UserError
 from pipeline.run.retry import patiently
-from pipeline.run.run_dir import RunDir, run_dir_problem
+from pipeline.run.run_dir import ATTEMPTS, CHECKPOINTS, LEASE, NEWEST, RunDir, parse_json, run_dir_problem
 from pipeline.run.s3_listing import S3Folder
 from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 
@@ -30,6 +30,8 @@ _MARKER = re.compile(
     r"(?:(.*)/)?(?:attempts/\d{4,}\.json|checkpoints/step-\d{8,}\.(?:ckpt|json)|lease\.json|fit\.yaml)", re.DOTALL
 )
 _ENDS = (".json", ".ckpt", "fit.yaml")
+_FEW = 16
+"""Folders without `run.json` that are listed one by one; where there are more, all is listed at once."""
 _AT_ONCE = 32
 """Small files that are read concurrently."""
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
@@ -57,12 +59,14 @@ class RunListing:
         label: The same as a person types it.
         files: By name within the run directory; without those of another run that lies within.
         now: The storage's clock at the listing, in seconds since 1970; None where only this host's is known.
+        whole: Whether these are all of its files, or only those that were asked for.
     """
 
     url: str
     label: str
     files: Mapping[str, StoredFile]
     now: float | None
+    whole: bool = True
 
     def age(self, name: str) -> float | None:
         """Return for how many seconds a file has not been written; None where the storage does not say."""
@@ -120,10 +124,49 @@ class RunTree:
             )
         if not files and not (self._s3 is None and self._base.is_local and Path(self._base.path).is_dir()):
             raise UserError(f"{self._name} does not exist: give a folder or bucket with runs in it, or a run directory")
-        return [
-            RunListing(_below(self.url, root), _below(self.label, root), of_run, now)
-            for root, of_run in sorted(_by_run(files).items())
-        ]
+        return [self._listing(root, of_run, now) for root, of_run in sorted(_by_run(files).items())]
+
+    def _listing(self, root: str, files: Mapping[str, StoredFile], now: float | None, whole: bool = True) -> RunListing:
+        return RunListing(_below(self.url, root), _below(self.label, root), files, now, whole)
+
+    def sketches(self) -> tuple[list[tuple[RunListing, dict[str, bytes]]], list[RunListing]] | None:
+        """Find the runs that say in `run.json` how they stand, by that name alone; their files are not listed.
+
+        Returns:
+            Those runs, each with `run.json` and, while it has not ended, with its lease; and the other runs, listed.
+            None where all is to be listed: on another storage than S3, where the URL is a run itself, and where many
+            folders have no `run.json`.
+
+        Raises:
+            StorageAway: The storage does not answer.
+        """
+        try:
+            return patiently(self._name, self._sketched)
+        except StorageAway:
+            raise
+        except Exception as error:  # noqa: BLE001 - the listing says it as every other command does
+            log.debug("%s: %s", self._name, storage_error(error))
+            return None
+
+    def _sketched(self) -> tuple[list[tuple[RunListing, dict[str, bytes]]], list[RunListing]] | None:
+        folder = self._s3 = S3Folder.open(self._url)
+        if folder is None:
+            return None
+        below, files = folder.level("")
+        newest = _came(folder, below, NEWEST) if not _may_be_run(below, files) else {}
+        others = [name for name in below if name not in newest]
+        if not newest or len(others) > _FEW:
+            return None
+        listed = {name: StoredFile(size, at) for other in others for name, size, at in folder.files(other)}
+        listings = [self._listing(root, of_run, folder.now) for root, of_run in _by_run(listed).items()]
+        return [self._sketch(folder, *each) for each in _with_leases(folder, newest)], listings
+
+    def _sketch(
+        self, folder: S3Folder, root: str, files: Mapping[str, tuple[bytes, float]]
+    ) -> tuple[RunListing, dict[str, bytes]]:
+        stored = {name: StoredFile(len(data), modified) for name, (data, modified) in files.items()}
+        listing = self._listing(root, stored, folder.now, whole=False)
+        return listing, {name: data for name, (data, _) in files.items()}
 
     def read(self, wanted: Iterable[tuple[RunListing, str]]) -> Iterator[tuple[RunListing, str, bytes | Exception]]:
         """Yield small files of runs with their bytes, or with why they cannot be read; they are read concurrently.
@@ -180,7 +223,7 @@ class RunTree:
         if not names:
             return []
         if self._s3 is not None:
-            found = self._s3.contents(names)
+            found = [each if isinstance(each, Exception) else each[0] for each in self._s3.contents(names)]
         elif self._base.is_local:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 return list(pool.map(_read, (f"{self._base.path}/{name}" for name in names)))
@@ -236,6 +279,35 @@ def _by_run(files: Mapping[str, StoredFile]) -> dict[str, dict[str, StoredFile]]
         if (root := owner(name.rpartition("/")[0])) is not None:
             found[root][name[len(root) :].lstrip("/")] = file
     return found
+
+
+def _came(folder: S3Folder, roots: Iterable[str], name: str) -> dict[str, tuple[bytes, float]]:
+    """Return a file of several folders, of those that have it, with the time of each."""
+    found: dict[str, tuple[bytes, float]] = {}
+    each = list(roots)
+    for root, answer in zip(each, folder.contents([f"{root}/{name}" for root in each]), strict=True):
+        if isinstance(answer, tuple):
+            found[root] = answer
+        elif not isinstance(answer, FileNotFoundError):
+            raise answer
+    return found
+
+
+def _with_leases(
+    folder: S3Folder, newest: Mapping[str, tuple[bytes, float]]
+) -> Iterator[tuple[str, dict[str, tuple[bytes, float]]]]:
+    """Yield the files of each run: its newest record, and its lease where the run has not ended."""
+    going = [root for root, (data, _) in newest.items() if (parse_json(data) or {}).get("ended") is None]
+    leases = _came(folder, going, LEASE)
+    # One that has none any more has ended meanwhile, or was killed long ago.
+    again = _came(folder, (root for root in going if root not in leases), NEWEST)
+    for root, record in {**newest, **again}.items():
+        yield root, {NEWEST: record} | ({LEASE: leases[root]} if root in leases else {})
+
+
+def _may_be_run(folders: Iterable[str], files: Iterable[str]) -> bool:
+    """Return whether a folder looks like a run itself, by what lies directly in it."""
+    return not {*folders, *files}.isdisjoint((ATTEMPTS, CHECKPOINTS, LEASE, NEWEST, RunDir.config("fit")))
 
 
 def _below(base: str, name: str) -> str:

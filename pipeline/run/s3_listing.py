@@ -6,6 +6,7 @@ s3fs takes 0.6 s to be imported, and ten times as long for a listing.
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from fsspec.config import conf as fsspec_config
 
@@ -60,26 +61,37 @@ class S3Folder:
         """The storage's clock in seconds since 1970, a second slow: it tells whole ones, and nothing expires early."""
         return time.time() + self._location.ahead - 1
 
-    def files(self) -> Iterator[tuple[str, int, float]]:
-        """Yield the name below the folder, the bytes and the time of each object, in seconds since 1970.
+    def files(self, folder: str = "") -> Iterator[tuple[str, int, float]]:
+        """Yield the name below this one, the bytes and the time of each object in a folder, in seconds since 1970.
 
         A listing comes page by page, each after the last one: so several go through parts of the folder at once.
         """
-        import obstore  # noqa: PLC0415
-
-        below = sorted(obstore.list_with_delimiter(self._store, self._prefix or None)["common_prefixes"])
+        prefix = self._key(folder)
+        below = sorted(self._key(each) for each in self.level(folder)[0])
         cuts = [below[len(below) * part // _PARTS] for part in range(1, _PARTS)] if len(below) >= _PARTS else []
         with ThreadPoolExecutor(_PARTS) as pool:
-            for part in pool.map(self._part, [None, *cuts], [*cuts, None]):
+            for part in pool.map(partial(self._part, prefix), [None, *cuts], [*cuts, None]):
                 yield from part
 
-    def _part(self, after: str | None, last: str | None) -> list[tuple[str, int, float]]:
-        """Return the objects whose keys come after one, up to another one."""
+    def level(self, folder: str) -> tuple[list[str], list[str]]:
+        """Return the folders and the objects that lie directly in a folder, by their names below this one."""
+        import obstore  # noqa: PLC0415
+
+        found = obstore.list_with_delimiter(self._store, self._key(folder) or None)
+        skip = len(self._prefix) + bool(self._prefix)
+        below = [each[skip:].rstrip("/") for each in found["common_prefixes"]]
+        return below, [each["path"][skip:] for each in found["objects"]]
+
+    def _key(self, name: str) -> str:
+        return "/".join(each for each in (self._prefix, name) if each)
+
+    def _part(self, prefix: str, after: str | None, last: str | None) -> list[tuple[str, int, float]]:
+        """Return the objects whose keys begin with a prefix and come after one, up to another one."""
         import obstore  # noqa: PLC0415
 
         skip = len(self._prefix) + bool(self._prefix)
         found: list[tuple[str, int, float]] = []
-        for page in obstore.list(self._store, prefix=self._prefix or None, offset=after, chunk_size=_PAGE):
+        for page in obstore.list(self._store, prefix=prefix or None, offset=after, chunk_size=_PAGE):
             if after is not None and page[0]["path"] <= after:
                 raise NotImplementedError("this store does not list in the order of keys")
             found += [
@@ -91,15 +103,16 @@ class S3Folder:
                 break
         return found
 
-    def contents(self, names: Sequence[str]) -> list[bytes | Exception]:
-        """Return the bytes of files below the folder, or why one cannot be read."""
+    def contents(self, names: Sequence[str]) -> list[tuple[bytes, float] | Exception]:
+        """Return the bytes of files below the folder with the time of each, or why one cannot be read."""
         with ThreadPoolExecutor(min(_AT_ONCE, len(names) or 1)) as pool:
             return list(pool.map(self._content, names))
 
-    def _content(self, name: str) -> bytes | Exception:
+    def _content(self, name: str) -> tuple[bytes, float] | Exception:
         import obstore  # noqa: PLC0415
 
         try:
-            return bytes(obstore.get(self._store, f"{self._prefix}/{name}" if self._prefix else name).bytes())
+            found = obstore.get(self._store, self._key(name))
+            return bytes(found.bytes()), found.meta["last_modified"].timestamp()
         except Exception as error:  # noqa: BLE001 - whoever asked tells an outage from a refusal
             return error

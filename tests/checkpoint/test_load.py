@@ -28,7 +28,7 @@ from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.training.checkpoint_io import RunIO
 from tests.support.commands import ROOT, Ended
 from tests.support.resumes import equal, state
-from tests.support.runs import fit
+from tests.support.runs import fit, of_attempts
 
 App = Callable[..., Ended]
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
@@ -132,7 +132,7 @@ def test_without_a_good_commit_it_stops_with_2_and_leaves_all_as_it_is(
     damage(run, 7, "pickle")
 
     def lies() -> dict[str, bytes]:
-        return {path: run.fs.cat_file(path) for path in run.fs.find(run.path) if "/attempts/" not in path}
+        return {path: run.fs.cat_file(path) for path in run.fs.find(run.path) if not of_attempts(path)}
 
     before = lies()
     ended = fit(app, storage, 3, "--checkpoints.monitor=val_loss")

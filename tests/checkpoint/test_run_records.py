@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoint.commit import Monitor, select
-from pipeline.checkpoint.run_records import summarize
+from pipeline.checkpoint.run_records import sketched, summarize
 from pipeline.checkpoint.run_summary import RunState, RunSummary
-from pipeline.run.run_dir import LEASE, RECEIPT, RunDir
+from pipeline.run.run_dir import LEASE, NEWEST, RECEIPT, RunDir
 from pipeline.run.run_listing import RunListing, RunTree
+from pipeline.run.s3_listing import S3Folder
 from tests.support.commands import ROOT, Ended
 from tests.support.recorded import attempt, lease, recorded
 from tests.support.runs import fit
@@ -172,6 +174,12 @@ def test_the_checkpoint_whose_bytes_are_missing_is_named_and_is_not_the_best(tmp
     assert "step-00000002.ckpt" in found.problems[0]
 
 
+KNOWN: dict[str, Any] = {
+    "commits": {"through": 4, "epoch": 1, "best": {"name": "val_loss", "value": 0.25, "mode": "min", "step": 2}},
+    "earlier": {"started": "2026-11-24T12:00:00.000Z", "useful": 5.0, "seconds": 10.0, "ended": 0.0},
+    "config": {"trainer.max_epochs": 20},
+    "stored": {"checkpoints": 2, "bytes": 6},
+}
 SMALL = ("--checkpoints.monitor=val_loss", "--checkpoints.every_n_steps=2")
 
 
@@ -202,6 +210,45 @@ def test_the_newest_attempt_alone_says_what_all_records_say(
     assert (quick.best, quick.best_step) == (best.monitor, best.step)
     assert (quick.state, quick.attempts, quick.epoch, quick.step) == (RunState.FINISHED, 2, 2, 14)
     assert quick.config["model.learning_rate"] == 0.01
+
+
+def test_a_list_of_runs_on_s3_lists_the_files_of_none_that_says_how_it_stands(
+    app: App, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{s3}/{uuid.uuid4().hex[:12]}"
+    assert fit(app, f"{url}/trained", 1, *SMALL).status == 0
+    for name, ended in (("running", None), ("killed", None), ("gone", None), ("done", 0)):
+        run = recorded(f"{url}/{name}", attempt(3, ended, **KNOWN))
+        run.write_json(NEWEST, attempt(3, ended, **KNOWN))
+        if name in ("running", "killed"):
+            lease(run, attempt=3, seconds=60 if name == "running" else 0, reached_step=9)
+    recorded(f"{url}/group/old", attempt())
+    RunDir(url).write("notes/x", b"x")
+    listed: list[str] = []
+    real = S3Folder.files
+    monkeypatch.setattr(S3Folder, "files", lambda self, folder="": listed.append(folder) or real(self, folder))
+    quick = sketched(RunTree(url))
+    assert listed == ["group", "notes"]
+    whole = summarize(url)
+    assert [run.state for run in quick] == ["finished", "lost", "finished", "lost", "running", "finished"]
+    for one, other in zip(quick, whole, strict=True):
+        assert one == replace(other, bytes=one.bytes, updated=one.updated, problems=one.problems)
+        assert (one.bytes < other.bytes) == (not one.label.endswith("old")), "of the checkpoints alone"
+    assert quick[-1].metrics is None
+    (found,) = sketched(RunTree(f"{url}/trained"))
+    assert found == summarize(f"{url}/trained")[0], "a run itself is looked at closely"
+
+
+def test_many_runs_that_do_not_say_how_they_stand_are_listed_at_once(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{s3}/{uuid.uuid4().hex[:12]}"
+    for number in range(18):
+        RunDir(f"{url}/{number:02}").write("fit.yaml", b"a: 1")
+    RunDir(f"{url}/00").write_json(NEWEST, attempt())
+    listed: list[str] = []
+    real = S3Folder.files
+    monkeypatch.setattr(S3Folder, "files", lambda self, folder="": listed.append(folder) or real(self, folder))
+    assert len(sketched(RunTree(url))) == 18
+    assert listed == [""]
 
 
 def test_what_was_committed_after_the_newest_attempt_has_said_so_is_read(tmp_path: Path) -> None:

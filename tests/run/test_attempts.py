@@ -13,7 +13,7 @@ from pipeline.checkpoint.commit import newest, write_record
 from pipeline.process.topology import Topology
 from pipeline.run.attempts import AttemptLog, reported_commits
 from pipeline.run.lease import Lease, launch_id
-from pipeline.run.run_dir import LEASE, RunDir
+from pipeline.run.run_dir import LEASE, NEWEST, RunDir
 from tests.support.commands import Ended, torchrun
 from tests.support.runs import attempt, fit, leave
 
@@ -141,6 +141,38 @@ def test_the_newest_attempt_says_what_all_of_the_run_has_committed_and_what_it_w
         "best": {**best, "value": 0.125, "step": 3},
     }
     first.__exit__(None, None, None)
+
+
+def test_the_newest_record_lies_under_one_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, here = RunDir(str(tmp_path)), Topology.from_environment({})
+    written: list[str] = []
+    real = RunDir.write_json
+
+    def write_json(self: RunDir, name: str, value: dict[str, Any]) -> None:
+        written.append(name)
+        real(self, name, value)
+
+    monkeypatch.setattr(RunDir, "write_json", write_json)
+    with AttemptLog() as writer:
+        writer.take(run, here)
+        assert written == [NEWEST, "attempts/0001.json"], "whoever reads the first alone sees a run that goes on"
+        assert run.read_json(NEWEST) == attempt(str(tmp_path), 1)
+        writer.begin(0)
+        written.clear()
+    assert written == ["attempts/0001.json", NEWEST], "and one that has ended once that is written"
+    assert run.read_json(NEWEST) == attempt(str(tmp_path), 1)
+    assert attempt(str(tmp_path), 1)["stored"] == {"checkpoints": 0, "bytes": 0}
+
+
+def test_a_writer_that_has_lost_its_lease_leaves_the_newest_record_alone(tmp_path: Path) -> None:
+    run, here = RunDir(str(tmp_path)), Topology.from_environment({})
+    stale = AttemptLog()
+    stale.take(run, here)
+    with AttemptLog() as following:  # of the same launch, which takes over at once
+        following.take(run, here)
+        stale.__exit__(None, None, None)
+        assert (run.read_json(NEWEST) or {})["attempt"] == 2
+        assert attempt(str(tmp_path), 1)["ended"] is not None
 
 
 def test_a_state_in_memory_from_which_an_attempt_has_resumed_is_no_commit(tmp_path: Path) -> None:

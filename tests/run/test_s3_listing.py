@@ -63,7 +63,8 @@ def test_the_prefix_is_a_folder(url: str) -> None:
 
 def test_what_is_read_comes_in_the_order_that_was_asked_for(url: str) -> None:
     put(url, *(f"{number}" for number in range(20)))
-    came = opened(url).contents(["7", "none", "3", "ä", *map(str, range(20))])
+    answers = opened(url).contents(["7", "none", "3", "ä", *map(str, range(20))])
+    came = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
     assert came[0] == b"7"
     assert came[2] == b"3"
     assert isinstance(came[1], FileNotFoundError)

@@ -41,7 +41,12 @@ def listing(run: str) -> dict[str, Any]:
     where = RunDir(run)
     found = where.fs.find(where.path, detail=True)
     keys = ("size", "mtime", "created", "LastModified", "ETag")
-    return {name: [str(info.get(key)) for key in keys] for name, info in found.items() if "/attempts/" not in name}
+    return {name: [str(info.get(key)) for key in keys] for name, info in found.items() if not of_attempts(name)}
+
+
+def of_attempts(name: str) -> bool:
+    """Whether each start writes a file of this name."""
+    return "/attempts/" in name or name.endswith("/run.json")
 
 
 def logged(run: str, name: str) -> dict[int, float]:

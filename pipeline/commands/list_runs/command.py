@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.checkpoint.run_records import summaries
+from pipeline.checkpoint.run_records import sketched, summaries
 from pipeline.checkpoint.run_summary import RunSummary, differing_keys
 from pipeline.commands.command_parser import CommandParser
 from pipeline.commands.list_runs import fields
@@ -29,6 +29,8 @@ from pipeline.run.run_listing import RunTree
 log = logging.getLogger(__name__)
 
 _REMOVE = "rm"
+_FROM_LISTING = ("size", "checkpoints", "updated")
+"""What only a listing of all files knows exactly: whoever asks for it by its name waits for that."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -42,12 +44,7 @@ def run(arguments: Sequence[str]) -> int:
         return remove(_removal(arguments[1:]))
     given = _listing().parse(arguments)
     tree = RunTree(given.url)
-    names = [Filter.parse(each).key for each in given.filter] + (
-        [] if given.columns is None else given.columns.split(",")
-    )
-    # Of what only some readers want: half of the time of a listing is what is read.
-    evaluations = given.json or any(each.strip() not in fields.FIELDS for each in names)
-    found = summaries(tree, tree.listings(), evaluations)
+    found = _found(tree, given)
     base = tree.label
     shown = ordered(selected(found, given.filter, base), given.sort)
     if given.json:
@@ -64,6 +61,16 @@ def run(arguments: Sequence[str]) -> int:
     for line in lines(columns(shown, base, wanted), width, may_drop=wanted is None):
         print_line(line, sys.stdout)
     return DONE
+
+
+def _found(tree: RunTree, given: argparse.Namespace) -> list[RunSummary]:
+    """Return the runs, with no more looked for than somebody wants to see: that takes longest."""
+    named = {each.strip() for each in (given.columns or "").split(",")}
+    named |= {Filter.parse(each).key for each in given.filter}
+    evaluations = given.json or not named <= {"", "progress", *fields.FIELDS}
+    if given.json or given.sort in _FROM_LISTING or not named.isdisjoint(_FROM_LISTING):
+        return summaries(tree, tree.listings(), evaluations)
+    return sketched(tree, evaluations)
 
 
 def _listing() -> CommandParser:

@@ -1,6 +1,6 @@
 """`python -m pipeline runs rm`: delete whole run directories, never one that is written to, and nothing else.
 
-The run's lease is held meanwhile, so that no fit starts in it. The records of the attempts go first, then the commit
+The run's lease is held meanwhile, so that no fit starts in it. What says how it stands goes first, then the commit
 records, the oldest first, then everything else, the checkpoints' bytes last: what an interrupted deletion leaves has no
 known end, its newest commit record is good or there is none, and the same command deletes the rest of it.
 """
@@ -21,7 +21,7 @@ from pipeline.commands.list_runs.fields import ago, size, text
 from pipeline.errors import CRASH, DONE, StorageAway, UserError
 from pipeline.process.output import print_line
 from pipeline.run.lease import Lease, launch_id
-from pipeline.run.run_dir import LEASE, RunDir
+from pipeline.run.run_dir import LEASE, NEWEST, RunDir
 from pipeline.run.run_listing import RunListing, RunTree
 from pipeline.run.storage_errors import raise_for_user, storage_error
 
@@ -143,9 +143,9 @@ def _delete(doomed: _Doomed) -> bool:
 def _in_order(files: Iterable[str]) -> list[list[str]]:
     """Return the names of a run's files as they are deleted, in groups that are gone before the next one begins."""
     groups: list[list[str]] = [[], [], [], []]
-    for name in sorted(files):
+    for name in sorted(files, key=lambda name: (name != NEWEST, name)):
         checkpoint = RunDir.checkpoint_file(name)
-        if RunDir.attempt_number(name) is not None:
+        if name == NEWEST or RunDir.attempt_number(name) is not None:
             groups[0].append(name)
         elif checkpoint is not None:
             groups[1 if checkpoint[1] == "json" else 3].append(name)
