@@ -1,6 +1,6 @@
 """List a folder of a bucket and read small files there, many at once: through obstore, without s3fs.
 
-s3fs takes 0.6 s to be imported, and ten times as long for a listing.
+s3fs takes 0.6 s to be imported, which is a third of what a list of runs may take.
 """
 
 import time
