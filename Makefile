@@ -48,7 +48,7 @@ VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_clie
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help setup check format test test-slow test-torchx-nightly test-versions bench bench-quick growth gpu-check drill soak \
-  pipeline train evaluate image driver-image image-push smoke-docker smoke-slurm audit \
+  pipeline train evaluate report image driver-image image-push smoke-docker smoke-slurm audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
 help: ## Explain every target.
@@ -133,6 +133,9 @@ pipeline: $(READY) ## Train on NODES nodes, then evaluate on one device, and sho
 
 train: $(READY) ## Only train.
 	@torchx run -s $(SCHEDULER) components/train.py:train --image $(IMAGE) --nodes $(NODES) --cpu $(CPU) --config $(CONFIG) --run_dir $(RUN_DIR) -- $(ARGS)
+
+report: $(READY) ## Write the page on the run RUN_DIR; RUN_DIR='runs/one runs/two' compares them.
+	@python -m pipeline report --run_dir $(RUN_DIR)
 
 evaluate: $(READY) ## Only evaluate a trained run.
 	@torchx run -s $(SCHEDULER) components/evaluate.py:evaluate --image $(IMAGE) --run_dir $(RUN_DIR) -- $(ARGS)

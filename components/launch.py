@@ -36,6 +36,7 @@ from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, User
 from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.run.storage_errors import storage_error
 
+_INSTALL = "pip install 'torchx-lightning-pipeline[report]' gives it"
 _IN_CONTAINERS = ("local_docker", "kubernetes_job", "kubernetes")
 
 
@@ -215,6 +216,21 @@ def _show(run_dir: str) -> None:
     else:
         echo(f"test samples scored  {receipt['samples_scored']} of {receipt['samples_expected']}, once each")
     echo(f"run directory  {run}")
+    _report(run)
+
+
+def _report(run: RunDir) -> None:
+    """Write the page on the run, where this machine has what it needs; the run is done, whatever becomes of it."""
+    try:
+        from pipeline.commands.report.command import write_report  # noqa: PLC0415 - its packages are optional
+
+        echo(f"report  {write_report([run.label])}")
+    except ImportError as error:
+        echo(f"no report: it needs a package that is not installed here ({error}): {_INSTALL}", sys.stderr)
+    except UserError as error:
+        echo(f"no report: {error}", sys.stderr)
+    except Exception as error:  # noqa: BLE001 - the stages succeeded
+        echo(f"no report: {storage_error(error)}; python -m pipeline report --run_dir {run} tries again", sys.stderr)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:

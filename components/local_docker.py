@@ -31,6 +31,7 @@ from components.log_lines import LogCursor
 from components.role import LaunchRequirements, missing_secrets
 from pipeline.errors import DONE, USER_MUST_CHANGE, UserError
 from pipeline.process import error_file
+from pipeline.run.provenance import IMAGE
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -260,7 +261,7 @@ def _create(client: "DockerClient", container: docker_scheduler.DockerContainer,
         options["device_requests"] = [DeviceRequest(device_ids=devices, capabilities=request.capabilities)]
         options["labels"] = {**options["labels"], _GPUS: ",".join(devices)}
     secrets = {name: os.environ[name] for name in options.pop("secrets", ())}
-    options["environment"] = {**options["environment"], **secrets}
+    options["environment"] = {IMAGE: container.image, **options["environment"], **secrets}
     own = {name: options.pop(name) for name in _CONTAINER_CONFIG}
     # Only the low-level call accepts `stop_timeout`.
     host = client.api.create_host_config(network_mode=options.pop("network"), **options)

@@ -15,6 +15,7 @@ from torchx.specs import BindMount, Role, macros
 
 from components.role import LaunchRequirements
 from pipeline.errors import UserError
+from pipeline.run.provenance import IMAGE
 
 MARGIN = 20
 """Seconds that the nodes may need beyond their grace, and the batch script after them; as in slurm_job.sh."""
@@ -111,8 +112,12 @@ class JobScript:
             command = " ".join(
                 ["apptainer exec", *gpus, "--pwd", shlex.quote(self._inside()), *binds, shlex.quote(image), command]
             )
-        exports = [f"export {name}={_quoted(value)}" for name, value in role.env.items()]
+        variables = {**self._image_variable(), **role.env}
+        exports = [f"export {name}={_quoted(value)}" for name, value in variables.items()]
         return "\n".join(["#!/bin/sh", *exports, f"set -- {command}", _part("slurm_task.sh")])
+
+    def _image_variable(self) -> dict[str, str]:
+        return {} if (self.cfg.get("container") or "none") == "none" else {IMAGE: self.role.image}
 
     def _least(self) -> int:
         return self.role.min_replicas or self.role.num_replicas

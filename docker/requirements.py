@@ -18,11 +18,11 @@ project = tomllib.loads((here / "pyproject.toml").read_text())["project"]
 constraints = (here / "constraints.txt").read_text()
 extras = project["optional-dependencies"]
 if torch == "driver":
-    # What submits and reads a run directory, and setuptools, which installs the project itself.
-    needed = [line for line in project["dependencies"] if re.match("fsspec|pyyaml", line)]
-    requirements = ["setuptools", *needed, *extras["s3"], *extras["launch"]]
+    # What submits, reads a run directory and writes its report, and setuptools, which installs the project itself.
+    needed = [line for line in project["dependencies"] if re.match("fsspec|numpy|pyyaml|tensorboard", line)]
+    requirements = ["setuptools", *needed, *extras["s3"], *extras["launch"], *extras["report"]]
 else:
-    requirements = ["pip", *project["dependencies"], *extras["s3"]]
+    requirements = ["pip", *project["dependencies"], *extras["s3"], *extras["report"]]
     for name, version in re.findall(r"^# image: ([\w.-]+)==(\S+)$", constraints, re.MULTILINE):
         constraints = re.sub(rf"^{name}==.*$", f"{name}=={version}", constraints, flags=re.MULTILINE)
 match = re.search(r"^torch==\S+", constraints, re.MULTILINE)

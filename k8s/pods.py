@@ -12,6 +12,7 @@ from torchx.specs import AppDef, BindMount, Role, VolumeMount, macros
 from components.role import METRICS, LaunchRequirements
 from k8s.fields import Object
 from k8s.options import PACK, RunOptions
+from pipeline.run.provenance import IMAGE
 
 LABEL_APP = "app.kubernetes.io/name"
 LABEL_APP_ID = "app.kubernetes.io/instance"
@@ -179,7 +180,12 @@ def _container(run: Run, role: Role, required: LaunchRequirements, rank0: str, m
 
 def _environment(run: Run, role: Role, required: LaunchRequirements, rank0: str, values: macros.Values) -> list[Object]:
     """Return the role's own variables, the host of rank 0, and references to a Secret for secrets without a value."""
-    given = {RANK0: rank0, **{name: expanded(values.substitute(value)) for name, value in role.env.items()}}
+    # Before the role's own variables: a user may say it more exactly.
+    given = {
+        RANK0: rank0,
+        IMAGE: role.image,
+        **{name: expanded(values.substitute(value)) for name, value in role.env.items()},
+    }
     return [
         *({"name": name, "value": value} for name, value in given.items()),
         *(

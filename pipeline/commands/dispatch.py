@@ -36,6 +36,11 @@ COMMANDS = {
         "often as it should have been, epoch by epoch; show where the time of all attempts went, and suggest how often "
         "to save.",
     ),
+    "report": (
+        "pipeline.commands.report.command",
+        "Write one page on a run (what ran, curves, throughput, proofs, checkpoints, test samples), or on several runs "
+        "beside each other, which needs no network to be read.",
+    ),
     "prune": (
         "pipeline.commands.prune",
         "Delete the checkpoints of a run that need not be kept, by the rules that a fit follows after each commit.",

@@ -3,19 +3,15 @@
 import argparse
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pipeline.checkpoint.commit import UNCOMMITTED, CommitRecord, Corrupt, examined
 from pipeline.commands.command_parser import add_run_dir, readable_run
+from pipeline.commands.ledger_proof import COLUMNS, judge
 from pipeline.commands.table import table
 from pipeline.errors import CRASH, DONE, UserError
 from pipeline.run.goodput_report import GoodputReport
 from pipeline.run.run_dir import RunDir
-
-if TYPE_CHECKING:
-    from pipeline.data.epoch_record import EpochRecord
-
-_COLUMNS = ("epoch", "expected", "consumed", "padded", "dropped", "proof", "closed by")
 
 
 @dataclass(frozen=True)
@@ -109,40 +105,14 @@ def _judge(run: RunDir, record: CommitRecord) -> Verification:
     Raises:
         UserError: There is none to judge.
     """
-    epochs = _ledger(run, record)
-    problems = _gaps(epochs, record)
-    rows: list[tuple[str, ...]] = [_COLUMNS]
-    for each in epochs:
-        expected = each.expected()
-        problem = each.problem(expected)
-        problems += [problem] if problem else []
-        left_out = each.dropped + each.withheld.count
-        counts = each.epoch, expected.count, each.consumed.count, each.padded, left_out
-        proof = "FAILED" if problem else "unproven" if each.unproven.count else "ok"
-        rows.append((*map(str, counts), proof, each.closed or "open"))
-    notes = [
-        f"epoch {each.epoch}: {each.withheld.count} samples were left out by the collate function, or came in batches "
-        "that were None"
-        for each in epochs
-        if each.withheld.count
-    ]
-    notes += [
-        f"epoch {each.epoch}: {each.unproven.count} samples went into batches of which it cannot be told which samples "
-        "they hold; whether each was used as often as it should have been is not proven"
-        for each in epochs
-        if each.unproven.count
-    ]
-    if "end" not in record.reason:
-        notes.append("training has not ended there; what came later is not known")
+    proof = judge(_ledger(run, record), record, run.label)
     lines = [f"ledger of {run} at step {record.step} (the newest good checkpoint)", ""]
-    lines += [*table(rows, ("proof", "closed by")), "", *notes, *(f"FAILED: {problem}" for problem in problems)]
-    if not problems and not any(each.unproven.count for each in epochs):
-        lines.append("every sample is accounted for" if epochs else "no epoch has been trained yet")
-    return Verification("\n".join(lines), not problems)
+    lines += [*table([COLUMNS, *proof.rows], ("proof", "closed by")), "", *proof.notes]
+    lines += [*(f"FAILED: {problem}" for problem in proof.problems), *filter(None, [proof.conclusion])]
+    return Verification("\n".join(lines), not proof.problems)
 
 
-def _ledger(run: RunDir, record: CommitRecord) -> "list[EpochRecord]":
-    from pipeline.data.epoch_record import EpochRecord  # noqa: PLC0415 - imports torch
+def _ledger(run: RunDir, record: CommitRecord) -> list[Any]:
     from pipeline.training.state.run_state import read_run_state  # noqa: PLC0415 - imports torch
 
     state = read_run_state(run.url_of(record.name))
@@ -151,15 +121,4 @@ def _ledger(run: RunDir, record: CommitRecord) -> "list[EpochRecord]":
             f"run_dir={run.label!r}: its newest checkpoint (step {record.step}) holds no ledger. Only what the "
             "train_dataloader of pipeline.data.DataModule yields, without overfit_batches, is accounted for"
         )
-    try:
-        return [EpochRecord.from_dict(found) for found in state.ledger]
-    except ValueError as error:
-        raise UserError(f"run_dir={run.label!r}: the ledger of step {record.step} is damaged: {error}") from error
-
-
-def _gaps(epochs: "list[EpochRecord]", record: CommitRecord) -> list[str]:
-    """Return the epochs without a record, after the first one with one: earlier ones were another program's."""
-    known = {each.epoch for each in epochs}
-    begun = record.epoch + bool(record.position)
-    first = min(known, default=begun)
-    return [f"epoch {epoch} has no record" for epoch in range(first, begun) if epoch not in known]
+    return state.ledger

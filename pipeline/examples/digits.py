@@ -53,3 +53,7 @@ class Digits(Dataset[tuple[Tensor, Tensor]]):
         rows = torch.from_numpy(np.asarray(indices))
         # Unlike self.pixels[rows] it copies row by row.
         return self.pixels.index_select(0, rows), self.labels[rows]
+
+    def picture(self, index: int) -> Tensor:
+        """The image for the report: (8, 8) in 0..1."""
+        return self.pixels[index].view(8, 8)

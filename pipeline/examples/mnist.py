@@ -9,6 +9,7 @@ import math
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -75,6 +76,10 @@ class MNIST(Dataset[tuple[Tensor, Tensor]]):
         """A whole batch at once: (n, 28, 28) pixels and (n,) labels."""
         rows = np.asarray(indices, np.int64)
         return torch.from_numpy(self.images[rows]).float().div_(255), self.labels[torch.from_numpy(rows)]
+
+    def picture(self, index: int) -> npt.NDArray[np.uint8]:
+        """The image as it is, (28, 28), for the report."""
+        return np.asarray(self.images[index])
 
     def fingerprint(self) -> str:
         """A digest of the two files, uncompressed, and the split."""

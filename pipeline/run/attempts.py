@@ -18,6 +18,7 @@ from pipeline.run.flat_config import flatten
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import MEMORY, GoodputReport
 from pipeline.run.lease import Lease, launch_id
+from pipeline.run.provenance import provenance
 from pipeline.run.run_dir import NEWEST, RunDir, now
 from pipeline.run.run_totals import Commits, EarlierAttempts
 from pipeline.run.storage_errors import storage_error
@@ -76,7 +77,9 @@ class AttemptLog:
                 "launch": launch_id(),
                 "host": socket.gethostname(),
                 "world_size": topology.world_size,
+                "nodes": topology.nodes,
                 "started": now(),
+                **provenance(),
                 **dict.fromkeys(
                     ("ended", "status", "reason", "first_step", "resumed_from", "last_step", "reached_step")
                 ),

@@ -9,8 +9,9 @@ library only, so the submitter can read results without torch.
       attempts/0001.json              one per start: when, and how it ended; run.json: the newest one again
       checkpoints/step-00000120.ckpt  a checkpoint; it exists once its commit record does
       checkpoints/step-00000120.json  the commit record, written last
-      logs/  evaluation/              TensorBoard events, hparams.yaml; receipt.json, scores.csv
-      predictions/                    what `predict` wrote
+      logs/                           TensorBoard events, hparams.yaml, telemetry
+      evaluation/receipt.json, evaluation/scores.csv, evaluation/pictures/
+      predictions/  report.html       what `predict` wrote; the page to look at
 """
 
 import json
@@ -35,10 +36,9 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 """The version of every JSON file in a run directory."""
 
-RECEIPT = "evaluation/receipt.json"
-SCORES = "evaluation/scores.csv"
-OUTPUTS = "evaluation/outputs.pt"
-PREDICTIONS = "predictions"
+RECEIPT, SCORES = "evaluation/receipt.json", "evaluation/scores.csv"
+OUTPUTS, PICTURES = "evaluation/outputs.pt", "evaluation/pictures"
+PREDICTIONS, REPORT = "predictions", "report.html"
 LOGS = "logs"
 LEASE = "lease.json"
 NEWEST = "run.json"
@@ -195,10 +195,8 @@ class RunDir:
     def size_and_tag(self, name: str) -> tuple[int | None, str | None]:
         """Return the length in bytes that the storage reports and the ETag without quotes; None for what is missing."""
         info = self.info(name)
-        if info is None:
-            return None, None
-        tag = info.get("ETag")
-        return int(info["size"]), tag.strip('"') if isinstance(tag, str) else None
+        tag = None if info is None else info.get("ETag")
+        return None if info is None else int(info["size"]), tag.strip('"') if isinstance(tag, str) else None
 
     @patient
     def read(self, name: str) -> bytes | None:

@@ -166,9 +166,11 @@ def test_make_pipeline_trains_on_two_nodes_scores_each_sample_once_and_fits_on_a
     for word in ("Warning", "Traceback", "warn(", "it/s", "[W", "Error"):
         assert word not in ended.text
     assert "started on 2 nodes x 1 process" in ended.text
-    shown = dict(line.rsplit("  ", 1) for line in ended.out.splitlines()[-4:])
+    shown = dict(line.rsplit("  ", 1) for line in ended.out.splitlines()[-5:])
     assert shown["test samples scored"] == "360 of 360, once each"
     assert shown["run directory"] == str(run)
+    assert shown["report"] == f"{run}/report.html"
+    assert "once each" in (run / "report.html").read_text()
     assert 0 < float(shown["test_loss"]) < 0.05
     assert 0 < float(shown["final val_loss"].split(" ")[0]) < 0.05
     assert (run / "evaluation" / "receipt.json").exists()
@@ -178,5 +180,7 @@ def test_make_pipeline_trains_on_two_nodes_scores_each_sample_once_and_fits_on_a
     assert again.status == 0, again.text
     assert "nothing to train" in again.text
     assert "360 of 360, once each" in again.text
-    trained = {path: time for path, time in before.items() if path.is_file() and path.name != "test.yaml"}
+    trained = {
+        path: time for path, time in before.items() if path.is_file() and path.name not in ("test.yaml", "report.html")
+    }
     assert all(path.stat().st_mtime_ns == time for path, time in trained.items()), "not trained over"

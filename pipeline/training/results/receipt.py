@@ -33,6 +33,7 @@ from pipeline.data.sample_ids import (
 )
 from pipeline.errors import ProofFailed, UserError
 from pipeline.run.run_dir import OUTPUTS, RECEIPT, RunDir, now
+from pipeline.training.results.pictures import clear_pictures, write_pictures
 from pipeline.training.results.scores import Scores
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Evaluation(pl.Callback):
         self._counts: _Counts | None = None
         self._identifies = False
         self._scored: int | None = 0
+        self._samples: Any = None
 
     def watch(self, trainer: pl.Trainer, source: Any) -> None:
         """Have the test loader of `source` (a data module, or a model that brings its own) carry identities.
@@ -137,7 +139,8 @@ class Evaluation(pl.Callback):
             if not indexed:
                 self._scores = Scores(self.run)
                 return loaders
-            samples = len(user_dataset(loader))
+            self._samples = user_dataset(loader)
+            samples = len(self._samples)
             self._counts, self._scores = _Counts(samples), Scores(self.run, samples)
             self._identifies = True
             return StripSampleIds(identified(loader), self._in_flight, changes_batches(trainer))
@@ -148,6 +151,7 @@ class Evaluation(pl.Callback):
         """Start the clock."""
         self._started = time.monotonic()
         self._scores.clear()
+        clear_pictures(self.run)
 
     def on_test_batch_end(
         self,
@@ -222,6 +226,8 @@ class Evaluation(pl.Callback):
         for name, value in metrics.items():
             if not math.isfinite(value):
                 log.warning("%s is %s, no finite number: %s/%s shows null", name, value, self.run, RECEIPT)
+        if self._counts is not None and not incomplete and (column := self._scores.first_column()) is not None:
+            write_pictures(self.run, self._samples, column)
         if incomplete and not self._unproven:
             raise ProofFailed(
                 f"the evaluation of {self.checkpoint} is incomplete: {incomplete}. Something between the dataset and "

@@ -18,6 +18,7 @@ from pipeline.checkpoint.serializable import plain
 from pipeline.errors import UserError
 from pipeline.run.run_dir import OUTPUTS, SCORES, RunDir
 from pipeline.training.results.outputs import concatenated, in_a_file, is_column, portable, saved, size
+from pipeline.training.results.pictures import ScoreColumn
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,15 @@ class Scores:
             self._rest_bytes += size(rest)
             if self._rest_bytes >= _FILE_BYTES:
                 self._write_rest()
+
+    def first_column(self) -> ScoreColumn | None:
+        """Return the first column of numbers, without samples that have none there; None where there is no column."""
+        for name, column in self._columns.items():
+            there = np.ones(self._used, bool)
+            for start, stop in self._absent[name]:
+                there[start:stop] = False
+            return ScoreColumn(name, self._index[: self._used][there], column[: self._used][there])
+        return None
 
     def forget_indices(self) -> None:
         """Count the rows in the order of the loader, also those so far."""
