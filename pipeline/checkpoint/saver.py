@@ -27,6 +27,8 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _STALLED = 10.0
 """Seconds without upload progress after which training does not wait for its storage."""
+_WORTH_A_LINE = 0.1
+"""Seconds for which a save was blocked by the one before."""
 _SLOW_END = 60.0
 """Seconds more that completing an upload, fsync or the record may take: nothing tells how far they are."""
 
@@ -119,7 +121,7 @@ class Saver:
                 log.warning("checkpoint at step %d skipped: %s for %.0f s", record.step, why, self.failing)
                 self._warned = time.monotonic()
             return False
-        if self._waited:
+        if self._waited >= _WORTH_A_LINE:
             log.info("checkpoint at step %d blocked %.1f s on the previous upload", record.step, self._waited)
         self._figures["waited"], self._waited, began = self._waited, 0.0, time.monotonic()
         snapshot = self._snapshots.take(checkpoint)

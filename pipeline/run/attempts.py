@@ -175,7 +175,7 @@ class AttemptLog:
         self._write()
         if self._attempt["first_step"] is not None:
             for line in GoodputReport.of(self._run).summary(str(self._run)):
-                log.info("%s", line)
+                log.info("%s", line, extra={"ends": True})
 
     def _progress(self) -> dict[str, Any]:
         """Return how far this attempt has come, and where its time went."""

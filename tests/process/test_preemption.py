@@ -194,7 +194,7 @@ def test_a_save_that_takes_longer_than_the_grace_is_named(tmp_path: Path) -> Non
 def test_a_preemption_in_an_outage_says_where_it_stopped_once_that_step_is_durable(tmp_path: Path, every: str) -> None:
     slowly = ("--model=tests.support.killable.Slowly", "--trainer.max_epochs=100", "--trainer.logger=false")
     with fit_process(tmp_path, *slowly, every, "--grace=60") as process:
-        process.until("saved checkpoint step 7")
+        process.until_committed(7)
         folder, away = process.run / "checkpoints", process.run / "away"
         folder.rename(away)
         folder.write_text("in the way")
@@ -209,7 +209,8 @@ def test_a_preemption_in_an_outage_says_where_it_stopped_once_that_step_is_durab
         assert process.ended(60) == 75
     (said,) = re.findall(r"preempted at step (\d+)", process.said)
     assert max(RunDir(str(process.run)).steps()["json"]) == int(said) > 7
-    assert process.said.index(f"saved checkpoint step {said}") < process.said.index("preempted at step")
+    order = [process.said.index(words) for words in (f"saved checkpoint step {said}", "goodput ", "preempted at step")]
+    assert order == sorted(order), "what happened first is said first"
     attempt = RunDir(str(process.run)).read_json(RunDir.attempt(1))
     assert attempt is not None
     assert (attempt["status"], attempt["last_step"]) == (75, int(said))

@@ -35,6 +35,14 @@ class FitProcess:
             assert self.process.poll() is None, self.said
             time.sleep(0.02)
 
+    def until_committed(self, step: int) -> None:
+        """Wait for a commit, which the log may tell only together with later ones."""
+        began = time.monotonic()
+        while not (self.run / f"checkpoints/step-{step:08}.json").exists():
+            assert time.monotonic() - began < 60, self.said
+            assert self.process.poll() is None, self.said
+            time.sleep(0.02)
+
     def signalled(self, number: int) -> None:
         self.process.send_signal(number)
 

@@ -75,8 +75,8 @@ class Figures:
 
     @property
     def left(self) -> str:
-        """How much longer, "" where that is not known."""
-        return "" if self.seconds_left is None else f"{duration(self.seconds_left)} left"
+        """How much longer, "" where that is not known, or nothing is left."""
+        return f"{duration(self.seconds_left)} left" if self.seconds_left else ""
 
     @property
     def logged(self) -> list[str]:

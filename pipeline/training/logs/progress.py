@@ -173,7 +173,8 @@ class TrainerProgress:
         seconds = max(time.monotonic() - self._clock.began, 1e-9)
         size, batches = _batch_size(self._trainer, TRAINING), _batches_trained(self._trainer) - self._clock.first
         rate = "" if size is None else f", {rounded(size * self._trainer.world_size * batches / seconds)} samples/s"
-        log.info("trained %d steps in %s (%s steps/s%s)", steps, duration(seconds), rounded(steps / seconds), rate)
+        count, speed = f"{steps} step{'s' * (steps > 1)}", rounded(steps / seconds)
+        log.info("trained %s in %s (%s steps/s%s)", count, duration(seconds), speed, rate)
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
