@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline.checkpoint.commit import Monitor, parse_record
-from pipeline.checkpoint.run_summary import RunState, RunSummary
+from pipeline.checkpoint.run_summary import RunCondition, RunSummary
 from pipeline.errors import DONE, INTERRUPTED, PREEMPTED
 from pipeline.run.flat_config import flatten
 from pipeline.run.goodput_report import AttemptGoodput
@@ -26,7 +26,7 @@ from pipeline.run.run_totals import Commits, EarlierAttempts
 from pipeline.run.storage_errors import storage_error
 
 _CONFIG = RunDir.config("fit")
-_STATES = {DONE: RunState.FINISHED, PREEMPTED: RunState.PREEMPTED, INTERRUPTED: RunState.INTERRUPTED}
+_STATES = {DONE: RunCondition.FINISHED, PREEMPTED: RunCondition.PREEMPTED, INTERRUPTED: RunCondition.INTERRUPTED}
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -158,7 +158,7 @@ class _RunRecords:
         started = [time for time in map(_time, (earlier.started, newest.get("started"))) if time is not None]
         times = [file.modified for file in self.listing.files.values() if file.modified is not None]
         whole = self._sizes["json"].keys() & self._sizes["ckpt"].keys()
-        runs, best, stored = state is RunState.RUNNING, commits.best, self._stored(whole)
+        runs, best, stored = state is RunCondition.RUNNING, commits.best, self._stored(whole)
         return RunSummary(
             url=self.listing.url,
             label=self.listing.label,
@@ -267,15 +267,15 @@ class _RunRecords:
         return flatten(value)
 
 
-def _state(newest: Mapping[str, Any], lease: StoredLease | None) -> RunState:
+def _state(newest: Mapping[str, Any], lease: StoredLease | None) -> RunCondition:
     ended = newest.get("ended") is not None
     if lease is not None and is_live(lease) and not (ended and newest.get("attempt") == lease.attempt):
-        return RunState.RUNNING
+        return RunCondition.RUNNING
     if not newest:
-        return RunState.UNKNOWN
+        return RunCondition.UNKNOWN
     status = _integer(newest.get("status"))
     # The next writer completes the record of one that was killed, without a status.
-    return RunState.LOST if not ended or status is None else _STATES.get(status, RunState.FAILED)
+    return RunCondition.LOST if not ended or status is None else _STATES.get(status, RunCondition.FAILED)
 
 
 def _metrics(receipt: Mapping[str, Any] | None) -> dict[str, float] | None:

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.checkpoint.commit import Monitor
 
 
-class RunState(StrEnum):
+class RunCondition(StrEnum):
     """How a run stands, by its newest attempt and its lease."""
 
     RUNNING = "running"
@@ -63,7 +63,7 @@ class RunSummary:
 
     url: str
     label: str
-    state: RunState
+    state: RunCondition
     status: int | None = None
     reason: str | None = None
     started: datetime | None = None

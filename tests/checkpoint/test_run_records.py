@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.checkpoint.commit import Monitor, select
 from pipeline.checkpoint.run_records import sketched, summarize
-from pipeline.checkpoint.run_summary import RunState, RunSummary
+from pipeline.checkpoint.run_summary import RunCondition, RunSummary
 from pipeline.run.run_dir import LEASE, NEWEST, RECEIPT, RunDir
 from pipeline.run.run_listing import RunListing, RunTree
 from pipeline.run.s3_listing import S3Folder
@@ -34,7 +34,7 @@ def test_a_run_is_what_all_its_records_say_together(storage: str) -> None:
     run.write("logs/events", b"x" * 100)
     run.write_json(RECEIPT, {"metrics": {"test_loss": 0.25}})
     found = only(storage)
-    assert (found.url, found.label, found.state, found.status) == (run.url, run.label, RunState.FINISHED, 0)
+    assert (found.url, found.label, found.state, found.status) == (run.url, run.label, RunCondition.FINISHED, 0)
     assert (found.attempts, found.step, found.committed_step, found.checkpoints) == (2, 7, 4, 2)
     assert (found.epoch, found.max_epochs, found.max_steps) == (1, 20, None)
     assert (found.best, found.best_step) == (Monitor("val_loss", 0.25, "min"), 2)
@@ -63,21 +63,21 @@ def test_a_lease_that_is_renewed_says_that_a_run_is_running(storage: str) -> Non
     run = recorded(storage, attempt(1, None))
     lease(run, reached_step=9)
     found = only(storage)
-    assert (found.state, found.status, found.step) == (RunState.RUNNING, None, 9)
+    assert (found.state, found.status, found.step) == (RunCondition.RUNNING, None, 9)
     assert found.goodput == 0.5, "the lease knows how the attempt has done so far"
     lease(run, seconds=0)
-    assert (only(storage).state, only(storage).step) == (RunState.LOST, 4)
+    assert (only(storage).state, only(storage).step) == (RunCondition.LOST, 4)
     run.remove(LEASE)
-    assert only(storage).state is RunState.LOST, "nothing says that it ended"
+    assert only(storage).state is RunCondition.LOST, "nothing says that it ended"
 
 
 def test_a_lease_expires_by_the_clock_of_the_disk(tmp_path: Path) -> None:
     run = recorded(str(tmp_path), attempt(1, None))
     lease(run)
     os.utime(tmp_path / LEASE, (time.time() - 59,) * 2)
-    assert only(str(tmp_path)).state is RunState.RUNNING
+    assert only(str(tmp_path)).state is RunCondition.RUNNING
     os.utime(tmp_path / LEASE, (time.time() - 61,) * 2)
-    assert only(str(tmp_path)).state is RunState.LOST
+    assert only(str(tmp_path)).state is RunCondition.LOST
 
 
 def test_the_lease_of_a_process_that_is_known_to_be_dead_counts_for_nothing(tmp_path: Path) -> None:
@@ -86,21 +86,21 @@ def test_the_lease_of_a_process_that_is_known_to_be_dead_counts_for_nothing(tmp_
     run = recorded(str(tmp_path), attempt(1, None))
     own = {"host": os.uname().nodename, "pid": os.getpid(), "process": _process(os.getpid())}
     lease(run, **own)
-    assert only(str(tmp_path)).state is RunState.RUNNING
+    assert only(str(tmp_path)).state is RunCondition.RUNNING
     lease(run, **{**own, "process": {**own["process"], "started": "1"}})
-    assert only(str(tmp_path)).state is RunState.LOST
+    assert only(str(tmp_path)).state is RunCondition.LOST
 
 
 def test_an_attempt_that_has_ended_is_not_running_while_its_lease_is_left(tmp_path: Path) -> None:
     lease(recorded(str(tmp_path), attempt(1, 75)), attempt=1)
-    assert only(str(tmp_path)).state is RunState.PREEMPTED
+    assert only(str(tmp_path)).state is RunCondition.PREEMPTED
     lease(RunDir(str(tmp_path)), attempt=2)
-    assert only(str(tmp_path)).state is RunState.RUNNING, "the next one has just begun"
+    assert only(str(tmp_path)).state is RunCondition.RUNNING, "the next one has just begun"
 
 
 def test_one_that_a_later_start_has_declared_dead_is_lost(tmp_path: Path) -> None:
     recorded(str(tmp_path), attempt(1, None, ended="2026-11-24T12:11:00.000Z", reason="vanished: last heard of"))
-    assert only(str(tmp_path)).state is RunState.LOST
+    assert only(str(tmp_path)).state is RunCondition.LOST
 
 
 def test_runs_are_found_at_any_depth_also_within_a_run(storage: str) -> None:
@@ -117,7 +117,7 @@ def test_runs_are_found_at_any_depth_also_within_a_run(storage: str) -> None:
 def test_a_run_on_a_storage_without_a_clock(other_storage: str) -> None:
     run = recorded(other_storage, attempt(1, None))
     lease(run)
-    assert only(other_storage).state is RunState.LOST, "it says itself when it was renewed"
+    assert only(other_storage).state is RunCondition.LOST, "it says itself when it was renewed"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"\xff\xfe", b"[]", b'{"schema": 7}', b'{"schema": 1}'])
@@ -128,12 +128,12 @@ def test_a_damaged_record_is_named_and_harms_no_other_run(tmp_path: Path, name: 
     (tmp_path / "bad" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "bad" / name).write_bytes(content)
     bad, good = summarize(str(tmp_path))
-    assert (good.state, good.problems) == (RunState.FINISHED, ())
+    assert (good.state, good.problems) == (RunCondition.FINISHED, ())
     if name == "lease.json":
-        assert bad.state is RunState.RUNNING, "it is torn while it is being created"
+        assert bad.state is RunCondition.RUNNING, "it is torn while it is being created"
     elif content != b'{"schema": 1}' or name.startswith("checkpoints"):
         assert [problem for problem in bad.problems if name in problem]
-    assert bad.state is (RunState.UNKNOWN if name.startswith("attempts") and bad.problems else bad.state)
+    assert bad.state is (RunCondition.UNKNOWN if name.startswith("attempts") and bad.problems else bad.state)
 
 
 WRONG: tuple[Any, ...] = (None, True, -1, 1e400, "x", [], {}, {"seconds": 7}, "2026-11-24T12:10:00")
@@ -208,7 +208,7 @@ def test_the_newest_attempt_alone_says_what_all_records_say(
     assert slow.goodput == pytest.approx(quick.goodput)
     best = select(run, "best")
     assert (quick.best, quick.best_step) == (best.monitor, best.step)
-    assert (quick.state, quick.attempts, quick.epoch, quick.step) == (RunState.FINISHED, 2, 2, 14)
+    assert (quick.state, quick.attempts, quick.epoch, quick.step) == (RunCondition.FINISHED, 2, 2, 14)
     assert quick.config["model.learning_rate"] == 0.01
 
 
@@ -269,4 +269,4 @@ def test_where_the_best_checkpoint_is_gone_the_best_of_those_that_are_left_is_na
 def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tests/golden/run", tmp_path / "run")
     found = only(str(tmp_path))
-    assert (found.state, found.step, found.best_step, found.problems) == (RunState.FINISHED, 50, 50, ())
+    assert (found.state, found.step, found.best_step, found.problems) == (RunCondition.FINISHED, 50, 50, ())

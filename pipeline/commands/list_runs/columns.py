@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoint.run_summary import RunState, RunSummary, differing_keys
+from pipeline.checkpoint.run_summary import RunCondition, RunSummary, differing_keys
 from pipeline.commands.list_runs import fields
 from pipeline.commands.list_runs.fields import ago, name, size, text, value
 from pipeline.commands.table import table
@@ -151,7 +151,7 @@ def _column(key: str, runs: Sequence[RunSummary], base: str, title: str) -> Colu
 
 
 def _state(run: RunSummary) -> str:
-    failed = run.state is RunState.FAILED and run.status is not None
+    failed = run.state is RunCondition.FAILED and run.status is not None
     return f"{run.state} ({run.status})" if failed else str(run.state)
 
 
@@ -169,7 +169,7 @@ def _metric(run: RunSummary) -> str:
 
 def _reason(run: RunSummary) -> str:
     """Return why a run ended, where that is more than its state says."""
-    return "" if run.reason is None or run.state is RunState.FINISHED else text(run.reason)
+    return "" if run.reason is None or run.state is RunCondition.FINISHED else text(run.reason)
 
 
 def _number(found: float) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.cleanup import abort, open_uploads
 from pipeline.checkpoint.run_records import summaries
-from pipeline.checkpoint.run_summary import RunState, RunSummary
+from pipeline.checkpoint.run_summary import RunCondition, RunSummary
 from pipeline.commands.list_runs.fields import ago, size, text
 from pipeline.errors import CRASH, DONE, StorageAway, UserError
 from pipeline.process.output import print_line
@@ -61,7 +61,7 @@ def remove(arguments: argparse.Namespace) -> int:
         StorageAway: The storage does not answer.
     """
     doomed = list({each.listing.url: each for each in map(_doomed, arguments.url)}.values())
-    running = [each.summary.label for each in doomed if each.summary.state is RunState.RUNNING]
+    running = [each.summary.label for each in doomed if each.summary.state is RunCondition.RUNNING]
     if running:
         raise UserError(*(f"url={label!r} is running: stop it first. Nothing was deleted" for label in running))
     for each in doomed:

@@ -9,7 +9,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pipeline.checkpoint.run_summary import RunState, RunSummary
+from pipeline.checkpoint.run_summary import RunCondition, RunSummary
 from pipeline.commands.list_runs.fields import MISSING, bytes_of, known_names, text, value
 from pipeline.errors import UserError, did_you_mean
 
@@ -22,8 +22,8 @@ _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 _FILTER = re.compile(r"\s*([^=!<>]+?)\s*(!=|<=|>=|==?|<|>)\s*(.*?)\s*", re.DOTALL)
 _TIMES = ("started", "updated")
 _STATES = [
-    *(RunState.RUNNING, RunState.LOST, RunState.FAILED, RunState.PREEMPTED, RunState.INTERRUPTED),
-    *(RunState.UNKNOWN, RunState.FINISHED),
+    *(RunCondition.RUNNING, RunCondition.LOST, RunCondition.FAILED, RunCondition.PREEMPTED, RunCondition.INTERRUPTED),
+    *(RunCondition.UNKNOWN, RunCondition.FINISHED),
 ]
 """In the order of `--sort state`: what may want attention comes first."""
 
@@ -62,7 +62,7 @@ class Filter:
         if (
             condition.key == "state"
             and condition._is_plain
-            and condition.wanted not in (states := [str(state) for state in RunState])
+            and condition.wanted not in (states := [str(state) for state in RunCondition])
         ):
             raise UserError(
                 f"filter={given!r}: state must be one of {', '.join(states)}{did_you_mean(condition.wanted, states)}"

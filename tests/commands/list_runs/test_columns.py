@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipeline.checkpoint.commit import Monitor
-from pipeline.checkpoint.run_summary import RunState, RunSummary
+from pipeline.checkpoint.run_summary import RunCondition, RunSummary
 from pipeline.commands.list_runs.columns import columns, lines
 from tests.support.summaries import a_run
 
@@ -23,7 +23,14 @@ def sweep() -> list[RunSummary]:
         a_run("team-vision-resnet50-imagenet-sweep-001", 0.0381402, config=configs[0], step=400, **common),
         a_run(
             *("team-vision-resnet50-imagenet-sweep-002", 0.25),
-            **{**common, "state": RunState.FAILED, "status": 1, "reason": REASON, "step": 120, "config": configs[1]},
+            **{
+                **common,
+                "state": RunCondition.FAILED,
+                "status": 1,
+                "reason": REASON,
+                "step": 120,
+                "config": configs[1],
+            },
         ),
     ]
 

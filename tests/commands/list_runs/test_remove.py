@@ -10,7 +10,7 @@ import pytest
 from pipeline.checkpoint.cleanup import open_uploads
 from pipeline.checkpoint.commit import CommitRecord, examined
 from pipeline.checkpoint.run_records import summarize
-from pipeline.checkpoint.run_summary import RunState
+from pipeline.checkpoint.run_summary import RunCondition
 from pipeline.errors import UserError
 from pipeline.run.lease import Lease
 from pipeline.run.run_dir import LEASE, RunDir
@@ -157,7 +157,7 @@ def test_an_interrupted_deletion_leaves_no_checkpoint_that_only_looks_good_and_c
     steps = run.steps()["json"]
     assert not steps or max(steps) == 4, "as long as there is a checkpoint, the newest is there"
     (summary,) = summarize(run.url)
-    assert (summary.state is RunState.UNKNOWN) == (deletions >= 2)
+    assert (summary.state is RunCondition.UNKNOWN) == (deletions >= 2)
     monkeypatch.setattr(RunDir, "remove", real)
     assert app("runs", "rm", run.url, "--yes").status == 0
     assert list(tmp_path.iterdir()) == []

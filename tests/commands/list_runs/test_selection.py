@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipeline.checkpoint.run_summary import RunState
+from pipeline.checkpoint.run_summary import RunCondition
 from pipeline.commands.list_runs.selection import SORTS, ordered, selected
 from pipeline.errors import UserError
 from tests.support.summaries import a_run
@@ -12,9 +12,15 @@ from tests.support.summaries import a_run
 RUNS = [
     a_run("a", 0.5, config={"model.lr": 0.1, "model.name": "a*b", "model.layers": [8, 8], "x.flag": True}, bytes=10**6),
     a_run("b", 0.25, config={"model.lr": 1e-3, "model.name": "ab", "x.flag": None}, goodput=0.9, step=7, bytes=10),
-    a_run("c", state=RunState.FAILED, status=1, started=None, metrics={"test_loss": 0.1}, bytes=5 * 10**9),
+    a_run("c", state=RunCondition.FAILED, status=1, started=None, metrics={"test_loss": 0.1}, bytes=5 * 10**9),
     a_run(
-        "d", 0.75, "max", state=RunState.RUNNING, status=None, started=datetime(2026, 11, 25, tzinfo=UTC), goodput=0.95
+        "d",
+        0.75,
+        "max",
+        state=RunCondition.RUNNING,
+        status=None,
+        started=datetime(2026, 11, 25, tzinfo=UTC),
+        goodput=0.95,
     ),
 ]
 
