@@ -17,7 +17,7 @@ from pipeline.run.goodput_report import GoodputReport
 from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.run.storage_errors import storage_error
 from pipeline.run.telemetry_record import read_telemetry
-from pipeline.training.state.run_state import RunCondition
+from pipeline.training.state.run_state import RunState
 
 _JUDGED = 100_000_000
 """Samples whose hashes are computed at most, which takes some seconds."""
@@ -142,7 +142,7 @@ def _proof(run: RunDir, checkpoints: list[CommitRecord], missing: list[str]) -> 
         return None
     newest = checkpoints[0]
     try:
-        state = RunCondition.of_checkpoint(plain_values(run.url_of(newest.name)), newest.name)
+        state = RunState.of_checkpoint(plain_values(run.url_of(newest.name)), newest.name)
         if state is None or state.ledger is None:
             missing.append("the newest checkpoint holds no ledger: training samples are not accounted for")
             return None
