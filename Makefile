@@ -47,8 +47,8 @@ VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_clie
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test test-slow test-torchx-nightly test-versions bench bench-quick growth gpu-check drill soak \
-  pipeline train evaluate report image driver-image image-push smoke-docker smoke-slurm audit \
+.PHONY: help setup check format test test-slow test-torchx-nightly test-trackers test-versions bench bench-quick growth gpu-check drill soak \
+  pipeline train evaluate report tensorboard image driver-image image-push smoke-docker smoke-slurm audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
 help: ## Explain every target.

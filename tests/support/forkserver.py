@@ -276,9 +276,10 @@ def become(request: dict[str, Any], tid: int) -> None:
         flags, module, script, rest = parsed(argv)
         sys.orig_argv = argv
         sys.argv = [script or "", *rest]
-        if "-u" in flags or os.environ.get("PYTHONUNBUFFERED"):
-            for stream in (sys.stdout, sys.stderr):
-                stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+        at_once = "-u" in flags or bool(os.environ.get("PYTHONUNBUFFERED"))
+        for stream in (sys.stdout, sys.stderr):
+            buffers_lines = stream is sys.stderr or stream.isatty()
+            stream.reconfigure(write_through=at_once, line_buffering=buffers_lines)  # type: ignore[union-attr]
         if script is None:
             break
         os.execvp = _in_place  # type: ignore[assignment]

@@ -9,6 +9,7 @@ import yaml
 from pipeline.checkpoint.commit import CommitRecord, examined
 from pipeline.checkpoint.plain_values import plain_values
 from pipeline.commands.ledger_proof import LedgerProof, judge
+from pipeline.commands.report.profile_table import RankProfile, read_profiles
 from pipeline.commands.report.score_table import SamplePictures, ScoreDistribution, read_pictures, read_scores
 from pipeline.commands.report.telemetry_windows import TelemetryWindows, telemetry_windows
 from pipeline.errors import StorageAway, UserError
@@ -42,6 +43,7 @@ class RunFacts:
         pictures: Of the samples at both ends of the first one.
         scalars: What was logged.
         telemetry: What was measured of each window of steps.
+        profiles: What profiled steps spent their time on, by rank.
         missing: What cannot be told, in words.
     """
 
@@ -58,6 +60,7 @@ class RunFacts:
     pictures: SamplePictures
     scalars: LoggedScalars
     telemetry: TelemetryWindows
+    profiles: list[RankProfile] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -115,6 +118,7 @@ def read_facts(run: RunDir) -> RunFacts:
         pictures=part("the pictures", lambda: read_pictures(run), SamplePictures()),
         scalars=scalars,
         telemetry=part("telemetry", lambda: telemetry_windows(read_telemetry(run), first_steps), TelemetryWindows()),
+        profiles=part("the profiles", lambda: read_profiles(run), []),
         missing=missing,
     )
     missing += [*left_out, *scalars.damage, *_absent(facts)]

@@ -11,6 +11,7 @@ from pipeline.commands.ledger_proof import COLUMNS
 from pipeline.commands.report.curve_figures import FIGURES, TELEMETRY, curve_figures, prominent
 from pipeline.commands.report.figure import PageTable, ReportFigure, StepMark
 from pipeline.commands.report.formats import NONE, count, moment, number, parsed_time, plural, seconds, share, size
+from pipeline.commands.report.profile_table import profile_table
 from pipeline.commands.report.run_facts import RunFacts
 from pipeline.commands.report.score_figure import score_figure
 from pipeline.commands.report.score_table import SamplePictures
@@ -39,6 +40,7 @@ class RunSection:
         more_curves: How many figures are left out.
         throughput: Figures, and a sentence on the slowest ranks.
         slowest: Which ranks were the slowest.
+        profiles: The most expensive operators of profiled steps, a table a rank.
         time: Where the time of all attempts went.
         attempts: A table of them.
         epochs: What the ledger says of each epoch.
@@ -59,6 +61,7 @@ class RunSection:
     more_curves: int
     throughput: Sequence[ReportFigure]
     slowest: str
+    profiles: Sequence[PageTable]
     time: ReportFigure | None
     attempts: PageTable | None
     epochs: PageTable | None
@@ -94,6 +97,7 @@ def run_section(facts: RunFacts, summary: RunSummary | None) -> RunSection:
         more_curves=max(0, len(figures) - FIGURES),
         throughput=telemetry_figures(facts.telemetry, marks),
         slowest=slowest_sentence(facts.telemetry),
+        profiles=[profile_table(each) for each in facts.profiles],
         time=goodput_figure(facts.goodput),
         attempts=_attempts(facts),
         epochs=None if facts.proof is None else PageTable(COLUMNS, facts.proof.rows, (5, 6), "The ledger by epoch"),
