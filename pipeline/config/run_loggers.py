@@ -1,4 +1,4 @@
-"""Which loggers a start of a run has: its own, or those that the user configured, which go on where they were."""
+"""Which loggers a start of a run has: its own, or those that the user configured, which continue where they were."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from pipeline.training.logs.evaluated import log_evaluation
 
 
 def prepare(command: CommandLine, run: RunDir | None, point: ResumePoint, topology: Topology) -> Callable[[], Any]:
-    """Have configured loggers go on where earlier attempts were; return what makes the logger where there are none.
+    """Have configured loggers continue where earlier attempts were; return what makes the logger where there are none.
 
     Args:
         command: Whose trainer is not built yet.

@@ -189,10 +189,8 @@ class AttemptLog:
     def _write(self) -> None:
         if self._lease is None or self._run is None:
             return
-        names = (
-            [NEWEST, RunDir.attempt(self._lease.attempt)] if self._is_newest else [RunDir.attempt(self._lease.attempt)]
-        )
-        # Killed in between, a run may look as if it went on, and its lease tells; never as if it had ended.
+        names = [*([NEWEST] if self._is_newest else []), RunDir.attempt(self._lease.attempt)]
+        # Killed in between, a run may look as if it continued, and its lease tells; never as if it had ended.
         for name in names if self._attempt["ended"] is None else reversed(names):
             self._run.write_json(name, self._attempt)
 

@@ -27,6 +27,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _TAKEN = (409, 412)
 _CHANGED = (404, 409, 412)
 _UNSUPPORTED = 501
+_LONGEST_BETWEEN_COPIES = 300.0
 _HTTP, _S3 = ("http", "https"), ("s3", "s3a")
 
 
@@ -159,6 +160,16 @@ def _exists(fs: Any, path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def seconds_between_copies(lasted: float, least: float) -> float:
+    """Return how far apart copies of a log to an object store are: each one adds files that a reader must list.
+
+    Args:
+        lasted: Seconds for which it has been written.
+        least: Seconds between the first copies; a hundredth of `lasted` later on, and never more than five minutes.
+    """
+    return min(max(least, lasted / 100), _LONGEST_BETWEEN_COPIES)
 
 
 def make_folder(folder: Path) -> None:

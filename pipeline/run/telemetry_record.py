@@ -17,8 +17,8 @@ from pipeline.run.run_dir import LOGS, SCHEMA, RunDir
 
 TELEMETRY = f"{LOGS}/telemetry"
 _NAME = re.compile(r"(\d{4,})-(\d{4,})\.jsonl")
-_BETWEEN_PARTS, _LONGEST = 30.0, 300.0
-"""Seconds between two parts of an attempt; for one that has lasted for hours, at most."""
+_BETWEEN_PARTS = 30.0
+"""Seconds between the first parts of an attempt."""
 
 
 class AttemptTelemetry(NamedTuple):
@@ -53,7 +53,7 @@ class TelemetryWriter:
         """Write one more window, or keep it for the next part."""
         self._lines.append(_line(window))
         now = time.monotonic()
-        between = 0.0 if self._run.is_local else min(max(_BETWEEN_PARTS, (now - self._began) / 100), _LONGEST)
+        between = 0.0 if self._run.is_local else storage.seconds_between_copies(now - self._began, _BETWEEN_PARTS)
         if now - self._last >= between and not (self._thread is not None and self._thread.is_alive()):
             self._start()
 

@@ -65,3 +65,8 @@ def test_on_s3_a_file_is_replaced_only_if_its_etag_is_the_same(s3: str, tmp_path
 def test_a_protocol_that_is_unknown_or_not_installed_is_named() -> None:
     with pytest.raises(UserError, match=r"x='nosuch://x': .*must be a local path or a URL"):
         files.open_filesystem("nosuch://x", "x='nosuch://x'")
+
+
+@pytest.mark.parametrize(("lasted", "apart"), [(0, 30), (2999, 30), (10_000, 100), (30_000, 300), (1e7, 300)])
+def test_copies_of_a_log_are_further_apart_the_longer_it_lasts(lasted: float, apart: float) -> None:
+    assert files.seconds_between_copies(lasted, 30.0) == pytest.approx(apart)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.commands.report.figure import PageTable
-from pipeline.commands.report.formats import NONE, count, share
+from pipeline.commands.report.formats import NONE, count, finite, share
 from pipeline.run.run_dir import LOGS, RunDir
 
 _FOLDER = f"{LOGS}/profile"
@@ -54,13 +54,13 @@ def read_profiles(run: RunDir) -> list[RankProfile]:
 
 def profile_table(profile: RankProfile) -> PageTable:
     """Return the most expensive operators of one rank."""
-    on_device = any(_number(each.get("self_device_microseconds")) for each in profile.operators)
+    on_device = any(finite(each.get("self_device_microseconds")) for each in profile.operators)
     key = "self_device_microseconds" if on_device else "self_cpu_microseconds"
     rows = [
         (
             str(each.get("name", NONE)),
-            *(count(each.get("calls")), share(_number(each.get("share")))),
-            f"{_number(each.get(key)) / 1000:,.1f}",
+            *(count(each.get("calls")), share(finite(each.get("share")) or 0.0)),
+            f"{(finite(each.get(key)) or 0.0) / 1000:,.1f}",
         )
         for each in profile.operators
     ]
@@ -75,7 +75,3 @@ def _profile(attempt: int, rank: int, value: Mapping[str, Any]) -> RankProfile |
     if not isinstance(operators, list) or not isinstance(first, int) or not isinstance(steps, int):
         return None
     return RankProfile(attempt, rank, first, steps, [each for each in operators if isinstance(each, dict)])
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0

@@ -8,18 +8,17 @@ logs stands at 19 (Lightning's count of the batch before) or at 20 (`self.global
 what stands after the mark is hidden, and what the restart hides of the values before it is written once more.
 """
 
-import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from pipeline.run.tfrecords import frames
+
 OF_TESTS = ".test"
 """How the names of files end that hold the values of a test: no attempt logs them again."""
 
-_HEADER, _FOOTER = struct.Struct("<QI"), 4
-"""Before each record its length in bytes and a checksum of that, after it a checksum of the record."""
 _BUDGET = 64 << 20
 """Bytes of files that are read back to find what a restart hides, beyond those that are behind the mark."""
 _COPIED = 4 << 20
@@ -45,15 +44,10 @@ class _Logged(NamedTuple):
 
 def read_events(data: bytes) -> Iterator[Any]:
     """Yield the events of a file, up to the first one that is torn or damaged."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, _ = _HEADER.unpack_from(data, at)
-        begin = at + _HEADER.size
-        at = begin + length + _FOOTER
-        if at > len(data):
-            return
+    found = frames(data)
+    for start, length in zip(found.starts.tolist(), found.lengths.tolist(), strict=True):
         try:
-            yield Event.FromString(data[begin : begin + length])
+            yield Event.FromString(data[start : start + length])
         except DecodeError:
             return
 
@@ -78,7 +72,7 @@ def restart_at(step: int, files: Iterable[tuple[str, bytes]]) -> Restart:
     """Return what an attempt has to hide of what earlier ones have logged.
 
     Args:
-        step: At which it resumes; 0: it begins anew.
+        step: At which it resumes; 0: it begins from scratch.
         files: The name and the bytes of each events file, the newest one first; read as far as needed.
     """
     logged: list[_Logged] = []

@@ -7,13 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 
 from pipeline.training.logs.pace import LEAST, Pace
-from pipeline.training.logs.progress import TrainerProgress
+from pipeline.training.logs.progress import TellsEpochs, TrainerProgress
 
 _LOOK_AGAIN = 1.0
 """Seconds after which it is looked again whether a line is due that was not."""
 
 
-class Lines(pl.Callback):
+class Lines(TellsEpochs):
     """One line every 10 s or 5 % of the run, whichever is later, and one for the end of an epoch.
 
     Where none is due, a batch costs a look at the clock. Values are read from the device for a line only.
@@ -39,21 +39,6 @@ class Lines(pl.Callback):
         """Write a line if one is due."""
         if time.monotonic() >= self._look_at:
             self._look(self._pace, outputs)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how the epoch before went."""
-        self.progress.tell_epoch()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End an epoch."""
-        if trainer.is_global_zero:
-            self.progress.end_epoch()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how fast it was."""
-        self.progress.tell_epoch()
-        if trainer.is_global_zero:
-            self.progress.end_training()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a validation."""

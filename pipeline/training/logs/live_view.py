@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipeline.process.bottom_rows import BottomRows
 from pipeline.training.logs.figures import Figures
-from pipeline.training.logs.progress import TrainerProgress
+from pipeline.training.logs.progress import TellsEpochs, TrainerProgress
 
 _FRAME = 0.5
 """Seconds between two frames."""
@@ -25,7 +25,7 @@ _WIDEST, _NARROWEST_BAR = 40, 8
 _GAP = 2
 
 
-class LiveView(ProgressBar):
+class LiveView(TellsEpochs, ProgressBar):
     """Draws frames in a thread, two a second. A progress bar of the user's takes its place, as in Lightning.
 
     The thread asks for the values that the model has logged, and they are read after the next batch: a batch between
@@ -71,21 +71,10 @@ class LiveView(ProgressBar):
             self._wanted = False
             self.progress.read(outputs)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how the epoch before went."""
-        self.progress.tell_epoch()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End an epoch."""
-        if self._enabled:
-            self.progress.end_epoch()
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how fast it was."""
+        """Stop to draw, and say how fast it was."""
         self._close()
-        self.progress.tell_epoch()
-        if self._enabled:
-            self.progress.end_training()
+        super().on_train_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show a validation."""

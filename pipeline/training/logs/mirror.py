@@ -27,8 +27,6 @@ from pipeline.run.storage_errors import storage_error
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_COPIES = 30.0
-_LONGEST = 300.0
-"""Seconds between two copies of a run that has lasted for hours: each one adds files that a reader must list."""
 _SMALL = 1 << 20
 """Bytes below which a file is sent whenever it has changed."""
 _GROWTH = 1.25
@@ -63,7 +61,7 @@ class Mirror:
     def is_due(self) -> bool:
         """Whether the last copy is old: by 30 s, and after some hours by up to five minutes."""
         now = time.monotonic()
-        interval = min(max(_SECONDS_BETWEEN_COPIES, (now - self._began) / 100), _LONGEST)
+        interval = storage.seconds_between_copies(now - self._began, _SECONDS_BETWEEN_COPIES)
         return now - self._last >= interval and (self._thread is None or not self._thread.is_alive())
 
     def start(self, final: bool = False) -> threading.Thread:

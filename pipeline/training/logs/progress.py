@@ -93,7 +93,7 @@ class TrainerProgress:
         self._evaluated = batch + 1 + (_sum(batches[:loader]) or 0), _sum(batches)
 
     def end_evaluation(self) -> None:
-        """Show training again, if that goes on."""
+        """Show training again, if that continues."""
         self._stage = TRAINING
 
     def read(self, outputs: Any) -> None:
@@ -175,6 +175,29 @@ class TrainerProgress:
         rate = "" if size is None else f", {rounded(size * self._trainer.world_size * batches / seconds)} samples/s"
         count, speed = f"{steps} step{'s' * (steps > 1)}", rounded(steps / seconds)
         log.info("trained %s in %s (%s steps/s%s)", count, duration(seconds), speed, rate)
+
+
+class TellsEpochs(pl.Callback):
+    """What lines and the live view have in common: how each epoch and training as a whole went.
+
+    Attributes:
+        progress: Of the trainer; on a rank where it has not begun, nothing is told.
+    """
+
+    progress: TrainerProgress
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how the epoch before went."""
+        self.progress.tell_epoch()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End an epoch."""
+        self.progress.end_epoch()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how fast it was."""
+        self.progress.tell_epoch()
+        self.progress.end_training()
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

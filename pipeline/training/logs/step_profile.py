@@ -130,7 +130,7 @@ class StepProfile(pl.Callback):
                 log.warning("the profile was not written to %s: the storage did not take it", self._url)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop: a process that goes on after an error must not be slowed down."""
+        """Stop: a process that continues after an error must not be slowed down."""
         if self._profile is not None:
             try:
                 self._end(trainer)

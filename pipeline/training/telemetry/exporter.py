@@ -5,8 +5,6 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
-
 log = logging.getLogger(__name__)
 
 
@@ -19,9 +17,11 @@ class MetricsEndpoint:
     """
 
     def __init__(self, port: int, labels: Mapping[str, str]) -> None:
+        from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415 - only where asked for
+
         self._labels = dict(labels)
         self._registry = CollectorRegistry()
-        self._gauges: dict[str, Gauge] = {}
+        self._gauges: dict[str, Any] = {}
         self._server: Any = None
         try:
             self._server, _ = start_http_server(port, addr="0.0.0.0", registry=self._registry)  # noqa: S104 - asked for
@@ -30,6 +30,8 @@ class MetricsEndpoint:
 
     def show(self, figures: Mapping[str, Any]) -> None:
         """Serve these numbers from now on; whatever else is there is left out."""
+        from prometheus_client import Gauge  # noqa: PLC0415 - only where asked for
+
         for name, value in figures.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue

@@ -7,6 +7,7 @@ directory; the first process of each node shows its node's to whoever scrapes it
 
 import logging
 import math
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ _SAMPLED = 64
 """Steps between two looks at what DDP has measured, which it does itself once in a hundred."""
 
 
-_ALONE = Topology(rank=0, local_rank=0, world_size=1, processes=1, node=0, nodes=1)
+_ALONE = Topology.from_environment({})
 
 
 class Telemetry:
@@ -163,10 +164,16 @@ class Telemetry:
         ranks = [RankFigures(*row) for row in rows.tolist()]
         if not ranks[0].steps:
             return
-        if self._endpoint is not None:
-            self._endpoint.show(self._of_node(ranks))
+        if self._endpoint is None and self._topology.rank != 0:
+            return
+        found = summed_up(ranks, self._hosts, self._topology.processes)
+        own = {f"node_{name}": value for name, value in found["nodes"][self._topology.node].items()}
         if self._topology.rank == 0:
-            self._publish(ranks)
+            found = self._of_run(found)
+            own.update(found)
+            self._publish(found)
+        if self._endpoint is not None:
+            self._endpoint.show(own)
 
     def finish(self, step: int, epoch: int) -> None:
         """Training ends as it should: send the last window. All ranks must call it."""
@@ -213,14 +220,6 @@ class Telemetry:
             flops=self._batches * flops_per_batch(self._trainer.lightning_module),
         )
 
-    def _of_node(self, ranks: list[RankFigures]) -> dict[str, Any]:
-        """Return what the endpoint of this node shows: all figures on the first one, its own on the others."""
-        found = summed_up(ranks, self._hosts, self._topology.processes)
-        own: dict[str, Any] = {f"node_{name}": value for name, value in found["nodes"][self._topology.node].items()}
-        if self._topology.rank == 0:
-            own.update(self._of_run(found))
-        return own
-
     def _of_run(self, found: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of one window with those that rank 0 alone knows."""
         share = self._goodput.as_dict()["share"]
@@ -231,9 +230,9 @@ class Telemetry:
                 whole["mfu"] = round(found["flops_per_second"] / (self._peak * self._topology.world_size), 5)
         return whole
 
-    def _publish(self, ranks: list[RankFigures]) -> None:
-        found = summed_up(ranks, self._hosts, self._topology.processes)
-        window = {"time": round(time.time(), 3), **self._of_run(found)}
+    def _publish(self, found: dict[str, Any]) -> None:
+        """Send the figures of one window to the run directory and to the loggers."""
+        window = {"time": round(time.time(), 3), **found}
         said = self._stragglers.see(window)
         if said is not None:
             log.warning("%s", said)
@@ -291,6 +290,6 @@ def telemetry_of_fit(
 def _resident() -> float:
     """Return the resident bytes of this process; 0 where the system does not say."""
     try:
-        return float(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+        return float(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     except (OSError, ValueError, IndexError):
         return 0.0
