@@ -17,7 +17,7 @@ from pipeline.commands.report.figure import (
     line_figure,
     text,
 )
-from pipeline.commands.report.formats import number, share
+from pipeline.commands.report.formats import number, plural, share
 from pipeline.commands.report.telemetry_windows import TelemetryWindows
 
 _SHARES = {
@@ -131,4 +131,4 @@ def slowest_sentence(telemetry: TelemetryWindows) -> str:
         return ""
     windows = sum(telemetry.slowest.values())
     named = [f"{name} in {number(times)}" for name, times in list(telemetry.slowest.items())[:3]]
-    return f"Slowest most often, of {number(windows)} windows: {', '.join(named)}."
+    return f"Slowest most often, of {plural(windows, 'window')}: {', '.join(named)}."
