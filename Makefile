@@ -47,7 +47,7 @@ VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_clie
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test test-slow test-torchx-nightly test-trackers test-versions bench bench-quick growth gpu-check drill soak \
+.PHONY: help setup check format test test-slow test-torchx-nightly test-integrations test-versions bench bench-quick growth gpu-check drill soak \
   pipeline train evaluate report tensorboard image driver-image image-push smoke-docker smoke-slurm audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
 
@@ -89,14 +89,15 @@ $(NIGHTLY)/.ready: $(READY)
 	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-test-trackers: .venv/trackers/.ready ## Run the tests with MLflow and Weights & Biases, which nothing here needs.
-	@.venv/trackers/bin/python -m pytest -m slow tests/config/test_run_loggers.py
+test-integrations: .venv/integrations/.ready ## Run the tests with MLflow, Weights & Biases and transformers, which nothing here needs.
+	@.venv/integrations/bin/python -m pytest -m '' tests/config/test_run_loggers.py tests/examples/test_configs.py tests/test_cli.py \
+	  -k 'run_loggers or bert or resnet'
 
-.venv/trackers/.ready: $(READY)
-	@python -m venv .venv/trackers
-	@.venv/trackers/bin/python -m pip install --quiet --disable-pip-version-check mlflow-skinny sqlalchemy alembic pandas wandb
+.venv/integrations/.ready: $(READY)
+	@python -m venv .venv/integrations
+	@.venv/integrations/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mlflow-skinny sqlalchemy alembic pandas wandb transformers
 	@python -c 'import sys; print(*(each for each in sys.path if each.endswith("site-packages")), sep="\n")' \
-	  >$$(echo .venv/trackers/lib/python*/site-packages)/everything-else.pth
+	  >$$(echo .venv/integrations/lib/python*/site-packages)/everything-else.pth
 	@touch $@
 
 test-versions: .venv/lowest/.ready .venv/newest/.ready ## Run what rests on torch and Lightning under the lowest and newest declared versions.

@@ -19,7 +19,7 @@ LOGGED = ("--trainer.log_every_n_steps=1",)
 
 def needs(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: make test-trackers")
+        pytest.skip(f"{package} is not installed: make test-integrations")
 
 
 def started(*arguments: str, env: dict[str, str] | None = None) -> None:

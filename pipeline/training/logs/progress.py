@@ -223,7 +223,7 @@ def _rest(trainer: pl.Trainer) -> tuple[float | None, float | None, int, int | N
     if batches is not None and epochs is not None:
         left = max(batches * (epochs - trainer.current_epoch) - batch, 0)
     if most is not None:
-        by_steps = max(most - trainer.global_step, 0) * max(trainer.accumulate_grad_batches, 1)
+        by_steps = max(most - trainer.global_step, 0) * _batches_per_step(trainer)
         left = by_steps if left is None else min(left, by_steps)
     if left is None:
         return None, None, batch, batches
@@ -231,11 +231,21 @@ def _rest(trainer: pl.Trainer) -> tuple[float | None, float | None, int, int | N
     return left, done / max(done + left, 1), batch, batches
 
 
+def _batches_per_step(trainer: pl.Trainer) -> float:
+    """Return the batches that one optimizer step takes, with manual optimization those that it took so far."""
+    if trainer.lightning_module.automatic_optimization:
+        return max(trainer.accumulate_grad_batches, 1)
+    return _batches_trained(trainer) / trainer.global_step if trainer.global_step else 1
+
+
 def _last_step(trainer: pl.Trainer) -> int | None:
     """Return the step at which a run ends, None where that is not known."""
     batches, epochs, most = _sum([trainer.num_training_batches]), _limit(trainer.max_epochs), _limit(trainer.max_steps)
     if batches is None or epochs is None:
         return most
+    if not trainer.lightning_module.automatic_optimization:
+        left = _rest(trainer)[0]
+        return None if left is None else trainer.global_step + round(left / _batches_per_step(trainer))
     batches_per_step, ready = (
         max(trainer.accumulate_grad_batches, 1),
         trainer.fit_loop.epoch_loop.batch_progress.current.ready,

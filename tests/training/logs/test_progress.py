@@ -53,12 +53,12 @@ class Looks(pl.Callback):
         self.progress.end_evaluation()
 
 
-def looked(**options: Any) -> list[Figures]:
+def looked(model: pl.LightningModule | None = None, **options: Any) -> list[Figures]:
     looks = Looks()
     quiet = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"), False
     )
-    pl.Trainer(accelerator="cpu", callbacks=[looks], **{**quiet, **options}).fit(Regression(), Own())
+    pl.Trainer(accelerator="cpu", callbacks=[looks], **{**quiet, **options}).fit(model or Regression(), Own())
     return looks.found
 
 
@@ -94,6 +94,27 @@ def test_the_last_step_is_known_from_the_first_on(options: dict[str, Any], steps
     found = [each for each in looked(**options) if each.stage == "training"]
     assert found[1].steps == steps
     assert (found[-1].step, found[-1].steps, found[-1].share) == (steps, steps, 1)
+
+
+class TwoStepsABatch(Regression):
+    """Steps by hand, twice in each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(2):
+            self.optimizers().zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            self.optimizers().step()
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": 2, "limit_train_batches": 4}, {"max_steps": 16}])
+def test_the_steps_of_manual_optimization_are_counted_as_the_model_makes_them(options: dict[str, Any]) -> None:
+    found = [each for each in looked(TwoStepsABatch(), **options) if each.stage == "training"]
+    assert {each.steps for each in found[1:]} == {16}
+    assert (found[-1].step, found[-1].share) == (16, 1)
 
 
 def test_what_is_not_known_before_it_begins_is_nothing() -> None:
