@@ -27,12 +27,24 @@ class CommandParser(argparse.ArgumentParser):
             UserError: One is unknown, missing or not of its type.
         """
         flags = [flag for action in self._actions for flag in action.option_strings]
+        arguments = self._with_values(arguments)
         for argument in arguments:
             flag = argument.split("=")[0]
-            # Before argparse says that another flag is missing. A value of several words may begin with dashes.
-            if flag.startswith("--") and flag not in flags and " " not in argument:
+            # Before argparse says that another flag is missing.
+            if flag.startswith("--") and flag not in flags:
                 self.error(f"unrecognized argument {flag}{did_you_mean(flag, flags)}")
         return self.parse_args(arguments)
+
+    def _with_values(self, arguments: Sequence[str]) -> list[str]:
+        """Write `--args --flag` as `--args=--flag`, for options whose value is made of flags (metavar FLAGS)."""
+        taking = [flag for action in self._actions if action.metavar == "FLAGS" for flag in action.option_strings]
+        joined: list[str] = []
+        for argument in arguments:
+            if joined and joined[-1] in taking:
+                joined[-1] += f"={argument}"
+            else:
+                joined.append(argument)
+        return joined
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found."""

@@ -18,12 +18,15 @@ def test_a_misspelt_flag_is_named_before_one_that_is_missing(app: App) -> None:
     assert "'maybe' must be true or false" in app("prune", "--run_dir=x", "--keep_last=1", "--dry_run=maybe").err
 
 
-def test_a_value_of_several_words_may_begin_with_dashes() -> None:
+@pytest.mark.parametrize(
+    "value", ["--trainer.max_epochs=5 --trainer.logger=false", "--trainer.max_epochs=5", "--nodes=2"]
+)
+def test_a_value_made_of_flags_may_stand_behind_a_space(value: str) -> None:
     parser = CommandParser("drill", "Drill.")
-    parser.add_argument("--args")
+    parser.add_argument("--args", metavar="FLAGS")
     parser.add_argument("--resize", type=boolean, default=False)
-    found = parser.parse(["--args", "--trainer.max_epochs=5 --trainer.logger=false", "--resize", "True"])
-    assert (found.args, found.resize) == ("--trainer.max_epochs=5 --trainer.logger=false", True)
+    found = parser.parse(["--args", value, "--resize", "True"])
+    assert (found.args, found.resize) == (value, True)
     with pytest.raises(UserError, match=r"unrecognized argument --resise; did you mean '--resize'\?"):
         parser.parse(["--resise=true"])
     with pytest.raises(UserError, match="unrecognized arguments: more"):

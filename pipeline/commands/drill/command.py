@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="memory",
         help="Whether the agents' restarts may resume from the nodes' memory (the default), or from storage alone.",
     )
-    parser.add_argument("--args", default="", help="More flags of fit, in one string.")
+    parser.add_argument("--args", default="", metavar="FLAGS", help="More flags of fit, in one string.")
 
 
 def run(arguments: argparse.Namespace) -> int:
