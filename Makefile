@@ -49,7 +49,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help setup check format test test-slow test-torchx-nightly test-integrations test-versions bench bench-quick growth gpu-check drill soak \
   pipeline train evaluate report tensorboard image driver-image image-push smoke-docker smoke-slurm audit \
-  k8s-setup k8s-render k8s-submit k8s-status k8s-logs clean
+  k8s-setup k8s-render k8s-submit k8s-status k8s-logs docs docs-serve reference clean
 
 help: ## Explain every target.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -179,6 +179,15 @@ k8s-logs: $(READY) ## Follow the log of the run NAME.
 audit: $(READY) ## Check everything in IMAGE against the database of known vulnerabilities.
 	@python docker/audit.py $(IMAGE)
 
+docs: $(READY) ## Build the documentation as a site, into site/.
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet && echo site/index.html
+
+docs-serve: $(READY) ## Show the documentation in a browser, as it is written: http://127.0.0.1:8000
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs serve
+
+reference: $(READY) ## Write docs/reference/ again, from the code.
+	@python docs/tools/reference.py
+
 clean: ## Remove .venv and caches, never a run.
-	rm -rf .venv build dist docker/wheels/*/ *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site docker/wheels/*/ *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

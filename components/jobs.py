@@ -34,6 +34,7 @@ _LOCAL, _NOT_KEPT = "local_cwd", "its runs are known only to the process that st
 _POLL = 0.1
 """Seconds between two looks at the threads that print logs."""
 _RUN = "SCHEDULER://SESSION/ID"
+_NAMES = "the run, as launch and torchx run print it, or its id and -s SCHEDULER"
 _HANDLE = re.compile(r"(\w+)://[^/]*/([^/]+)(?:/([^/]+)(?:/(\d+(?:,\d+)*))?)?")
 _REFUSALS = (UserError, ImportError, NotImplementedError)
 """What only the user can change; the last two: the scheduler's package is not here, or it cannot do this."""
@@ -247,11 +248,11 @@ def _parser() -> argparse.ArgumentParser:
         return one
 
     add("list", _list)
-    add("status", _status).add_argument("run", metavar=_RUN)
+    add("status", _status).add_argument("run", metavar=_RUN, help=_NAMES)
     logs = add("logs", _logs)
-    logs.add_argument("run", metavar=f"{_RUN}[/ROLE[/REPLICA,...]]")
+    logs.add_argument("run", metavar=f"{_RUN}[/ROLE[/REPLICA,...]]", help=f"{_NAMES}; also a part of it")
     logs.add_argument("--follow", action="store_true", help="continue until the run has ended")
-    add("cancel", _cancel).add_argument("run", metavar=_RUN)
+    add("cancel", _cancel).add_argument("run", metavar=_RUN, help=_NAMES)
     return parser
 
 

@@ -285,6 +285,7 @@ def _add_parameters(parser: argparse.ArgumentParser) -> list[str]:
 
 def _decoder(annotation: Any) -> Callable[[str], Any]:
     kind = types.decode_optional(annotation)
+    name = getattr(kind, "__name__", str(kind))
 
     def decode(text: str) -> Any:
         try:
@@ -294,8 +295,9 @@ def _decoder(annotation: Any) -> Callable[[str], Any]:
         except KeyError:
             raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
         except (ValueError, TypeError) as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {getattr(kind, '__name__', kind)}") from error
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from error
 
+    decode.__name__ = name
     return decode
 
 

@@ -120,8 +120,9 @@ def test_tables_are_written_into_the_docs_beside_what_was_kept(earlier: dict[str
         assert text.startswith("# Before\n")
         assert text.endswith("after\n")
         assert "old" not in text
-        assert "out of a loader" in text, "the subject that was not measured again"
+    assert "out of a loader" in pages[1].read_text(), "the subject that was not measured again"
     assert "2 ranks" in pages[1].read_text()
+    assert "| What | Cost | Ratio to | Bar |" in pages[0].read_text()
     subjects = json.loads(kept.read_text())["subjects"]
     assert [one["subject"] for one in subjects] == ["loader", "ranks"]
     assert subjects[1]["made"] >= earlier["subjects"][1]["made"]

@@ -1,12 +1,9 @@
-"""Every command of the README runs as it stands there."""
+"""The README and the pages say what is so: targets, links, versions (its commands: test_docs.py)."""
 
 import re
-import shlex
 import subprocess
 import tomllib
-import uuid
 from importlib.metadata import distributions, requires
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,45 +15,6 @@ from pipeline.data.sampler import Batches, PositionedSampler
 from tests.support.commands import ROOT, command
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
-]
-HERE = ("make test",)  # this is it
-ELSEWHERE = {"make pipeline": "test_launch.py runs it twice and looks at what it prints"}
-
-
-def _run_of(line: str) -> str:
-    """The run that a command is about, or its first words: commands of one run stand on each other."""
-    return "".join(re.findall(r"(?:runs|bucket)/(\w+)", line)[:1]) or " ".join(line.split()[:4])
-
-
-CHAINS = {
-    name: [line for line in COMMANDS if _run_of(line) == name and line not in (*HERE, *ELSEWHERE)]
-    for name in dict.fromkeys(map(_run_of, COMMANDS))
-}
-
-
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "name",
-    # A whole pipeline on S3 is what the drill shows as well.
-    [
-        pytest.param(name, marks=pytest.mark.slow if name == "quickstart" else ())
-        for name, lines in CHAINS.items()
-        if lines
-    ],
-)
-def test_every_command_of_the_readme_runs(name: str, tmp_path: Path, s3: str) -> None:
-    unique = uuid.uuid4().hex
-    for line in CHAINS[name]:
-        # What it leaves lands in a place of the test's own.
-        placed = line.replace("runs/", f"{tmp_path}/").replace("s3://bucket/", f"{s3}/{unique}/")
-        ended = command(*shlex.split(placed), timeout=120)
-        assert ended.status == 0, f"{line}\n{ended.text}"
-
-
-def test_the_commands_of_the_readme_are_found() -> None:
-    assert sum(map(len, CHAINS.values())) >= 8, "the README's blocks were not found"
 
 
 def test_the_drawing_of_the_order_shows_the_real_one() -> None:

@@ -19,6 +19,8 @@ from tests.benchmarks.subject import Found, Row, Spread
 from tests.support.commands import ROOT
 
 BEGIN, END = "<!-- made by `make bench`: begin -->", "<!-- made by `make bench`: end -->"
+HEADLINES = ("step", "step_heavy", "first_step", "recovery", "save", "load")
+"""The subjects that the README tells of."""
 BEYOND = 0.03
 """A change of the median that is smaller is never told, however little the rounds are spread."""
 
@@ -157,8 +159,8 @@ def write_docs(result: dict[str, Any], project: Path) -> None:
 
     Args:
         result: What was measured now.
-        project: Its README.md and docs/performance.md have a marked section each: the first for what is held to a bar,
-            the second for everything. docs/performance.json keeps what they are made of. A table is of one machine:
+        project: Its README.md and docs/performance.md have a marked section each: the first for the headlines, the
+            second for everything. docs/performance.json keeps what they are made of. A table is of one machine:
             what was kept of another one is dropped.
     """
     kept_in = project / "docs/performance.json"
@@ -167,7 +169,7 @@ def write_docs(result: dict[str, Any], project: Path) -> None:
     same = kept["subjects"] if kept["machine"] == result["machine"] else []
     merged = {**result, "subjects": [fresh.pop(one["subject"], one) for one in same] + list(fresh.values())}
     kept_in.write_text(json.dumps(merged, indent=1) + "\n")
-    for page, table in (("docs/performance.md", whole_table(merged)), ("README.md", short_table(merged))):
+    for page, table in (("docs/performance.md", whole_table(merged)), ("README.md", headlines(merged))):
         before, _, rest = (project / page).read_text().partition(BEGIN)
         (project / page).write_text(f"{before}{BEGIN}\n\n{table}\n{END}{rest.partition(END)[2]}")
 
@@ -181,14 +183,13 @@ def about(result: dict[str, Any]) -> str:
     return f"{of['cpu']}, {of['cores']} cores, {of['gpu'] or 'no GPU'}{load}; {names}."
 
 
-def short_table(result: dict[str, Any]) -> str:
-    """What is held to a bar: one line each."""
+def headlines(result: dict[str, Any]) -> str:
+    """Wall times that are held to a bar, of a few subjects: one line each."""
     told = [about(result), "", "| What | Cost | Ratio to | Bar |", "| --- | --- | --- | --- |"]
-    for one in result["subjects"]:
+    for one in (each for each in result["subjects"] if each["subject"] in HEADLINES):
         for row, line in zip(load_rows(one), lines(one), strict=True):
-            if row.bar is not None:
-                ratio = "" if row.ratio is None else f"{row.ratio.value:.3g} x {one['reference']}"
-                told.append(f"| {one['title']} | {line[1]} | {ratio} | {line[-1]} |")
+            if row.bar is not None and row.ratio is not None and row.quantity != "cpu":
+                told.append(f"| {one['title']} | {line[1]} | {row.ratio.value:.3g} x {one['reference']} | {line[-1]} |")
     return "\n".join(told) + "\n"
 
 

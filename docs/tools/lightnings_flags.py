@@ -1,0 +1,65 @@
+"""What the flags that come from Lightning do here, in a line each; Lightning's own words are in `--help`."""
+
+TRAINER = {
+    "accelerator": "The kind of device: `cpu`, `gpu`, `auto` and others, or an Accelerator by class path.",
+    "strategy": "`auto` is DDP on several processes, else a single device. A strategy whose checkpoint is not one file "
+    "(FSDP, DeepSpeed) ends with status 2.",
+    "devices": "Follows the launcher; another value of your own is status 2.",
+    "num_nodes": "Follows the launcher; another value of your own is status 2.",
+    "precision": "Of the computation, such as `32-true`, `bf16-mixed` or `16-mixed`.",
+    "logger": "Loggers by class path; without one, TensorBoard below the run directory; `false` for none.",
+    "callbacks": "Callbacks by class path, beside those that are always on; `--trainer.callbacks+=` adds one.",
+    "fast_dev_run": "Train, validate and stop after so many batches (`true`: 1); nothing is written.",
+    "max_epochs": "End after so many epochs; -1 for no end.",
+    "min_epochs": "Let nothing end training before so many epochs.",
+    "max_steps": "End after so many optimizer steps; -1 for no limit.",
+    "min_steps": "Let nothing end training before so many optimizer steps.",
+    "max_time": "End after this time, as `DD:HH:MM:SS` or `{hours: 8}`.",
+    "limit_train_batches": "So many batches an epoch (int), or this share of them (float).",
+    "limit_val_batches": "The same for each validation; 0 leaves it out.",
+    "limit_test_batches": "The same for a test, which a test with a receipt refuses: it would leave samples out.",
+    "limit_predict_batches": "The same for predictions.",
+    "overfit_batches": "Train on so many of the same batches again and again, to see whether the model can learn them "
+    "(one process).",
+    "val_check_interval": "Validate within an epoch: after so many batches (int), this share of it (float), or a time.",
+    "check_val_every_n_epoch": "Validate after every n-th epoch only; null counts batches across epochs.",
+    "num_sanity_val_steps": "Validation batches before training starts, so that a bug in them shows at once.",
+    "log_every_n_steps": "Steps between two values of a curve.",
+    "enable_checkpointing": "`false`: nothing is saved, and nothing can be resumed.",
+    "enable_progress_bar": "`false`: neither live view nor lines of progress.",
+    "enable_model_summary": "`false`: no table of layers at the start.",
+    "accumulate_grad_batches": "Batches whose gradients are summed up into one optimizer step.",
+    "gradient_clip_val": "Clip gradients to this norm or value before each step.",
+    "gradient_clip_algorithm": "`norm` (default) or `value`.",
+    "deterministic": "`true`: only deterministic kernels, else an error; `warn`: a warning.",
+    "benchmark": "Let cuDNN try which kernel is fastest for each shape of input.",
+    "inference_mode": "Evaluate under `torch.inference_mode` instead of `no_grad`.",
+    "use_distributed_sampler": "Whether Lightning shares out the samples of your own loaders among the ranks; "
+    "`pipeline.data.DataModule` always does so by itself.",
+    "profiler": "`simple`, `advanced`, `pytorch`, or a Profiler by class path; see also `--profile`.",
+    "detect_anomaly": "Name the operation whose gradient is NaN; slow, for debugging only.",
+    "barebones": "Leave out all that costs time, checkpoints and logs too; to measure Lightning's own cost.",
+    "plugins": "Plugins by class path: precision, cluster environments, layers.",
+    "sync_batchnorm": "Compute batch norm over all ranks, on GPUs.",
+    "reload_dataloaders_every_n_epochs": "Ask for new loaders every n epochs.",
+    "default_root_dir": "Where a callback of yours writes that knows no other place; a run writes to `run_dir`.",
+    "enable_autolog_hparams": "Whether saved hyperparameters go to the logger at the start.",
+    "model_registry": "Name for Lightning's hosted registry of models, which this pipeline does not use.",
+}
+"""The Trainer's flags."""
+
+OTHERS = {
+    "config": "A YAML file with any of these keys, a path or URL; may be repeated, a later one overrides.",
+    "print_config": "Print the resolved configuration and stop.",
+    "seed_everything": "The seed of model and samples' order; the same on all ranks.",
+    "model": "Your LightningModule: a class path, or `class_path` and `init_args`.",
+    "data": "Your data: `pipeline.data.DataModule`, or a LightningDataModule of your own.",
+    "optimizer": "An optimizer by class path, in place of the module's `configure_optimizers`.",
+    "lr_scheduler": "A learning rate schedule by class path, beside `optimizer`.",
+    "ckpt_path": "A checkpoint by hand, path or URL, instead of the run's own. A fit needs a new `run_dir` with it.",
+    "weights_only": "`false` loads also a checkpoint that holds pickled code, which is executed: trusted files only.",
+    "verbose": "Print the metrics at the end.",
+    "return_predictions": "Of no use on a command line: predictions are always written to files.",
+    "dataloaders": "Has no meaning on a command line.",
+}
+"""The other flags that Lightning brings."""
