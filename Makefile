@@ -95,7 +95,7 @@ test-integrations: .venv/integrations/.ready ## Run the tests with MLflow, Weigh
 
 .venv/integrations/.ready: $(READY)
 	@python -m venv .venv/integrations
-	@.venv/integrations/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mlflow-skinny sqlalchemy alembic pandas wandb transformers
+	@.venv/integrations/bin/python -m pip install --quiet --disable-pip-version-check mlflow-skinny sqlalchemy alembic pandas wandb transformers
 	@python -c 'import sys; print(*(each for each in sys.path if each.endswith("site-packages")), sep="\n")' \
 	  >$$(echo .venv/integrations/lib/python*/site-packages)/everything-else.pth
 	@touch $@
