@@ -47,7 +47,7 @@ VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_clie
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test test-slow test-torchx-nightly test-integrations test-versions bench bench-quick growth gpu-check drill soak \
+.PHONY: help setup check format test wheel test-slow test-torchx-nightly test-integrations test-versions bench bench-quick growth gpu-check drill soak \
   pipeline train evaluate report tensorboard image driver-image image-push smoke-docker smoke-slurm audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs docs docs-serve reference clean
 
@@ -58,13 +58,13 @@ help: ## Explain every target.
 	@echo '  CONFIG=$(CONFIG)  NODES=$(NODES)  SCHEDULER=$(SCHEDULER)'
 	@echo '  ARGS="--trainer.max_epochs=3"   flags of the app itself'
 
-setup: $(READY) ## Make .venv with the exact versions of constraints.txt and constraints-dev.txt.
+setup: $(READY) ## Make .venv with the exact versions of pipeline/constraints.txt and constraints-dev.txt.
 
-$(READY): pyproject.toml constraints.txt constraints-dev.txt
+$(READY): pyproject.toml pipeline/constraints.txt constraints-dev.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python %d.%d is too old: 3.11 or newer is needed, make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo 'error: no virtual environments here; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	@echo 'setting up .venv (the first time takes a few minutes)'
-	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-dev.txt -e '.[dev]'
+	@python -m pip install --quiet --disable-pip-version-check -c pipeline/constraints.txt -c constraints-dev.txt -e '.[dev]'
 	@touch $@
 
 check: $(READY) ## Lint, types, spelling: all that pre-commit runs.
@@ -76,6 +76,12 @@ format: $(READY) ## Format the code.
 test: $(READY) ## Run the tests.
 	@python -m pytest
 
+wheel: $(READY) ## Build the wheel and the source distribution, into dist/.
+	@rm -rf build dist *.egg-info
+	@said=$$(python -m build --no-isolation --outdir dist . 2>&1) || { echo "$$said" >&2; exit 1; }
+	@rm -rf *.egg-info
+	@twine check --strict dist/*
+
 test-slow: $(READY) ## Run the slow tests (minutes).
 	@python -m pytest -m slow
 
@@ -84,7 +90,7 @@ test-torchx-nightly: $(NIGHTLY)/.ready ## Run the tests of the Kubernetes schedu
 
 $(NIGHTLY)/.ready: $(READY)
 	@python -m venv $(NIGHTLY)
-	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-dev.txt \
+	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check -c pipeline/constraints.txt -c constraints-dev.txt \
 	  torchx-nightly kubernetes kmock pytest pytest-timeout pytest-xdist
 	@$(NIGHTLY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
@@ -95,7 +101,7 @@ test-integrations: .venv/integrations/.ready ## Run the tests with MLflow, Weigh
 
 .venv/integrations/.ready: $(READY)
 	@python -m venv .venv/integrations
-	@.venv/integrations/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mlflow-skinny sqlalchemy alembic pandas wandb transformers
+	@.venv/integrations/bin/python -m pip install --quiet --disable-pip-version-check -c pipeline/constraints.txt mlflow-skinny sqlalchemy alembic pandas wandb transformers
 	@python -c 'import sys; print(*(each for each in sys.path if each.endswith("site-packages")), sep="\n")' \
 	  >$$(echo .venv/integrations/lib/python*/site-packages)/everything-else.pth
 	@touch $@

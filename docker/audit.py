@@ -26,7 +26,7 @@ def main(image: str) -> int:
     environment = ROOT / "build/audit"
     if not (environment / "bin/pip-audit").exists():
         venv.create(environment, with_pip=True)
-        pins = ("-c", ROOT / "constraints.txt", "-c", ROOT / "constraints-dev.txt")
+        pins = ("-c", ROOT / "pipeline/constraints.txt", "-c", ROOT / "constraints-dev.txt")
         install = ["install", "--quiet", "--disable-pip-version-check", *pins, "pip-audit"]
         subprocess.run([environment / "bin/pip", *install], check=True)
     packages_file = environment / "packages.txt"

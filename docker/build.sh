@@ -31,7 +31,7 @@ fi
 if [ "$torch" = cpu ] && [ -n "${PYTHON:-}" ]; then
   # A wheel that only this machine has is part of the build context; otherwise the build asks its indexes.
   "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --dest docker/wheels/cpu \
-    "$(sed -n 's/^torch==.*/&+cpu/p' constraints.txt)" 2>/dev/null || true
+    "$(sed -n 's/^torch==.*/&+cpu/p' pipeline/constraints.txt)" 2>/dev/null || true
 fi
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
