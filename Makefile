@@ -47,7 +47,7 @@ VERSIONED := tests/agent tests/process/test_preemption.py tests/run/test_s3_clie
 # The stages that a launcher starts on this machine find their Python first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup check format test test-slow test-torchx-nightly test-integrations test-versions bench bench-quick growth gpu-check drill soak \
+.PHONY: help setup check format test wheel test-slow test-torchx-nightly test-integrations test-versions bench bench-quick growth gpu-check drill soak \
   pipeline train evaluate report tensorboard image driver-image image-push smoke-docker smoke-slurm audit \
   k8s-setup k8s-render k8s-submit k8s-status k8s-logs docs docs-serve reference clean
 
@@ -75,6 +75,12 @@ format: $(READY) ## Format the code.
 
 test: $(READY) ## Run the tests.
 	@python -m pytest
+
+wheel: $(READY) ## Build the wheel and the source distribution, into dist/.
+	@rm -rf build dist *.egg-info
+	@said=$$(python -m build --no-isolation --outdir dist . 2>&1) || { echo "$$said" >&2; exit 1; }
+	@rm -rf *.egg-info
+	@twine check --strict dist/*
 
 test-slow: $(READY) ## Run the slow tests (minutes).
 	@python -m pytest -m slow

@@ -3,9 +3,9 @@
     python3 requirements.py cuda|cpu|driver FOLDER
 
 FOLDER/requirements.txt has the project's dependencies with those for S3 and the requested build of torch, or those of
-the driver, which has no torch; FOLDER/constraints.txt is constraints.txt with the versions for the image. Reads
-pyproject.toml and constraints.txt beside this file. Uses only the standard library: it runs before anything is
-installed.
+the driver, which has no torch; FOLDER/constraints.txt is constraints.txt with the versions for the image;
+FOLDER/metadata has what tells Python and pip that the project is there, and in which version. Reads pyproject.toml and
+constraints.txt beside this file. Uses only the standard library: it runs before anything is installed.
 """
 
 import re
@@ -34,3 +34,12 @@ if torch == "cpu":
 out.mkdir(parents=True, exist_ok=True)
 (out / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements))
 (out / "constraints.txt").write_text(constraints)
+if torch != "driver":  # in whose image pip installs the project itself
+    name, version = project["name"], project["version"]
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {line}" for line in project["dependencies"]]
+    for extra in ("s3", "report"):
+        lines += [f"Provides-Extra: {extra}", *(f"Requires-Dist: {line}; extra == '{extra}'" for line in extras[extra])]
+    folder = out / "metadata" / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "METADATA").write_text("".join(f"{line}\n" for line in lines))

@@ -2,5 +2,3 @@
 
 Light on purpose: the submitter imports :mod:`pipeline.run.run_dir` and the commit records from here without torch.
 """
-
-__version__ = "0.1.0"

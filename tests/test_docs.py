@@ -32,7 +32,7 @@ NOT_RUN = {
     "python -m venv .venv": "makes an environment: `make test` has made this one in the same way",
     ". .venv/bin/activate": "changes the shell that reads it",
     "pip install": "downloads packages; tests/test_readme.py holds constraints and extras to what is installed",
-    "docker build -t cube .": "tests/docker/test_image.py builds this project on this project's image",
+    "cd cube": "enters what the command before has written; tests/test_wheel.py runs all that follows there",
     "docker ps --all": "removes the containers of everybody who uses this engine",
     "docker image prune": "removes images of everybody who uses this engine",
     "kubectl apply -k k8s/cluster": "needs a cluster; tests/k8s/test_cluster.py renders all that it applies",

@@ -9,21 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.new.project import write_project
 from pipeline.run.run_dir import RECEIPT, RunDir
 from tests.support.commands import ROOT, Ended, command
 
-PAGE = (ROOT / "docs/own_project.md").read_text()
+CONFIG = "configs/train.yaml"
 Run = Callable[..., Ended]
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The project of the page, as it stands there."""
-    folder = tmp_path / "project"
-    for name, text in re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
+    """What `python -m pipeline new` writes."""
+    write_project(tmp_path / "project", "cube", "0.1.0", "")
+    return tmp_path / "project"
 
 
 @pytest.fixture
@@ -61,11 +59,9 @@ def test_torchx_knows_the_components_by_name_from_any_folder_beside_its_own(
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_the_project_of_the_page_is_trained_and_evaluated_by_the_driver(
-    project: Path, installed: dict[str, str]
-) -> None:
+def test_a_new_project_is_trained_and_evaluated_by_the_driver(project: Path, installed: dict[str, str]) -> None:
     ended = command(
-        *(sys.executable, "-m", "components.launch", "--config", "cube.yaml", "--run_dir", "runs/cube", "--cpu", "1"),
+        *(sys.executable, "-m", "components.launch", "--config", CONFIG, "--run_dir", "runs/cube", "--cpu", "1"),
         cwd=project,
         env=installed,
         timeout=150,
@@ -73,7 +69,7 @@ def test_the_project_of_the_page_is_trained_and_evaluated_by_the_driver(
     assert ended.status == 0, ended.text
     receipt = RunDir(str(project / "runs" / "cube")).read_json(RECEIPT)
     assert receipt is not None
-    assert receipt["samples_scored"] == receipt["samples_expected"] == 100
+    assert receipt["samples_scored"] == receipt["samples_expected"] == 400
 
 
 def test_where_torchx_is_missing_the_driver_says_what_to_install(tmp_path: Path) -> None:
@@ -92,14 +88,14 @@ def test_what_torchx_starts_is_this_program_also_beside_a_pipeline_of_the_users_
     project: Path, installed: dict[str, str]
 ) -> None:
     (project / "pipeline").mkdir()
-    for stage, file in ((("train", "--config", "cube.yaml"), "pipeline.py"), (("evaluate",), "pipeline/__init__.py")):
+    for stage, file in ((("train", "--config", CONFIG), "pipeline.py"), (("evaluate",), "pipeline/__init__.py")):
         (project / file).write_text("raise SystemExit('this is mine')\n")
         run = ("torchx", "run", "-s", "local_cwd", stage[0], "--run_dir", "runs/cube", "--cpu", "1", *stage[1:])
         ended = command(*run, cwd=project, env=installed, timeout=150)
         assert ended.status == 0, ended.text
     receipt = RunDir(str(project / "runs" / "cube")).read_json(RECEIPT)
     assert receipt is not None
-    assert receipt["samples_scored"] == receipt["samples_expected"] == 100
+    assert receipt["samples_scored"] == receipt["samples_expected"] == 400
 
 
 @pytest.mark.parametrize(("name", "file"), [("pipeline", "pipeline.py"), ("k8s", "k8s/__init__.py")])

@@ -26,6 +26,11 @@ TRAINING = {
 """The subcommands that Lightning's Trainer runs."""
 
 COMMANDS = {
+    "new": (
+        "pipeline.commands.new.command",
+        "Write a small project of your own (model, data, configuration, tests, Makefile, Dockerfile), which trains at "
+        "once and depends on this package as it is installed.",
+    ),
     "explain_resume": (
         "pipeline.commands.explain_resume",
         "Show what the next fit would resume from, what would be different, and which samples come next.",
@@ -74,10 +79,10 @@ COMMANDS = {
 
 
 def handles(arguments: Sequence[str]) -> bool:
-    """Return whether a command line is this module's: a command, a request for help, or not a subcommand at all."""
+    """Return whether a command line is this module's: a command, help, the version, or not a subcommand at all."""
     if not arguments or arguments[0] in ("-h", "--help"):
         return True
-    return arguments[0] not in TRAINING and not arguments[0].startswith("-")
+    return arguments[0] == "--version" or (arguments[0] not in TRAINING and not arguments[0].startswith("-"))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -132,8 +137,14 @@ def _top_level(arguments: Sequence[str]) -> None:
     subparsers = parser.add_subparsers(title="subcommands", description="<subcommand> --help explains each")
     for name, text in helps.items():
         subparsers.add_parser(name, help=text)
+    parser.add_argument("--version", action="store_true", help="Print the version of this program.")
     if arguments and arguments[0] in ("-h", "--help"):
         parser.print_help()
+        return
+    if arguments and arguments[0] == "--version":
+        from pipeline.run.provenance import DISTRIBUTION, version  # noqa: PLC0415 - no other command starts with it
+
+        print_line(f"{DISTRIBUTION} {version()}", sys.stdout)
         return
     found = f"{arguments[0]!r} is no subcommand{did_you_mean(arguments[0], helps)}" if arguments else "no subcommand"
     raise UserError(f"{found} (must be one of {','.join(helps)}; python -m pipeline --help explains them)")

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import lightning.pytorch as pl
+import torch
 from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -70,16 +72,24 @@ def _type_problem(lines: list[str]) -> str:
     )
     classes = re.findall(r"Problem with given class_path '([^']+)'", text)
     where = f" for {classes[-1]}" if classes and classes[-1] not in value else ""
-    if hint := import_hint(classes[-1], text) if classes else "":
-        # A class may also be named by a file of its configuration, which is not what was meant.
-        reasons = [reason for reason in reasons if not re.fullmatch(_OTHER_FORM, reason)] + [hint]
+    if hint := import_hint(classes[-1]) if classes else "":
+        reasons = [hint]
     if unknown := re.search(r"(\w+) is no class that is known", ",".join(reasons)):
-        reasons.append(did_you_mean(unknown[1], {*callbacks.__all__, *loggers.__all__}).removeprefix("; "))
+        reasons.append(did_you_mean(unknown[1], _names_alone()).removeprefix("; "))
     named = re.search(r"Import path ([\w.]+) does not correspond", text)
     if hint := function_hint(named[1] if named else values[0] if values else ""):
         reasons = [hint]
     reasons = [reason for reason in dict.fromkeys(reasons) if reason]
     return f"{'.'.join(keys)}{value}{where}: {', '.join(reasons) or 'not accepted'}"
+
+
+def _names_alone() -> set[str]:
+    """Return the names of classes that are known without a module: Lightning's, torch's, and those imported already."""
+    named = {*callbacks.__all__, *loggers.__all__, *torch.optim.__all__, *torch.optim.lr_scheduler.__all__}
+    waiting: list[type] = [pl.LightningModule, pl.LightningDataModule]
+    for kind in waiting:
+        waiting += kind.__subclasses__()
+    return named | {kind.__name__ for kind in waiting}
 
 
 def _allowed_names(parser: LightningArgumentParser | None, text: str) -> set[str]:

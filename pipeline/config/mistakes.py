@@ -15,6 +15,7 @@ from types import TracebackType
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from pipeline.config.import_hints import install_hint
 from pipeline.errors import StorageAway, UserError, chain, in_one_line
 
 _BUILTIN = (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError)
@@ -74,7 +75,9 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, MisconfigurationException) or _is_check(error):
         return text + where(error)
     if isinstance(error, ImportError):
-        advice = "" if "pip install" in text else ". Install it where this runs, on every node"
+        install = install_hint(error.name)
+        advice = f": {install}" if install else ". Install it where this runs, on every node"
+        advice = "" if "pip install" in text else advice
         return text.rpartition("Error: ")[2] + where(error) + advice
     if _is_wrong_call(error):
         return f"{text}: its parameters must be those that Lightning's documentation gives for it"

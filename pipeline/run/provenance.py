@@ -9,10 +9,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
-from pipeline import __version__
-
+DISTRIBUTION = "torchx-lightning-pipeline"
+"""The name under which this program is installed."""
 IMAGE = "PIPELINE_IMAGE"
 """Names the image that a container was started from: set by the schedulers that start containers."""
 REVISION = "PIPELINE_REVISION"
@@ -22,6 +23,14 @@ _LIBRARIES = ("torch", "lightning", "numpy", "torchvision", "transformers", "fss
 """Libraries whose versions explain a result, as far as they are imported already."""
 _LIMIT = 1.0
 """Seconds that git may take."""
+
+
+def version() -> str:
+    """Return the version that pyproject.toml gives; `unknown` for a checkout that is not installed."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def provenance(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
@@ -38,11 +47,11 @@ def provenance(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "pipeline": __version__}
+    found = {"python": platform.python_version(), "pipeline": version()}
     for name in _LIBRARIES:
-        version = getattr(sys.modules.get(name), "__version__", None)
-        if version is not None:
-            found[name] = str(version)
+        imported = getattr(sys.modules.get(name), "__version__", None)
+        if imported is not None:
+            found[name] = str(imported)
     return found
 
 

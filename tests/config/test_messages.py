@@ -22,7 +22,7 @@ FIT = ("fit", "--config", DIGITS)
         ((*FIT, "--data.batchsize=3"), "did you mean 'batch_size'?"),
         ((*FIT, "--model.learnin_rate=3"), "did you mean 'learning_rate'?"),
         ((*FIT, "--model=nowhere.Model"), "model='nowhere.Model'"),
-        ((*FIT, "--model=pipeline.examples.autoencoder.Missing"), "no attribute 'Missing'"),
+        ((*FIT, "--model=pipeline.examples.autoencoder.Missing"), "autoencoder.py, which defines no Missing"),
         ((*FIT, "--trainer.callbacks=Nothing"), "trainer.callbacks='Nothing'"),
         ((*FIT, "--trainer.callbacks=tests.support.models.Rows"), "it is no subclass of Callback"),
         ((*FIT, "--trainer.logger=TensorBordLogger"), "did you mean 'TensorBoardLogger'?"),

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import docker
 import pytest
 
+from pipeline.commands.new.project import write_project
 from pipeline.run.run_dir import RECEIPT, RunDir
 from tests.support.commands import ROOT, command
-from tests.support.containers import IMAGE, LAUNCH, ONE_NODE
+from tests.support.containers import IMAGE
 
+NAME = "torchx-lightning-pipeline"
 EVERYTHING = """
 import importlib, pkgutil, pipeline, sys
 names = [m.name for m in pkgutil.walk_packages(pipeline.__path__, "pipeline.") if not m.name.endswith("__main__")]
@@ -89,6 +92,8 @@ def test_its_list_of_packages_is_what_is_installed_and_what_is_pinned(run_in: Ca
     installed = {
         _plain(each["name"]): each["version"] for each in json.loads(run_in("pip", "list", "--format", "json"))
     }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert installed.pop(project["name"]) == project["version"], "a package among them, to whoever asks pip"
     assert found == installed
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", run_in("cat", "/opt/venv/constraints.txt"), re.MULTILINE))
     pinned = {_plain(name): at for name, at in pins.items()}
@@ -123,35 +128,27 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-PAGE = (ROOT / "docs/own_project.md").read_text()
-
-
-@pytest.mark.timeout(180)
-def test_the_example_of_a_users_own_project_is_built_and_runs(
+@pytest.mark.timeout(240)
+def test_a_new_project_builds_its_image_and_trains_in_two_containers_of_it(
     engine: docker.DockerClient, tmp_path: Path, run_in: Callable[..., str]
 ) -> None:
     project = tmp_path / "project"
-    files = re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
-    assert {name for name, _ in files} == {"Dockerfile", "cube/model.py", "cube.yaml"}
-    for name, text in files:
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        (project / name).write_text(text)
+    write_project(project, "cube", version(NAME), "")
+    (project / "runs").mkdir()
     client = os.environ.get("DOCKER") or "docker"
-    ended = command(
-        *(client, "build", "--tag", "cube:test", "--build-arg", f"PIPELINE={IMAGE}", project),
-        env={"DOCKER_BUILDKIT": "1"},
-        timeout=90,
-    )
+    image = ("IMAGE=cube:test", f"BASE={IMAGE}", f"DOCKER={client}")
+    offline = {"DOCKER_BUILDKIT": "1", "BUILD_ARGS": "--network none"}  # the image has all that it needs
+    ended = command("make", "image", *image, cwd=project, env=offline)
     assert ended.status == 0, ended.text
     try:
-        runs = tmp_path / "runs"
-        runs.mkdir()
-        launch = [*LAUNCH[:-4], "--image", "cube:test", "--config", "cube.yaml"]
-        mounts = ("--mounts", f"type=bind,src={runs},dst=/runs", "--run_dir", "/runs/cube")
-        ended = command(*launch, *ONE_NODE, "--nodes", "2", *mounts, timeout=90)
+        mounts = f"--memory 1500 --mounts type=bind,src={project}/runs,dst=/runs"
+        launch = ("SCHEDULER=local_docker", "RUN_DIR=/runs/cube", f"LAUNCH={mounts}", "ARGS=--trainer.max_epochs=2")
+        ended = command("make", "pipeline", *image, *launch, cwd=project, timeout=150)
         assert ended.status == 0, ended.text
-        receipt = RunDir(str(runs / "cube")).read_json(RECEIPT)
+        receipt = RunDir(str(project / "runs/cube")).read_json(RECEIPT)
         assert receipt is not None
-        assert receipt["samples_scored"] == receipt["samples_expected"] == 100
+        assert receipt["samples_scored"] == receipt["samples_expected"] == 400
+        assert run_in("python", "-m", "pipeline", "--version", image="cube:test").endswith(f" {version(NAME)}\n")
+        assert "No broken requirements" in run_in("pip", "check", image="cube:test")
     finally:
         engine.images.remove("cube:test", force=True)

@@ -1,13 +1,13 @@
 """An attempt records what it ran with: versions, revision and image."""
 
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline import __version__
-from pipeline.run.provenance import IMAGE, REVISION, provenance
+from pipeline.run.provenance import DISTRIBUTION, IMAGE, REVISION, provenance, version
 from tests.support.commands import ROOT, Ended, without
 from tests.support.runs import FIT, attempt
 
@@ -60,13 +60,20 @@ def test_versions_are_those_of_what_is_imported_and_nothing_is_imported_for_them
     )
 
 
+def test_the_version_is_that_of_what_is_installed_and_pyproject_is_where_it_stands() -> None:
+    """Where a checkout is imported and was never installed, nothing is made up."""
+    stands = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert stands["name"] == DISTRIBUTION
+    assert version() in (stands["version"], "unknown")
+
+
 def test_each_attempt_has_its_record(app: Callable[..., Ended], tmp_path: Path) -> None:
     import torch
 
     assert app(*FIT, "--run_dir", tmp_path).status == 0
     record = attempt(str(tmp_path), 1)
     assert record["versions"]["torch"] == torch.__version__
-    assert record["versions"]["pipeline"] == __version__
+    assert record["versions"]["pipeline"] == version()
     assert record["versions"]["lightning"].startswith("2.")
     assert record["nodes"] == 1
     assert record["image"] is None

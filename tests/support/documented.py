@@ -11,7 +11,7 @@ from tests.support.commands import DIGITS, ROOT
 
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md"))]
 STAND_INS = {
-    **dict.fromkeys(("my.yaml", "cube.yaml", "digits.yaml", "runs/one/fit.yaml"), DIGITS),
+    **dict.fromkeys(("my.yaml", "configs/train.yaml", "digits.yaml", "runs/one/fit.yaml"), DIGITS),
     "my.Dataset": "pipeline.examples.digits.Digits",
 }
 """What pages name as the reader's own, and what stands for it here."""

@@ -1,0 +1,1 @@
+"""A model, its data, and nothing of how they are trained."""
