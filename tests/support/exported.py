@@ -144,6 +144,23 @@ class LateLayers(Trained):
         return found
 
 
+class MovesItsBatches(Trained):
+    """Its forward takes what a hook of the model makes of a batch, and what its setup has set."""
+
+    def setup(self, stage: str) -> None:
+        self.shift = 1.0
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return {"rows": batch[0], "target": batch[1]}
+
+    def forward(self, rows: Tensor) -> Tensor:
+        found: Tensor = self.layer(rows) + self.shift
+        return found
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return (self(batch["rows"]) - batch["target"]).square().mean()
+
+
 class WithoutForward(pl.LightningModule):
     """Has parts and a training step alone."""
 
