@@ -12,7 +12,7 @@ from pipeline.checkpoint.commit import read_record, select
 from pipeline.checkpoint.foreign import describe_folder, is_folder, listed, load_file, local_copy
 from pipeline.errors import UserError
 from pipeline.run.retry import patiently
-from pipeline.run.run_dir import CHECKPOINTS, RunDir
+from pipeline.run.run_dir import RunDir
 from pipeline.run.storage import open_filesystem
 from pipeline.run.storage_errors import raise_for_user
 
@@ -70,11 +70,7 @@ def locate_weights(url: str) -> tuple[str, str | None]:
     fs, path = open_filesystem(url, name)
     try:
         if not patiently(name, lambda: is_folder(fs, path)):
-            folder, _, file = url.rpartition("/")
-            step, record = RunDir.checkpoint_step(file), None
-            if step is not None and folder.rpartition("/")[2] == CHECKPOINTS:
-                record = read_record(RunDir(folder.rpartition("/")[0] or "."), step)
-            return url, None if record is None else record.sha256
+            return url, _committed_digest(url)
         run = RunDir(url)
         if run.steps()["json"]:
             chosen = select(run)
@@ -87,6 +83,15 @@ def locate_weights(url: str) -> tuple[str, str | None]:
     raise UserError(
         f"{name} {describe_folder(fs, path, 'has no committed checkpoint: train there first, or name another')}"
     )
+
+
+def _committed_digest(url: str) -> str | None:
+    """Return the digest in the commit record of a checkpoint that lies in a run directory; None for any other file."""
+    folders, _, file = url.rpartition("/")
+    run, _, folder = folders.rpartition("/")
+    step = RunDir.checkpoint_step(f"{folder}/{file}")
+    record = None if step is None else read_record(RunDir(run or ("/" if url.startswith("/") else ".")), step)
+    return None if record is None else record.sha256
 
 
 @contextmanager

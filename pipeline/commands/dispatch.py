@@ -46,6 +46,11 @@ COMMANDS = {
         "Write one page on a run (what ran, curves, throughput, proofs, checkpoints, test samples), or on several runs "
         "beside each other, which needs no network to be read.",
     ),
+    "export": (
+        "pipeline.commands.export.command",
+        "Write the model of a checkpoint, or a part of it, for other programs: safetensors, a state_dict, pt2 of "
+        "torch.export or ONNX; the file is compared with the model before it is put in place.",
+    ),
     "prune": (
         "pipeline.commands.prune",
         "Delete the checkpoints of a run that need not be kept, by the rules that a fit follows after each commit.",

@@ -94,7 +94,8 @@ def where(error: BaseException) -> str:
     """Return the place in the user's own code that an exception passed through last, in brackets, or nothing."""
     # What lies before the first library, or this module, has called it and is not what it called.
     within = dropwhile(lambda at: _is_in(at, __name__) or not _is_in(at, *_LIBRARIES), _tracebacks(error))
-    own = [at for at in within if not _is_in(at, *_LIBRARIES, *sys.stdlib_module_names)]
+    files = (at for at in within if not at.tb_frame.f_code.co_filename.startswith("<"))  # and not generated code
+    own = [at for at in files if not _is_in(at, *_LIBRARIES, *sys.stdlib_module_names)]
     if not own:
         return ""
     code = own[-1].tb_frame.f_code

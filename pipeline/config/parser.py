@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, Lightning
 
 from pipeline.config import messages, saved_config
 from pipeline.config.flags import INSPECTING, ONLY_FIT, add_flags
+from pipeline.config.hyperparameters import remembered
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
 from pipeline.process import bottom_rows
@@ -138,6 +139,16 @@ class CommandLine(LightningCLI):
         self.given_checkpoint = config.get("ckpt_path")
         if self.given_checkpoint is not None:
             config.ckpt_path = None
+
+    def _add_instantiators(self) -> None:
+        add = self.parser.add_instantiator
+
+        def add_remembered(construct: Callable[..., Any], kind: type, **how: bool) -> None:
+            add(remembered(construct), kind, **how)
+
+        self.parser.add_instantiator = add_remembered
+        super()._add_instantiators()
+        self.parser.add_instantiator = add
 
     def instantiate_classes(self) -> None:
         """Build nothing yet: neither a model nor a device is needed to find what the user must change."""

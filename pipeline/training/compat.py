@@ -118,6 +118,7 @@ MEMBERS = (
     Member(LightningCLI, "_prepare_subcommand_parser", ("klass", "subcommand", "kwargs"), "adds this project's flags"),
     Member(LightningCLI, "_add_arguments", ("parser",), "adds Lightning's flags to a subcommand of this project's"),
     Member(LightningCLI, "_subcommand_method_arguments", None, "says that such a subcommand has no others"),
+    Member(LightningCLI, "_add_instantiators", (), "keeps hyperparameters that load without jsonargparse"),
     Member(LightningCLI, "_instantiate_trainer", ("config", "callbacks"), "leaves a callback out outside of fit"),
     Member(LightningCLI, "_run_subcommand", ("subcommand",), "is turned off: running comes after building"),
     Member(LightningCLI, "_prepare_subcommand_kwargs", ("subcommand",), "gathers the arguments of trainer.fit"),

@@ -180,7 +180,7 @@ class TrainerState:
             found=finders.found(trainer),
             built={} if self._settings is None else self._settings.kept,
         )
-        checkpoint = compat.dump_checkpoint(trainer)
+        checkpoint = callback_state.before_validation(compat.dump_checkpoint(trainer), at.kind)
         if self._modes is not None:
             masks = self._modes.capture_masks(checkpoint["state_dict"])
             state = replace(state, modes=self._modes.capture(standing is not None), masks=masks)

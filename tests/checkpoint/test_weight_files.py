@@ -2,6 +2,7 @@
 
 import io
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.checkpoint.commit import select
 from pipeline.checkpoint.weight_files import locate_weights, read_weights
+from pipeline.run.run_dir import RunDir
 from tests.support.commands import Ended, assert_one_message
 from tests.support.models import Regression
 from tests.support.resumes import state
@@ -62,6 +65,33 @@ def test_a_run_directory_as_a_checkpoint_says_what_to_give(app: App, tmp_path: P
     (tmp_path / "none" / "checkpoints").mkdir(parents=True)
     ended = app(*FIT, "--weights", tmp_path / "none", "--run_dir", tmp_path / "run")
     assert_one_message(ended, "has no committed checkpoint")
+
+
+@pytest.mark.parametrize("place", ["absolute", "relative", "s3"])
+def test_a_checkpoint_of_a_run_is_compared_with_its_commit_record(
+    app: App, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    url = str(tmp_path / "run")
+    if place == "s3":
+        url = f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex[:12]}/run"
+    assert app(*FIT, "--trainer.max_epochs=1", "--run_dir", url).status == 0
+    run = RunDir(url)
+    (name,) = (RunDir.checkpoint(step) for step in run.steps()["ckpt"])
+    if place == "relative":
+        monkeypatch.chdir(run.path + "/checkpoints/..")
+        named = name
+    else:
+        named = run.url_of(name)
+    record = select(run)
+    assert locate_weights(named) == (named, record.sha256)
+    if place != "s3":  # there the node would go on with its good copy
+        with read_weights(*locate_weights(named)) as found:
+            assert "layers.0.weight" in found
+    data = run.read(name)
+    assert data is not None
+    run.write(name, data[:-30] + b"x" + data[-29:])
+    ended = app(*FIT, "--weights", run.url_of(name), "--run_dir", tmp_path / "other")
+    assert_one_message(ended, record.sha256.removeprefix("sha256:"))
 
 
 def test_an_index_of_other_things_is_no_index_of_weights(app: App, tmp_path: Path) -> None:

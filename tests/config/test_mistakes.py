@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from pipeline.config.mistakes import reported
+from pipeline.config.mistakes import reported, where
 from pipeline.errors import UserError
 from pipeline.training.trainer import Trainer
 from tests.support.commands import Ended, assert_one_message, torchrun
@@ -169,6 +170,17 @@ def test_what_is_no_loader_is_one_sentence(loader: Any) -> None:
     trainer = Trainer(max_epochs=1, logger=False, **QUIET)
     with pytest.raises(UserError, match=f"An invalid dataloader was returned .* Found {loader}"), reported():
         trainer.fit(Regression(), Loaders(loader))
+
+
+def test_code_that_a_library_has_generated_is_no_place_in_the_users() -> None:
+    made: dict[str, Any] = {}
+    exec("def fail(x): raise ValueError(x)", made)
+    with pytest.raises(ValueError, match="1") as raised:
+        tree_map(made["fail"], [1])
+    assert where(raised.value) == ""
+    with pytest.raises(ValueError, match="invalid literal") as raised:
+        tree_map(lambda x: int(x, 10), ["x"])
+    assert "test_mistakes.py" in where(raised.value)
 
 
 def test_a_package_that_a_callback_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

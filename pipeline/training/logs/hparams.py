@@ -12,8 +12,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from pipeline.training.logs import writer_compat
 
-_OF_COMMAND_LINE = "_instantiator"
-"""What LightningCLI adds to each model's hyperparameters for its own use."""
+OF_COMMAND_LINE = "_instantiator"
+"""What LightningCLI adds to a model's hyperparameters for its own use."""
 
 
 def start(writer: Any, parameters: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ def end(writer: Any) -> None:
 def _flat(parameters: Mapping[str, Any], within: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in parameters.items():
-        if key == _OF_COMMAND_LINE:
+        if key == OF_COMMAND_LINE:
             continue
         name = f"{within}{key}"
         if isinstance(value, Mapping):

@@ -24,6 +24,21 @@ def prepare(trainer: pl.Trainer, states: dict[str, Any]) -> None:
             _load_spike_detection(callback)
 
 
+def before_validation(checkpoint: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return a checkpoint with the model and its average where they are outside of a validation.
+
+    Within one, WeightAveraging has them change places, so that it would save each as the other.
+
+    Args:
+        checkpoint: As Lightning captured it; it is changed.
+        kind: Of the boundary where training stands, `validation` within one.
+    """
+    if kind == "validation" and "averaging_state" in checkpoint:
+        model, average = checkpoint["state_dict"], checkpoint["current_model_state"]
+        checkpoint["state_dict"], checkpoint["current_model_state"] = average, model
+    return checkpoint
+
+
 def _keep_patience(callback: EarlyStopping, state: dict[str, Any]) -> None:
     """Have EarlyStopping take the patience that was asked for: its state would put the earlier one back."""
     asked, saved = callback.patience, state["patience"]
