@@ -37,6 +37,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
 from pipeline.training.logs import console, step_profile
 from pipeline.training.logs.mirror import mirrored
+from pipeline.training.nonfinite import CONTINUE, NonFiniteGuard
 from pipeline.training.results.predictions import Predictions
 from pipeline.training.results.receipt import UNPROVEN, Evaluation
 from pipeline.training.session import TrainingSession
@@ -243,7 +244,11 @@ def _attach_session(start: _Start) -> None:
         step_profile.keep_summary(trainer, run, writer.attempt)
         if (steps := step_profile.window(asked.profile)) is not None:
             callbacks.insert(0, step_profile.StepProfile(run, writer.attempt, steps))
-    callbacks.insert(0, SessionHooks(session))
+    if asked.on_nan != CONTINUE:
+        guard = NonFiniteGuard(asked.on_nan, ledger, writer.skipped, lambda: vote.group)
+        kept_last = [at for at, callback in enumerate(callbacks) if isinstance(callback, Checkpoints)]
+        callbacks.insert(kept_last[0] if kept_last else len(callbacks), guard)
+    callbacks.insert(0, SessionHooks(session, watches=asked.on_nan == CONTINUE))
     command.progress.saver, command.progress.attempt = session.saver, writer.attempt or None
 
 

@@ -23,7 +23,10 @@ NOT_SAVED = (
 )
 """Flags of one start or one place, which a saved configuration leaves out."""
 
-ONLY_FIT = ("weights", "weights_allow")
+WEIGHTS = ("weights", "weights_allow")
+"""Flags that say what a run began with."""
+
+ONLY_FIT = (*WEIGHTS, "on_nan")
 """Flags that other subcommands than fit accept in YAML alone, where they mean nothing to them."""
 
 
@@ -125,6 +128,14 @@ def _add_training_flags(parser: LightningArgumentParser) -> None:
         default=True,
         help="Also keep the newest states in the host memory of each node, for 0.5 % of the time of training, and "
         "resume from them where the agents restart it. Needs python -m pipeline.agent.",
+    )
+    parser.add_argument(
+        "--on_nan",
+        type=Literal["stop", "skip", "continue"],
+        default="continue",
+        help="What a loss or gradients that are not finite (nan, inf) do. continue: a warning names the step. stop: "
+        "training ends with status 2 before that step changes the weights. skip: that step is left out on all ranks. "
+        "stop and skip name rank and samples, and look at the gradients of each step.",
     )
     parser.add_argument(
         "--telemetry_every",

@@ -33,6 +33,9 @@ _FINISHED = outcome(None).reason
 _AT_THE_END = 10.0
 """Seconds that an attempt which is done waits for its storage; of any other one the lease tells how far it came."""
 
+_FIRST_SKIPPED = 10
+"""Steps left out of which a record tells more than that."""
+
 
 class AttemptLog:
     """This process as the writer of its run, from `take` to the end of the `with` block.
@@ -55,6 +58,7 @@ class AttemptLog:
         self._is_newest = True
         self._committed: int | None = None
         self._commits: Commits | None = None
+        self._skipped: dict[str, Any] = {}
         self.attempt = 0
 
     def take(self, run: RunDir, topology: "Topology", config: Mapping[str, Any] | None = None) -> None:
@@ -128,6 +132,17 @@ class AttemptLog:
             self._attempt |= {"committed_step": step, **self._known_commits()}
             self._write()
 
+    def skipped(self, step: int, losses: list[dict[str, Any]]) -> None:
+        """Record a step that was left out, as the lease is renewed: how many there were, and the first ones.
+
+        Args:
+            step: That changed no weights.
+            losses: Those that are not finite, with their ranks and samples.
+        """
+        known = self._skipped.get("first", [])
+        first = [*known, {"step": step, "losses": losses}] if len(known) < _FIRST_SKIPPED else known
+        self._skipped = {"count": self._skipped.get("count", 0) + 1, "first": first}
+
     def held(self) -> None:
         """Verify, right before a commit, that this process may still commit.
 
@@ -181,7 +196,8 @@ class AttemptLog:
         """Return how far this attempt has come, and where its time went."""
         reached = max(self.goodput.step, self.goodput.known)
         known = {"reached_step": reached, "committed_step": self._committed, "goodput": self.goodput.as_dict()}
-        return {**known, **self._known_commits()}
+        skipped = {"skipped_steps": self._skipped} if self._skipped else {}
+        return {**known, **skipped, **self._known_commits()}
 
     def _known_commits(self) -> dict[str, Any]:
         return {} if self._commits is None else {"commits": self._commits.as_dict()}
@@ -256,6 +272,6 @@ def _complete(run: RunDir, lease: Mapping[str, Any]) -> None:
     # No other process has committed since: this one is the next writer.
     last = max(run.steps()["json"], default=None)
     ended = {"ended": renewed, "reason": f"vanished: last heard of at {renewed}", "last_step": last}
-    names = ("reached_step", "committed_step", "goodput", "commits")
+    names = ("reached_step", "committed_step", "goodput", "commits", "skipped_steps")
     known = {name: lease[name] for name in names if lease.get(name) is not None}
     run.write_json(RunDir.attempt(number), {**found, **ended, **known})
