@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.errors import LeaseLost, Preempted, outcome
+from pipeline.process import end_facts
 from pipeline.process.patience import Patience, patience
 from pipeline.run.flat_config import flatten
 from pipeline.run.goodput import Goodput
@@ -105,6 +106,7 @@ class AttemptLog:
             return self._lease.attempt
 
         self.attempt = topology.agree("attempt", decide)
+        end_facts.note(run_dir=run.url, attempt=self.attempt)
 
     def begin(self, step: int | None, source: str | None = None) -> None:
         """Record that the attempt trains.
@@ -128,6 +130,7 @@ class AttemptLog:
         if self._commits is not None:
             self._commits = self._commits.and_one(step, epoch, monitor)
         first, self._committed = self._committed is None, step
+        end_facts.note(step=step)
         if first:
             self._attempt |= {"committed_step": step, **self._known_commits()}
             self._write()
@@ -186,6 +189,7 @@ class AttemptLog:
             self._is_newest = False  # the newest step is another writer's
         reason = "nothing to do" if error is None and not self._trains else result.reason
         ended = {"ended": now(), "status": result.status, "reason": reason, "last_step": last}
+        end_facts.note(step=last)
         self._attempt |= ended | self._progress() | {"stored": stored}
         self._write()
         if self._attempt["first_step"] is not None:

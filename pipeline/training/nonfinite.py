@@ -1,4 +1,4 @@
-"""What `--on_nan` asks for beyond a warning: a step whose loss or gradients are not finite stops training or is left out.
+"""What `--on_nan` asks for beyond a warning: a step that is not finite stops training, or is left out.
 
 All ranks decide alike without a collective. A loss that is not finite makes every gradient of its rank NaN, and DDP's
 sum carries that to all ranks: each finds it before the optimizer's step, by a look at its gradients. Only then do the
@@ -91,8 +91,8 @@ class NonFiniteGuard(pl.Callback):
         """
         if self.mode == SKIP and any(isinstance(each, torch.optim.LBFGS) for each in trainer.optimizers):
             raise UserError(
-                "on_nan='skip': LBFGS moves the weights several times in one step, which cannot be left out afterwards. "
-                "Use --on_nan stop, or another optimizer"
+                "on_nan='skip': LBFGS moves the weights several times in one step, which cannot be left out "
+                "afterwards. Use --on_nan stop, or another optimizer"
             )
 
     def on_train_batch_start(
@@ -165,8 +165,8 @@ class NonFiniteGuard(pl.Callback):
 
     def _found(self, trainer: pl.Trainer) -> list[BadLoss]:
         """Return the losses of all ranks that are not finite in this step."""
-        where = trainer.global_rank, trainer.current_epoch
-        own = [_bad(*where, *each) for each in self._losses if not bool(torch.isfinite(each[0]).all())]
+        rank, epoch = trainer.global_rank, trainer.current_epoch
+        own = [_bad(rank, epoch, *each) for each in self._losses if not bool(torch.isfinite(each[0]).all())]
         if trainer.world_size == 1:
             return own
         gathered: list[Any] = [None] * trainer.world_size

@@ -17,7 +17,7 @@ class PoisonedRows(Rows):
 
 
 class LeavesOut(Normalized):
-    """A model with BatchNorm and weight decay that leaves some optimizer steps out by itself, before their forward pass."""
+    """A model with BatchNorm and weight decay that leaves some steps out by itself, before their forward pass."""
 
     def __init__(self, out: str, steps: list[int] | None = None, die_at: int | None = None) -> None:
         super().__init__()
@@ -34,7 +34,9 @@ class LeavesOut(Normalized):
 
     def on_train_end(self) -> None:
         optimizer: Any = self.optimizers()
-        torch.save({"model": self.state_dict(), "optimizer": optimizer.state_dict()}, f"{self.out}-{self.global_rank}.pt")
+        torch.save(
+            {"model": self.state_dict(), "optimizer": optimizer.state_dict()}, f"{self.out}-{self.global_rank}.pt"
+        )
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=0.05, weight_decay=0.1)
@@ -70,5 +72,3 @@ class ByLBFGS(Normalized):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.LBFGS(self.parameters())
-
-

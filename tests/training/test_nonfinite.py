@@ -1,4 +1,4 @@
-"""A loss that is not finite: `--on_nan stop` ends training before it does harm, `skip` leaves that step out everywhere."""
+"""A loss that is not finite: `--on_nan stop` ends training before it does harm, `skip` leaves its step out."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,10 @@ FIT = (
 
 
 def poisoned(*bad: int) -> list[str]:
-    return ["--data.train=tests.support.poisoned.PoisonedRows", f"--data.train.init_args.bad=[{','.join(map(str, bad))}]"]
+    return [
+        "--data.train=tests.support.poisoned.PoisonedRows",
+        f"--data.train.init_args.bad=[{','.join(map(str, bad))}]",
+    ]
 
 
 def line(folder: Path, name: str, *more: str, model: str = "LeavesOut", bad: tuple[int, ...] = (BAD,)) -> list[str]:
@@ -162,7 +165,9 @@ def ranks(folder: Path, name: str, lines: list[list[str]]) -> Ended:
 def test_two_ranks_leave_out_the_step_that_is_not_a_number_on_one_of_them(tmp_path: Path) -> None:
     lines = [line(tmp_path, "skip", "--on_nan=skip"), line(tmp_path, "stop", "--on_nan=stop")]
     ended = ranks(tmp_path, "one", lines)
-    assert [json.loads(Path(f"{tmp_path}/one.json.{rank}").read_text()) for rank in range(2)] == [[0, 2]] * 2, ended.text
+    assert [json.loads(Path(f"{tmp_path}/one.json.{rank}").read_text()) for rank in range(2)] == [[0, 2]] * 2, (
+        ended.text
+    )
     steps = skipped(tmp_path / "skip")
     losses = [each["losses"] for each in attempt(str(tmp_path / "skip"), 1)["skipped_steps"]["first"]]
     assert len(steps) == 2
