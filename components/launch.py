@@ -32,7 +32,7 @@ from components.stages import WHOLE, LaunchTarget, cfg_of, echo, run_stage, subm
 from components.train import train
 from pipeline.checkpoint.commit import newest
 from pipeline.config.found_configs import find_config
-from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean
+from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean, in_one_line
 from pipeline.process.end_facts import tell_of
 from pipeline.process.notification import FLAG, VARIABLE, target_problem
 from pipeline.run.run_dir import RECEIPT, RunDir
@@ -60,7 +60,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: Sequence[str]) -> int:
     target = _whom_to_tell(options, parameters)
-    status, facts, how = _run_stages(options, parameters, arguments)
+    try:
+        status, facts, how = _run_stages(options, parameters, arguments)
+    except UserError as error:
+        known = {"command": "launch", "run_dir": parameters["run_dir"]}
+        tell_of(known, target, USER_MUST_CHANGE, in_one_line(error), {})
+        raise
     if target is not None and facts:
         tell_of(facts, target, status, how, {})  # whatever a scheduler starts again, this driver has waited for
     return status

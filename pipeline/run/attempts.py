@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline.errors import LeaseLost, Preempted, outcome
 from pipeline.process import end_facts
 from pipeline.process.patience import Patience, patience
+from pipeline.run import lineage
 from pipeline.run.flat_config import flatten
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import MEMORY, GoodputReport
@@ -213,6 +214,7 @@ class AttemptLog:
         # Killed in between, a run may look as if it continued, and its lease tells; never as if it had ended.
         for name in names if self._attempt["ended"] is None else reversed(names):
             self._run.write_json(name, self._attempt)
+        lineage.of_attempt(self._run, self._attempt)
 
 
 def _checkpoints(steps: Mapping[str, Mapping[int, int]]) -> dict[str, int]:
