@@ -10,20 +10,20 @@ import shlex
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE
 from pipeline.process.output import print_line
+
+if TYPE_CHECKING:
+    import urllib.request
 
 FLAG = "--notify"
 VARIABLE = "PIPELINE_NOTIFY"
@@ -173,6 +173,9 @@ def tell(target: str, what: Notification, seconds: float = LIMIT) -> bool:
 
 def _why(error: Exception) -> str:
     """Return why telling failed; an error's own text may hold a part of the target."""
+    import ssl  # noqa: PLC0415 - with urllib, only where somebody is told
+    import urllib.error  # noqa: PLC0415
+
     if isinstance(error, urllib.error.HTTPError):
         return f"it answered with status {error.code}"
     if isinstance(error, subprocess.TimeoutExpired):
@@ -186,6 +189,8 @@ def _why(error: Exception) -> str:
 
 
 def _send(target: str, what: Notification, until: float) -> None:
+    import urllib.error  # noqa: PLC0415
+
     content = json.dumps(what.as_dict()).encode()
     if "://" not in target.partition(" ")[0]:
         _run(shlex.split(target), what, content, until - time.monotonic())
@@ -204,25 +209,33 @@ def _send(target: str, what: Notification, until: float) -> None:
 
 
 def _post(url: str, content: bytes) -> None:
+    import ssl  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
     context = ssl.create_default_context()
     for name in _BUNDLES:
         if path := os.environ.get(name):
             context.load_verify_locations(cafile=path)
-    opener = urllib.request.build_opener(_PostAgain(), urllib.request.HTTPSHandler(context=context))
+    opener = urllib.request.build_opener(_redirects(), urllib.request.HTTPSHandler(context=context))
     request = urllib.request.Request(url, content, {"Content-Type": "application/json"}, method="POST")  # noqa: S310
     with opener.open(request, timeout=_ONE_TRY):
         pass
 
 
-class _PostAgain(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect with the same content, which urllib would drop, and never from https to http."""
+def _redirects() -> "urllib.request.BaseHandler":
+    """Return what follows a redirect with the same content, which urllib would drop, and never from https to http."""
+    import urllib.error  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        new = urljoin(req.full_url, newurl)
-        if urlsplit(req.full_url).scheme == "https" and urlsplit(new).scheme != "https":
-            raise urllib.error.HTTPError(redacted(new), code, "it redirects to http", headers, fp)
-        again = {"Content-Type": "application/json"}
-        return urllib.request.Request(new, req.data, again, method="POST", unverifiable=True)  # noqa: S310
+    class PostAgain(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+            new = urljoin(req.full_url, newurl)
+            if urlsplit(req.full_url).scheme == "https" and urlsplit(new).scheme != "https":
+                raise urllib.error.HTTPError(redacted(new), code, "it redirects to http", headers, fp)
+            again = {"Content-Type": "application/json"}
+            return urllib.request.Request(new, req.data, again, method="POST", unverifiable=True)  # noqa: S310
+
+    return PostAgain()
 
 
 def _run(words: list[str], what: Notification, content: bytes, seconds: float) -> None:
