@@ -32,7 +32,9 @@ from components.stages import WHOLE, LaunchTarget, cfg_of, echo, run_stage, subm
 from components.train import train
 from pipeline.checkpoint.commit import newest
 from pipeline.config.found_configs import find_config
-from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean
+from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean, in_one_line
+from pipeline.process.end_facts import tell_of
+from pipeline.process.notification import FLAG, VARIABLE, target_problem
 from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.run.storage_errors import storage_error
 
@@ -57,7 +59,44 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: Sequence[str]) -> int:
+    target = _whom_to_tell(options, parameters)
+    try:
+        status, facts, how = _run_stages(options, parameters, arguments)
+    except UserError as error:
+        known = {"command": "launch", "run_dir": parameters["run_dir"]}
+        tell_of(known, target, USER_MUST_CHANGE, in_one_line(error), {})
+        raise
+    if target is not None and facts:
+        tell_of(facts, target, status, how, {})  # whatever a scheduler starts again, this driver has waited for
+    return status
+
+
+def _whom_to_tell(options: argparse.Namespace, parameters: dict[str, Any]) -> str | None:
+    """Return whom this driver tells; its stages do not, unless it goes away before them.
+
+    Raises:
+        UserError: It is no target, or would be seen by everybody.
+    """
+    if options.notify and options.detach:
+        raise UserError(f"notify: with --detach everybody would see it: give {VARIABLE} as one of --secrets")
+    if problem := target_problem(options.notify or os.environ.get(VARIABLE)):
+        raise UserError(problem)
+    if options.detach:
+        return None
+    parameters["secrets"] = [name for name in parameters["secrets"] or () if name != VARIABLE] or None
+    return options.notify or os.environ.pop(VARIABLE, None)
+
+
+def _run_stages(
+    options: argparse.Namespace, parameters: dict[str, Any], arguments: Sequence[str]
+) -> tuple[int, dict[str, Any], str]:
+    """Run all stages, or submit what does.
+
+    Returns:
+        The exit status; what is known of how they ended, nothing where they go on; and why, in words.
+    """
     app_args = parameters.pop("app_args")
+    facts: dict[str, Any] = {"command": "launch", "run_dir": parameters["run_dir"]}
     stages = [
         train(*app_args, **_for(train, parameters)),
         # The flags after -- are training's: the evaluation reads model and data from the configuration of the run.
@@ -71,7 +110,7 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
             stages = [_as_jobset_app(*stages)]
         if options.detach:
             _detach(target, stages, parameters, arguments, options)
-            return DONE
+            return DONE, {}, ""
         # TorchX's local schedulers have just installed handlers that raise an exception of their own.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
@@ -84,12 +123,12 @@ def _launch(options: argparse.Namespace, parameters: dict[str, Any], arguments: 
                     f"{stage.name}: {'cancelled' if target.cancels else 'keeps running without this driver'}",
                     sys.stderr,
                 )
-                return INTERRUPTED if target.cancels else PREEMPTED
+                return (INTERRUPTED if target.cancels else PREEMPTED), {}, ""
             if status != DONE:
                 echo(f"{stage.name}: {how}", sys.stderr)
-                return status
+                return status, facts, f"{stage.name}: {how}"
     _show(_host_path(parameters["run_dir"], parameters["mounts"]))
-    return DONE
+    return DONE, facts, "trained and evaluated"
 
 
 def _check_submitter(target: LaunchTarget, parameters: dict[str, Any]) -> None:
@@ -249,6 +288,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]
     add("--name", default="", help="name of this pipeline, by which it finds its stages again (slurm, kubernetes_job)")
     add("--driver_image", default=DRIVER_IMAGE, help=f"image of the driver (default: {DRIVER_IMAGE})")
     add("--driver_args", default="", help="its own run options, where they differ from its stages'", metavar="A=1,B=2")
+    add(FLAG, default="", help=f"whom to tell once how it has ended: a webhook or a command (default: {VARIABLE})")
     choices = ("cancel", "leave")
     add("--on_signal", default="cancel", choices=choices, help="what a signal does to the stage (default: cancel)")
     names = _add_parameters(parser)

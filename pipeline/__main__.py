@@ -41,7 +41,8 @@ if __name__ == "__main__":
     if "standby" in sys._xoptions:
         _stand_by()
 
-from pipeline.errors import INTERRUPTED
+from pipeline.errors import CRASH, INTERRUPTED, outcome
+from pipeline.process.end_facts import tell_own_end
 from pipeline.process.error_file import guarded
 from pipeline.process.output import flush_output
 from pipeline.process.preemption import Preemption
@@ -58,6 +59,11 @@ def run() -> int:
         preemption.report_unsaved(status)
     except KeyboardInterrupt:
         status = INTERRUPTED
+    except Exception as error:
+        tell_own_end(sys.argv[1:], CRASH, outcome(error).reason)
+        raise
+    else:
+        tell_own_end(sys.argv[1:], status)
     finally:
         preemption.end()
         flush_output()

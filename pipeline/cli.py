@@ -23,7 +23,7 @@ from pipeline.config.validate import find_problems, require_batchnorm_device
 from pipeline.data.datamodule import DataModule
 from pipeline.data.ledger import Ledger
 from pipeline.errors import DONE, UserError, outcome
-from pipeline.process import started_runs
+from pipeline.process import end_facts, started_runs
 from pipeline.process.host_memory import HostMemory
 from pipeline.process.log_format import chosen
 from pipeline.process.patience import Patience, given_away_limit, patience
@@ -37,6 +37,8 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
 from pipeline.training.logs import console, step_profile
 from pipeline.training.logs.mirror import mirrored
+from pipeline.training.monitored_metric import refusals_explained
+from pipeline.training.nonfinite import CONTINUE, NonFiniteGuard
 from pipeline.training.results.predictions import Predictions
 from pipeline.training.results.receipt import UNPROVEN, Evaluation
 from pipeline.training.session import TrainingSession
@@ -80,6 +82,7 @@ def main(arguments: Sequence[str], preemption: Preemption | None = None) -> int:
             _run(list(arguments), topology, writer, preemption)
     except (Exception, KeyboardInterrupt) as error:
         ended = outcome(error)
+        end_facts.note(reason=ended.reason)
         if not ended.expected:
             raise
         console.report(error, topology)
@@ -101,6 +104,7 @@ def _run(arguments: list[str], topology: Topology, writer: AttemptLog, preemptio
 
         inspect(command)
         return
+    end_facts.note(command=command.subcommand, notify=command.asked.notify, run_dir=command.asked.run_dir)
     problems = find_problems(str(command.subcommand), command.asked, command.given_checkpoint, topology)
     if problems:
         raise UserError(*problems)
@@ -243,7 +247,11 @@ def _attach_session(start: _Start) -> None:
         step_profile.keep_summary(trainer, run, writer.attempt)
         if (steps := step_profile.window(asked.profile)) is not None:
             callbacks.insert(0, step_profile.StepProfile(run, writer.attempt, steps))
-    callbacks.insert(0, SessionHooks(session))
+    if asked.on_nan != CONTINUE:
+        guard = NonFiniteGuard(asked.on_nan, ledger, writer.skipped, lambda: vote.group)
+        kept_last = [at for at, callback in enumerate(callbacks) if isinstance(callback, Checkpoints)]
+        callbacks.insert(kept_last[0] if kept_last else len(callbacks), guard)
+    callbacks.insert(0, SessionHooks(session, watches=asked.on_nan == CONTINUE))
     command.progress.saver, command.progress.attempt = session.saver, writer.attempt or None
 
 
@@ -281,8 +289,9 @@ def _fit(start: _Start) -> None:
         values = "".join(
             f", {name} {float(value):.6g}" for name, value in trainer.callback_metrics.items() if name.startswith("val")
         )
-        ends = {"ends": True}
-        log.info("finished: step %d, epoch %d%s", trainer.global_step, trainer.current_epoch, values, extra=ends)
+        result = f"step {trainer.global_step}, epoch {trainer.current_epoch}{values}"
+        end_facts.note(result=result)
+        log.info("finished: %s", result, extra={"ends": True})
 
 
 def _test(command: CommandLine, run: RunDir, point: ResumePoint) -> None:
@@ -297,6 +306,7 @@ def _test(command: CommandLine, run: RunDir, point: ResumePoint) -> None:
     _call_trainer(command, point)
     evaluation.conclude(command.trainer)
     run_loggers.log_test(run, evaluation.receipt["metrics"], point.step)
+    end_facts.note(result=evaluation.summary())
     log.info("finished: %s", evaluation.summary())
 
 
@@ -325,7 +335,7 @@ def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
     if point.url is None:
         compat.load_no_checkpoint(command.trainer)
     try:
-        with mirrored(command.trainer):
+        with refusals_explained(command.trainer), mirrored(command.trainer):
             getattr(command.trainer, str(command.subcommand))(**arguments)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning has replaced a person's Ctrl-C

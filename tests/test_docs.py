@@ -38,6 +38,7 @@ NOT_RUN = {
     "kubectl apply -k k8s/cluster": "needs a cluster; tests/k8s/test_cluster.py renders all that it applies",
     "kubectl --namespace pipeline create secret": "needs a cluster; tests/k8s/test_cluster.py reads the example",
     "python -m tests.benchmarks": "takes long; tests/test_benchmarks.py runs every subject in a moment",
+    "torchx tracker list": "asks for what a run has left; tests/run/test_lineage.py runs it",
     "mkdir -p runs": "nothing of this program",
 }
 """How the commands begin that are neither run nor read by a parser here, and why."""

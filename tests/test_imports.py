@@ -32,7 +32,7 @@ INSIDE = (
     ("monitored_metric",),
     ("session",),
     ("epoch_loop",),
-    ("hooks", "checkpoints", "checkpoint_io"),
+    ("hooks", "checkpoints", "checkpoint_io", "nonfinite"),
 )
 """Of `pipeline/training/`, in the same way."""
 OUTSIDE = {"examples": ("cache", "data")}

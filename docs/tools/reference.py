@@ -169,6 +169,7 @@ VARIABLES = {
     "PIPELINE_CACHE_DIR": ("Where remote files are kept on each node; default: the user's cache folder.", True),
     "PIPELINE_CACHE_BYTES": ("How many bytes of them; the least recently used go first. Default: 50 GB.", True),
     "PIPELINE_LOG_FORMAT": ("`text` or `json` lines, where `--log_format` names neither.", True),
+    "PIPELINE_NOTIFY": ("Whom to tell how a run has ended, where `--notify` names nobody: a secret.", True),
     "PIPELINE_REVISION": ("The revision of the code in an image, for the report; set where the image is built.", True),
     "PIPELINE_IMAGE": ("The image that a container was started from, for the report.", False),
     "PIPELINE_STARTED_RUNS": ("The agent's folder of runs that its workers have begun.", False),

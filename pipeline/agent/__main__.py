@@ -38,16 +38,17 @@ import uuid
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.agent.arguments import parser
 from pipeline.agent.policy import JobEnd
 from pipeline.agent.signals import Signals
 from pipeline.agent.standby import CHOICES, Standby, command_of
 from pipeline.errors import CRASH, DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError
-from pipeline.process import bottom_rows, error_file, started_runs
+from pipeline.process import bottom_rows, end_facts, error_file, started_runs
 from pipeline.process.host_memory import HostMemory
 from pipeline.process.log_format import OWN, chosen
+from pipeline.process.notification import target_of
 from pipeline.process.output import drop_lost_output, flush_output, print_line
 from pipeline.process.preemption import GRACE, default_grace
 from pipeline.process.search_path import look_for_users_modules_last
@@ -83,14 +84,19 @@ def main(arguments: Sequence[str]) -> int:
     signals = Signals(exit_at_once)
     signals.listen()
     look_for_users_modules_last()
+    facts: dict[str, Any] = {}
     try:
-        return report(_run(arguments, signals))
+        end = _run(arguments, signals, facts)
+        report(end)
+        if facts.pop("speaks", False):
+            end_facts.tell_of(facts, target_of(arguments), end.status, end.reason)
+        return end.status
     except UserError as error:
         print_line(f"error: {error}", level="error")
         return report(JobEnd(USER_MUST_CHANGE, str(error)))
 
 
-def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
+def _run(arguments: Sequence[str], signals: Signals, facts: dict[str, Any]) -> JobEnd:
     options, defaults = parser().parse_args(list(arguments)), parser().parse_args(["script"])
     ours = options.module and options.training_script == "pipeline"
     with suppress(UserError):  # the workers say what is wrong with it
@@ -103,12 +109,20 @@ def _run(arguments: Sequence[str], signals: Signals) -> JobEnd:
             if int(options.nproc_per_node) > 1:
                 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torch does, but not as early
             standby.start()  # so that it imports while this process does
-        return _serve(options, defaults, grace, signals, standby)
+        return _serve(options, defaults, grace, signals, standby, facts)
     finally:
         standby.end()
 
 
-def _serve(options: Namespace, defaults: Namespace, grace: float, signals: Signals, standby: Standby) -> JobEnd:
+def _serve(
+    options: Namespace,
+    defaults: Namespace,
+    grace: float,
+    signals: Signals,
+    standby: Standby,
+    facts: dict[str, Any],
+) -> JobEnd:
+    """Run the node's part in the job; leave in `facts` what is known of the run, and whether this agent tells of it."""
     # torch's agent and its store warn of much that is reported here in one line; levels that the user set stay.
     quiet = _CPP_LOG not in os.environ
     if quiet:
@@ -135,6 +149,7 @@ def _serve(options: Namespace, defaults: Namespace, grace: float, signals: Signa
     try:
         return agent.serve()
     finally:
+        facts.update(end_facts.noted_by_workers(os.environ[started_runs.FOLDER]), speaks=agent.speaks)
         shutil.rmtree(os.environ.pop(started_runs.FOLDER), ignore_errors=True)
         if options.log_dir is None and config.logs_specs is not None:
             shutil.rmtree(config.logs_specs.root_log_dir, ignore_errors=True)

@@ -18,7 +18,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from pipeline.agent import compat, pdeathsig
 from pipeline.agent.event_log import JOB_STATUS, EventLog, leave_job, round_log
-from pipeline.agent.policy import Event, EventType, JobEnd
+from pipeline.agent.policy import Event, EventType, JobEnd, speaks
 from pipeline.agent.rendezvous import JobAlreadyFinished, Rendezvous, RendezvousTimeout, RoundHandler
 from pipeline.agent.signals import Signals, StopRequested
 from pipeline.agent.standby import Standby
@@ -40,6 +40,9 @@ class NodeAgent:
         preflight: Arguments of a preflight, which runs before the workers of each round that has a node without one;
             empty for none.
         standby: From which workers are forked; None: they start cold.
+
+    Attributes:
+        speaks: Whether this agent tells how the job has ended; before the first round that of a single node does.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class NodeAgent:
             local_addr=config.local_addr,
             **config.rdzv_configs,
         )
+        self.speaks = config.max_nodes == 1
         self._program = program
         self._preflight = preflight
         self._local = compat.local_agent(config, sys.executable)
@@ -82,7 +86,7 @@ class NodeAgent:
         while True:
             try:
                 self._rendezvous.run(self._join)
-                end = self._start_round().run()
+                end = self._run_round()
             except StopRequested:
                 return self._stopped_without_workers()
             except RendezvousTimeout as error:
@@ -113,6 +117,15 @@ class NodeAgent:
             wanted = store.multi_get([str(rank) for rank in range(group.group_world_size)])
             store.set("agreed", next((arguments.decode() for arguments in wanted if arguments), ""))
         return store.get("agreed").decode()
+
+    def _run_round(self) -> JobEnd | None:
+        """Run one round, and decide who tells of it."""
+        round_ = self._start_round()
+        nodes = round_.handler.ranks()
+        end = round_.run()
+        signalled = bool(self._state.signals.received)
+        self.speaks = speaks(round_.log.events, round_.handler.node, nodes, round_.log.alive, signalled)
+        return end
 
     def _start_round(self) -> Supervisor:
         """Start the workers, in the thread with whose end the kernel kills them."""

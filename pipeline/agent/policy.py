@@ -5,7 +5,7 @@ node; an agent that knows enough appends a verdict, and all agents follow the fi
 """
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum, StrEnum
 from signal import SIGABRT, Signals
@@ -233,6 +233,28 @@ def _crash(cause: Event, view: RoundView) -> Event:
         restart=restart,
         restarts_used=view.restarts_used + restart,
     )
+
+
+def speaks(events: Iterable[Event], me: str, nodes: Mapping[str, int], alive: Collection[str], signalled: bool) -> bool:
+    """Return whether this agent tells how the job has ended: that of the lowest rank that is left.
+
+    An agent that was asked to stop tells only if all others were asked as well: they go on without it.
+
+    Args:
+        events: Of the last round.
+        me: This agent's node.
+        nodes: All nodes of the round, and their ranks.
+        alive: Those that send heartbeats.
+        signalled: Whether this agent was asked to stop.
+    """
+    events = tuple(events)
+    leaving = nodes_with(EventType.LEAVING, events) | nodes_with(EventType.LEFT, events)
+    lost = set(nodes) - set(alive) - leaving - {me}
+    stay = set(nodes) - leaving - lost
+    if signalled and stay - {me}:
+        return False
+    candidates = {me} | (set(nodes) - lost if signalled else stay)
+    return me == min(candidates, key=lambda node: nodes.get(node, len(nodes)))
 
 
 def address_of(node: str) -> str:

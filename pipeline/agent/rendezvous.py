@@ -128,6 +128,10 @@ class RoundHandler(DynamicRendezvousHandler):
         """Return the nodes of this round, as last read."""
         return frozenset(map(repr, self._shared.state.participants))
 
+    def ranks(self) -> dict[str, int]:
+        """Return the nodes of this round and their ranks, as last read."""
+        return {repr(node): rank for node, rank in self._shared.state.participants.items()}
+
     def poll(self) -> tuple[int, int, frozenset[str]]:
         """Read how many nodes wait to be admitted, how many wait as spares, and which of this round send heartbeats.
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pipeline.config.compatibility import STOPS_RESUME
-from pipeline.process.log_format import VARIABLE
+from pipeline.process.log_format import VARIABLE as FORMAT_VARIABLE
+from pipeline.process.notification import FLAG, VARIABLE
 from pipeline.process.patience import AWAY_LIMIT, AWAY_LIMIT_HELP
 from pipeline.process.preemption import GRACE, default_grace
 
@@ -19,11 +20,14 @@ INSPECTING = ("summary", "data")
 NOT_SAVED = (
     *("config", "run_dir", "allow_mismatch", "override_optimizer", "world_size"),
     *("grace", "collective_timeout", "away_limit", "memory_checkpoints", "telemetry_every", "metrics_port"),
-    *("log_format", "profile"),
+    *("log_format", "profile", "notify"),
 )
 """Flags of one start or one place, which a saved configuration leaves out."""
 
-ONLY_FIT = ("weights", "weights_allow")
+WEIGHTS = ("weights", "weights_allow")
+"""Flags that say what a run began with."""
+
+ONLY_FIT = (*WEIGHTS, "on_nan")
 """Flags that other subcommands than fit accept in YAML alone, where they mean nothing to them."""
 
 
@@ -37,13 +41,22 @@ def add_flags(parser: LightningArgumentParser, subcommand: str) -> None:
             help="The run directory: a local path or any fsspec URL (s3://bucket/run). The same one resumes where it "
             "stopped. Default for fit: the next free runs/<name>-<n>.",
         )
+        parser.add_argument(
+            FLAG,
+            type=str | None,
+            default=None,
+            help="Whom to tell once how this has ended (failed, preempted for good, finished): the URL of a webhook "
+            "that takes Slack's JSON, or a command that reads it from stdin. A command line is no secret: a launcher's "
+            f"secret may set {VARIABLE} instead.",
+        )
         parser.add_argument("--away_limit", type=float, default=AWAY_LIMIT, help=AWAY_LIMIT_HELP)
         parser.add_argument(
             "--log_format",
             type=Literal["text", "json"] | None,
             default=None,
             help="The form of what is logged: lines for people (text), or one JSON object a line with time, level, "
-            f"rank, logger and message, and in progress lines the figures (json). Default: {VARIABLE}, else text.",
+            "rank, logger and message, and in progress lines the figures (json). Default: "
+            f"{FORMAT_VARIABLE}, else text.",
         )
     if subcommand == "fit":
         _add_training_flags(parser)
@@ -125,6 +138,14 @@ def _add_training_flags(parser: LightningArgumentParser) -> None:
         default=True,
         help="Also keep the newest states in the host memory of each node, for 0.5 % of the time of training, and "
         "resume from them where the agents restart it. Needs python -m pipeline.agent.",
+    )
+    parser.add_argument(
+        "--on_nan",
+        type=Literal["stop", "skip", "continue"],
+        default="continue",
+        help="What a loss or gradients that are not finite (nan, inf) do. continue: a warning names the step. stop: "
+        "training ends with status 2 before that step changes the weights. skip: that step is left out on all ranks. "
+        "stop and skip name rank and samples, and look at the gradients of each step.",
     )
     parser.add_argument(
         "--telemetry_every",

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
 from pipeline.config import messages, saved_config
-from pipeline.config.flags import INSPECTING, ONLY_FIT, add_flags
+from pipeline.config.flags import INSPECTING, ONLY_FIT, WEIGHTS, add_flags
 from pipeline.config.hyperparameters import remembered
 from pipeline.data.datamodule import DataModule
 from pipeline.errors import UserError
@@ -134,7 +134,8 @@ class CommandLine(LightningCLI):
             raise UserError(f"seed_everything={seed} must be >= 0 and < 2**32")  # it is set before anything else
         given = [name for name in ONLY_FIT if any(f"--{name}" == argument.partition("=")[0] for argument in args)]
         if self.config.subcommand != "fit" and given:
-            raise UserError(f"{given[0]} is a flag of fit alone: {self.config.subcommand} takes --ckpt_path")
+            instead = f": {self.config.subcommand} takes --ckpt_path" if given[0] in WEIGHTS else ""
+            raise UserError(f"{given[0]} is a flag of fit alone{instead}")
         # Lightning would merge the hyperparameters of a local checkpoint over the flags, and not those of a remote one.
         self.given_checkpoint = config.get("ckpt_path")
         if self.given_checkpoint is not None:

@@ -7,7 +7,8 @@ from pipeline.config import saved_config
 from pipeline.config.parser import CommandLine
 from pipeline.config.resume_point import ResumePoint
 from pipeline.process.topology import Topology
-from pipeline.run.run_dir import RunDir
+from pipeline.run import lineage
+from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.training.logs import tensorboard, trackers
 from pipeline.training.logs.evaluated import log_evaluation
 
@@ -38,13 +39,14 @@ def note(command: CommandLine, run: RunDir | None, topology: Topology) -> None:
 
 
 def log_test(run: RunDir, metrics: dict[str, float | None], step: int | None) -> None:
-    """Log the metrics of a test wherever the run logs.
+    """Log the metrics of a test wherever the run logs, and record it in TorchX's tracker.
 
     Args:
         run: That was evaluated.
         metrics: By name; None for a number that is not finite.
         step: Of the checkpoint; None where it is not the run's own: its metrics are on none of its curves.
     """
+    lineage.of_result("test", run, {**metrics, "step": step}, RECEIPT)
     if step is not None:
         log_evaluation(run, metrics, step)
         saved = saved_config.load(run, "fit") or {"trainer": {}}

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import yaml
 from jsonargparse import Namespace
 
-from pipeline.config.flags import FROM_RUN, NOT_SAVED, ONLY_FIT
+from pipeline.config.flags import FROM_RUN, NOT_SAVED, WEIGHTS
 from pipeline.errors import UserError
 from pipeline.run.run_dir import RunDir
 from pipeline.run.storage_errors import raise_for_user
@@ -125,8 +125,8 @@ def resolve(dumped: str, ckpt_path: str | None, subcommand: str | None = None) -
 
 def keep_weights(saved: dict[str, Any] | None, resolved: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration that names the weights that its run began with: a resume loads no others."""
-    kept = {key: value for key, value in (saved or {}).items() if key in ONLY_FIT}
-    return {**{key: value for key, value in resolved.items() if key not in ONLY_FIT}, **kept}
+    kept = {key: value for key, value in (saved or {}).items() if key in WEIGHTS}
+    return {**{key: value for key, value in resolved.items() if key not in WEIGHTS}, **kept}
 
 
 def require_same_model(

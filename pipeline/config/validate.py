@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.config.compatibility import parse_allowed
 from pipeline.errors import UserError
+from pipeline.process.notification import target_of, target_problem
 from pipeline.process.patience import away_limit_problem
 from pipeline.process.topology import Topology
 from pipeline.run.run_dir import run_dir_problem
@@ -39,7 +40,8 @@ def find_problems(subcommand: str, config: Namespace, ckpt_path: str | None, top
             "file that any number of devices reads; sharded strategies (FSDP, DeepSpeed) save many"
         )
     found += [*_training_problems(config, topology), *_value_problems(config)]
-    found += filter(None, [away_limit_problem(config.away_limit), _profile_problem(config)])
+    notify = target_problem(config.notify or target_of(()))
+    found += filter(None, [away_limit_problem(config.away_limit), _profile_problem(config), notify])
     if ckpt_path in ("best", "last", "hpc", "registry"):
         hint = "Leave it out: fit resumes by itself" if subcommand == "fit" else "Use --checkpoint best|latest|<step>"
         found.append(f"ckpt_path={ckpt_path!r} must be the URL of a checkpoint file. {hint}")

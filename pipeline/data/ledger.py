@@ -159,6 +159,12 @@ class Ledger:
             self._step = step
             self._use()
 
+    def samples_of_batch(self) -> npt.NDArray[np.int64] | None:
+        """Return the indices of the samples in the batch that is trained on; None where that cannot be told."""
+        if self.data.batches is None or not self._in_flight or self._in_flight[0].unknown is not None:
+            return None
+        return self._in_flight[0].indices
+
     def receive(self, batch: Any) -> None:
         """Look at a batch as the model gets it, behind all hooks that move it."""
         if self.data.batches is not None and self._in_flight:

@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.errors import LeaseLost, Preempted, outcome
+from pipeline.process import end_facts
 from pipeline.process.patience import Patience, patience
+from pipeline.run import lineage
 from pipeline.run.flat_config import flatten
 from pipeline.run.goodput import Goodput
 from pipeline.run.goodput_report import MEMORY, GoodputReport
@@ -32,6 +34,9 @@ _FINISHED = outcome(None).reason
 """The reason of an attempt that trained to its end."""
 _AT_THE_END = 10.0
 """Seconds that an attempt which is done waits for its storage; of any other one the lease tells how far it came."""
+
+_FIRST_SKIPPED = 10
+"""Steps left out of which a record tells more than that."""
 
 
 class AttemptLog:
@@ -55,6 +60,7 @@ class AttemptLog:
         self._is_newest = True
         self._committed: int | None = None
         self._commits: Commits | None = None
+        self._skipped: dict[str, Any] = {}
         self.attempt = 0
 
     def take(self, run: RunDir, topology: "Topology", config: Mapping[str, Any] | None = None) -> None:
@@ -101,6 +107,7 @@ class AttemptLog:
             return self._lease.attempt
 
         self.attempt = topology.agree("attempt", decide)
+        end_facts.note(run_dir=run.url, attempt=self.attempt)
 
     def begin(self, step: int | None, source: str | None = None) -> None:
         """Record that the attempt trains.
@@ -124,9 +131,21 @@ class AttemptLog:
         if self._commits is not None:
             self._commits = self._commits.and_one(step, epoch, monitor)
         first, self._committed = self._committed is None, step
+        end_facts.note(step=step)
         if first:
             self._attempt |= {"committed_step": step, **self._known_commits()}
             self._write()
+
+    def skipped(self, step: int, losses: list[dict[str, Any]]) -> None:
+        """Record a step that was left out, as the lease is renewed: how many there were, and the first ones.
+
+        Args:
+            step: That changed no weights.
+            losses: Those that are not finite, with their ranks and samples.
+        """
+        known = self._skipped.get("first", [])
+        first = [*known, {"step": step, "losses": losses}] if len(known) < _FIRST_SKIPPED else known
+        self._skipped = {"count": self._skipped.get("count", 0) + 1, "first": first}
 
     def held(self) -> None:
         """Verify, right before a commit, that this process may still commit.
@@ -171,6 +190,7 @@ class AttemptLog:
             self._is_newest = False  # the newest step is another writer's
         reason = "nothing to do" if error is None and not self._trains else result.reason
         ended = {"ended": now(), "status": result.status, "reason": reason, "last_step": last}
+        end_facts.note(step=last)
         self._attempt |= ended | self._progress() | {"stored": stored}
         self._write()
         if self._attempt["first_step"] is not None:
@@ -181,7 +201,8 @@ class AttemptLog:
         """Return how far this attempt has come, and where its time went."""
         reached = max(self.goodput.step, self.goodput.known)
         known = {"reached_step": reached, "committed_step": self._committed, "goodput": self.goodput.as_dict()}
-        return {**known, **self._known_commits()}
+        skipped = {"skipped_steps": self._skipped} if self._skipped else {}
+        return {**known, **skipped, **self._known_commits()}
 
     def _known_commits(self) -> dict[str, Any]:
         return {} if self._commits is None else {"commits": self._commits.as_dict()}
@@ -193,6 +214,7 @@ class AttemptLog:
         # Killed in between, a run may look as if it continued, and its lease tells; never as if it had ended.
         for name in names if self._attempt["ended"] is None else reversed(names):
             self._run.write_json(name, self._attempt)
+        lineage.of_attempt(self._run, self._attempt)
 
 
 def _checkpoints(steps: Mapping[str, Mapping[int, int]]) -> dict[str, int]:
@@ -256,6 +278,6 @@ def _complete(run: RunDir, lease: Mapping[str, Any]) -> None:
     # No other process has committed since: this one is the next writer.
     last = max(run.steps()["json"], default=None)
     ended = {"ended": renewed, "reason": f"vanished: last heard of at {renewed}", "last_step": last}
-    names = ("reached_step", "committed_step", "goodput", "commits")
+    names = ("reached_step", "committed_step", "goodput", "commits", "skipped_steps")
     known = {name: lease[name] for name in names if lease.get(name) is not None}
     run.write_json(RunDir.attempt(number), {**found, **ended, **known})

@@ -17,10 +17,12 @@ class SessionHooks(pl.Callback):
 
     Args:
         session: Of this fit.
+        watches: Whether a loss that is not finite is warned of, for nobody else looks at it.
     """
 
-    def __init__(self, session: TrainingSession) -> None:
+    def __init__(self, session: TrainingSession, watches: bool = True) -> None:
         self.session = session
+        self._watches = watches
         self._losses = LossWatch()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -75,7 +77,7 @@ class SessionHooks(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take note of the loss; rank 0 speaks for all, which a loss of another rank reaches with the next step."""
-        if trainer.is_global_zero:
+        if self._watches and trainer.is_global_zero:
             self._losses.add(outputs, trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

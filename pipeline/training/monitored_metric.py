@@ -1,15 +1,30 @@
-"""The logged metric that tells which checkpoint is best."""
+"""The logged metrics that somebody acts on: which checkpoint is best, when to stop, when to lower a learning rate."""
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
 from pipeline.checkpoint.commit import Monitor
+from pipeline.errors import UserError
+from pipeline.training.compat import logged_results
+from pipeline.training.save_policy import Boundary
 
 if TYPE_CHECKING:
     from pipeline.training.trainer_state import TrainerState
 
+_REFUSALS = ("conditioned on metric", "could not find the monitored key")
+"""What Lightning's own say of a metric that is not there."""
+_SEVERAL_SETS = "/dataloader_idx_"
+"""What Lightning adds to a name where there are several validation sets."""
+
 
 class MonitoredMetric:
-    """A metric of the model's.
+    """The metric that tells which checkpoint is best.
 
     Args:
         state: Of the trainer, which knows what was logged.
@@ -19,6 +34,9 @@ class MonitoredMetric:
 
     def __init__(self, state: "TrainerState", name: str | None, mode: str) -> None:
         self._state, self._name, self._mode = state, name, mode
+        self._seen = name is None
+        self._first: int | None = None
+        self._validated = self._validated_now = False
 
     @property
     def value(self) -> Monitor | None:
@@ -26,11 +44,86 @@ class MonitoredMetric:
         found = None if self._name is None else self._state.metrics().get(self._name)
         return None if found is None else Monitor.of(str(self._name), float(found), self._mode)
 
-    def missing(self) -> str | None:
-        """Return what is wrong if the model does not log it, on every rank; None if it does. All ranks must call it."""
-        # Rank 0's value is the one that counts: the model may log it on rank 0 only.
-        known = self._state.metrics()
-        if self._name is None or self._state.broadcast(self._name in known):
+    def validated(self) -> None:
+        """Take note that a validation has ended."""
+        self._validated = self._validated_now = True
+
+    def missing(self, at: Boundary, saved: int | None) -> str | None:
+        """Return what is wrong as soon as it is certain that the model does not log it, on every rank; else None.
+
+        That is after an epoch with its validation, or after a validation within an epoch, unless a value may still
+        come at the epoch's end. All ranks must call it at every boundary.
+
+        Args:
+            at: Where training stands.
+            saved: The newest step that is committed, or is about to be.
+        """
+        self._first = at.step if self._first is None else self._first
+        within, self._validated_now = self._validated_now and at.kind == "batch", False
+        after_epoch = at.kind != "batch" and (self._validated or not self._state.validates)
+        if self._seen or at.step == self._first or not (within or after_epoch):
             return None
-        logged = ", ".join(sorted(known)) or "none"
-        return f"checkpoints.monitor={self._name!r} is not logged by the model; logged are: {logged}"
+        known = self._state.metrics()
+        waits = within and comes_at_epoch_end(self._state.trainer, str(self._name))
+        # Rank 0's value is the one that counts: the model may log it on rank 0 only.
+        self._seen = self._state.broadcast(self._name in known)
+        if self._seen or waits:
+            return None
+        kept = "Nothing is saved yet" if saved is None else f"Step {saved} is saved"
+        return f"{not_logged('checkpoints.monitor', str(self._name), known)}. {kept}: fix the name and start again"
+
+
+def not_logged(flag: str, name: str, known: Collection[str]) -> str:
+    """Return a sentence on a metric that is not logged, with those that are, the nearest first."""
+
+    def farness(each: str) -> tuple[bool, float]:
+        return not each.startswith(name), -SequenceMatcher(None, name, each).ratio()
+
+    nearest = sorted(sorted(known), key=farness)
+    text = f"{flag}={name!r} is not logged by the model; logged are: {', '.join(nearest) or 'none'}"
+    if any(each.startswith(name + _SEVERAL_SETS) for each in known):
+        text += f". Each of several validation sets has a name of its own: choose one, such as {nearest[0]!r}"
+    return text
+
+
+def comes_at_epoch_end(trainer: pl.Trainer, name: str) -> bool:
+    """Return whether a metric may be known when the epoch is over, though it is not now."""
+    summed = {str(metric.meta.name) for metric in logged_results(trainer).values()}
+    hook = "on_train_epoch_end"
+    owners = [trainer.lightning_module, *trainer.callbacks]  # type: ignore[attr-defined]
+    methods = [getattr(type(owner), hook) for owner in owners]
+    own = [each for each in methods if each.__module__.partition(".")[0] not in ("lightning", "pipeline")]
+    return bool(own) or name.removesuffix("_epoch") in summed
+
+
+@contextmanager
+def refusals_explained(trainer: pl.Trainer) -> Iterator[None]:
+    """Say of every metric at once that somebody acts on and nobody logs, where Lightning fails at the first one.
+
+    Raises:
+        UserError: Lightning has found that one is not there.
+    """
+    try:
+        yield
+    except (RuntimeError, MisconfigurationException) as error:
+        if not any(words in str(error) for words in _REFUSALS):
+            raise
+        known = trainer.callback_metrics
+        missing = [not_logged(flag, name, known) for flag, name in _watched(trainer) if name not in known]
+        if not missing:
+            raise
+        if trainer.world_size > 1:
+            missing = [f"{each} (rank {trainer.global_rank} says so; log it on every rank)" for each in missing]
+        raise UserError(*missing) from error
+
+
+def _watched(trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
+    """Yield each metric that Lightning requires, and who asks for it."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = getattr(callback, "monitor", None)
+        strict = isinstance(callback, ModelCheckpoint) or getattr(callback, "strict", False)
+        if isinstance(name, str) and isinstance(callback, (EarlyStopping, ModelCheckpoint)) and strict:
+            yield f"{type(callback).__name__}.monitor", name
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau and config.strict:
+            yield f"{type(config.scheduler).__name__}'s monitor", str(config.monitor)

@@ -77,8 +77,7 @@ class TrainingSession:
         self._before = 0
         """Optimizer steps that were done at the last boundary."""
         self._saved_at = time.monotonic()
-        self._validated = self._validated_once = False
-        self._previewed = False
+        self._validated = self._previewed = False
         """Whether all that a checkpoint would hold was found to be such that it loads again."""
         self._value_pending = False
         """Whether the commit record of this step lacks the value of the validation that has ended now."""
@@ -124,6 +123,7 @@ class TrainingSession:
             self.vote.done(Due(telemetry=True))
         self._memory_due |= vote.due.memory
         self._save(at, minutes=vote.due.minutes, stop=stop)
+        self._require_monitor(at)
         if self._memory_due and at.step > 0 and not (stop or at.accumulating or self.state.is_restoring):
             self._keep(at)
         if stop:
@@ -177,7 +177,8 @@ class TrainingSession:
 
     def on_validation_logged(self, step: int) -> None:
         """All that a validation logs is known by now."""
-        self._validated = self._validated_once = True
+        self._validated = True
+        self._monitored.validated()
         # A step that is committed already was saved before its validation, which an earlier attempt had left.
         self._value_pending = step == self._committed
 
@@ -189,6 +190,7 @@ class TrainingSession:
         """
         self._standing = None
         self._save(at)
+        self._require_monitor(at)
         self._finish()  # also where the last step was saved before: it may still be under way
 
     def on_exception(self, error: BaseException) -> None:
@@ -255,7 +257,6 @@ class TrainingSession:
         if self.memory is not None and self.state.broadcast(self.memory.due_with_save(time.perf_counter() - began)):
             self.memory.keep_saved(self.state.model, checkpoint, record)
             self._kept()
-        self._require_monitor(at.step)
 
     def _keep(self, at: Boundary) -> None:
         """Keep the state of this boundary in memory."""
@@ -303,12 +304,11 @@ class TrainingSession:
             ended=self.state.ended(at),
         )
 
-    def _require_monitor(self, step: int) -> None:
-        """Refuse a monitored metric that the model does not log, on every rank, once the step is durable."""
-        missing = self._monitored.missing()
-        if missing is not None and (self._validated_once or not self.state.validates):
+    def _require_monitor(self, at: Boundary) -> None:
+        """Refuse a monitored metric that the model does not log, on every rank, once what is saved is durable."""
+        if self.saver is not None and (missing := self._monitored.missing(at, self._committed)) is not None:
             self._finish()
-            raise UserError(f"{missing}. Step {step} is saved: fix the name and start again")
+            raise UserError(missing)
 
     def _amend(self, saver: Saver, at: Boundary, reasons: list[str]) -> None:
         """Write into the record of a step what is known only now: the value of its validation, or the end."""

@@ -15,6 +15,7 @@ from pipeline.agent.policy import (
     encode,
     patience,
     root_failure,
+    speaks,
     worker_failure,
 )
 from pipeline.process.error_file import ErrorReport
@@ -130,3 +131,20 @@ def test_how_a_workers_exit_is_reported(
     assert event.reason.startswith("rank 3 on host ")
     assert how in event.reason
     assert len(event.reason) < 300
+
+
+@pytest.mark.parametrize(
+    ("signalled", "leaving", "alive", "who"),
+    [
+        ("", "", "abc", "a"),  # the job is over by itself
+        ("abc", "abc", "abc", "a"),  # all were asked to stop
+        ("a", "a", "abc", "b"),  # only one was, and the others have waited for another one in vain
+        ("b", "b", "abc", "a"),
+        ("", "", "bc", "b"),  # the node of rank 0 is lost
+        ("bc", "bc", "bc", "b"),
+    ],
+)
+def test_one_agent_tells_how_the_job_ended(signalled: str, leaving: str, alive: str, who: str) -> None:
+    events = [Event(node, EventType.LEAVING) for node in leaving]
+    nodes = {"a": 0, "b": 1, "c": 2}
+    assert [node for node in alive if speaks(events, node, nodes, set(alive), node in signalled)] == [who]

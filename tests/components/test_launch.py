@@ -1,5 +1,6 @@
 """The driver: train, wait, evaluate, show; and the whole of `make pipeline`."""
 
+import json
 import os
 import re
 import signal
@@ -50,6 +51,8 @@ def test_help_lists_every_parameter_of_the_components() -> None:
         ),
         (["--run_dir", "s3://b/r", "-s", "local_docker", "--workspace", "no/such"], "workspace='no/such' is no folder"),
         (["--run_dir", "r", "--env", "A=1", "--secrets", "A"], "secrets=A is also in env"),
+        (["--run_dir", "r", "--notify", "ftp://h/S3CRET"], "notify='ftp://h/...' must be"),
+        (["--run_dir", "r", "--notify", "true", "--detach"], "with --detach everybody would see it"),
         (["--run_dir", "r", "-s", "nowhere"], "scheduler='nowhere' must be one of"),
         (["--run_dir", "r", "--trainer.max_epochs=3"], "the app's own flags go after --"),
     ],
@@ -95,7 +98,15 @@ def test_an_interrupt_or_a_closed_terminal_cancels_the_stage_and_leaves_no_proce
 @pytest.mark.timeout(240)
 def test_a_preempted_stage_ends_the_driver_with_75_and_the_same_command_resumes(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    more = ("--run_dir", str(run), "--", "--trainer.max_epochs=20")
+    told = tmp_path / "told"
+    more = (
+        "--run_dir",
+        str(run),
+        "--notify",
+        f"sh -c 'cat >> {told}; echo >> {told}'",
+        "--",
+        "--trainer.max_epochs=20",
+    )
     process = subprocess.Popen([*LAUNCH, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 60
@@ -116,6 +127,9 @@ def test_a_preempted_stage_ends_the_driver_with_75_and_the_same_command_resumes(
     again = command(*LAUNCH, *more)
     assert again.status == 0, again.text
     assert "resumed at step" in again.text
+    events = [json.loads(line) for line in told.read_text().splitlines()]
+    assert [(each["event"], each["status"]) for each in events] == [("preempted", 75), ("finished", 0)], "by the driver"
+    assert events[1]["reason"] == "trained and evaluated"
 
 
 def running(word: str) -> list[str]:

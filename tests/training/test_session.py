@@ -335,9 +335,11 @@ def test_a_validation_is_not_left_where_nothing_would_resume_nor_beyond_what_all
 
 def test_a_monitor_that_is_not_logged_is_the_users_mistake_once_the_step_is_durable(run: RunDir) -> None:
     found = session(run, State({"train_loss": torch.tensor(1.0)}), monitor="val_los")
-    with pytest.raises(UserError, match=r"val_los.*logged are: train_loss"):
-        found.at_boundary(at(2))
-    assert steps(run) == [2]
+    for boundary in (at(0), at(2)):
+        found.at_boundary(boundary)
+    with pytest.raises(UserError, match=r"val_los.*logged are: train_loss. Step 3 is saved"):
+        found.at_boundary(at(3, epoch=1, batches=0, kind="epoch"))
+    assert steps(run) == [2, 3]
 
 
 def test_a_value_that_is_no_number_is_never_best(run: RunDir) -> None:

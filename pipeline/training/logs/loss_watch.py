@@ -44,8 +44,8 @@ class LossWatch:
             if value - value != 0:  # nan or infinite
                 self._said = True
                 log.warning(
-                    "the loss of step %d is %s; training continues. --trainer.detect_anomaly=true finds where it comes "
-                    "from, the callback EarlyStopping stops at it (check_finite)",
+                    "the loss of step %d is %s; training continues. --on_nan stop or skip names rank and samples, and "
+                    "keeps it from the weights; --trainer.detect_anomaly=true finds where it comes from",
                     step,
                     value,
                 )

@@ -23,6 +23,7 @@ from pipeline.data.sample_ids import IdentifiedBatch, StripSampleIds, identified
 from pipeline.errors import Preempted, ProofFailed, UserError
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
+from pipeline.run import lineage
 from pipeline.run.retry import patiently
 from pipeline.run.run_dir import PREDICTIONS, RunDir, now
 from pipeline.training.results.outputs import encode, portable, size
@@ -248,6 +249,7 @@ class Predictions(pl.Callback):
                 "created": now(),
             },
         )
+        lineage.of_result("predict", self.run, counts, f"{PREDICTIONS}/receipt.json")
         limited = trainer.limit_predict_batches != 1.0
         if counts["duplicates"] or (counts["missing"] and not limited):
             raise ProofFailed(
