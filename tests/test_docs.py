@@ -29,7 +29,6 @@ RUN = {
     "examples.md": "a network written in YAML",
 }
 """The pages whose commands run, one after the other, in one place; the others are read by their parsers."""
-SLOW = ("commands.md", "store_on_s3.md", "resume.md", "evaluate.md", "debug.md", "speed.md")
 NOT_RUN = {
     "make test": "this is it",
     "make pipeline": "tests/components/test_launch.py runs it twice and looks at what it prints",
@@ -57,10 +56,9 @@ def reason(line: str) -> str | None:
     return next(iter([*exact, *starts]), None)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "page", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RUN if COMMANDS[name]]
-)
+@pytest.mark.parametrize("page", RUN)
 def test_every_command_of_the_page_runs(page: str, tmp_path: Path, s3: str) -> None:
     unique = uuid.uuid4().hex
     for line in (line for _, line in COMMANDS[page] if reason(line) is None):
