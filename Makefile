@@ -188,7 +188,7 @@ audit: $(READY) ## Check everything in IMAGE against the database of known vulne
 docs: $(READY) ## Build the documentation as a site, into site/.
 	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet && echo site/index.html
 
-docs-serve: $(READY) ## Show the documentation in a browser, as it is written: http://127.0.0.1:8000
+docs-serve: $(READY) ## Show the documentation with its search while it is written: http://127.0.0.1:8000
 	@NO_MKDOCS_2_WARNING=1 python -m mkdocs serve
 
 reference: $(READY) ## Write docs/reference/ again, from the code.

@@ -4,12 +4,17 @@ import os
 import re
 import shlex
 import sys
+import threading
 import uuid
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.browser import chromium
 from tests.support.commands import ROOT, command
 from tests.support.documented import PAGES, Documented, check, documented
 
@@ -24,7 +29,6 @@ RUN = {
     "examples.md": "a network written in YAML",
 }
 """The pages whose commands run, one after the other, in one place; the others are read by their parsers."""
-SLOW = ("commands.md", "store_on_s3.md", "resume.md", "evaluate.md", "debug.md", "speed.md")
 NOT_RUN = {
     "make test": "this is it",
     "make pipeline": "tests/components/test_launch.py runs it twice and looks at what it prints",
@@ -53,10 +57,9 @@ def reason(line: str) -> str | None:
     return next(iter([*exact, *starts]), None)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "page", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RUN if COMMANDS[name]]
-)
+@pytest.mark.parametrize("page", RUN)
 def test_every_command_of_the_page_runs(page: str, tmp_path: Path, s3: str) -> None:
     unique = uuid.uuid4().hex
     for line in (line for _, line in COMMANDS[page] if reason(line) is None):
@@ -118,6 +121,13 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert ended.status == 0, ended.text
 
 
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves a folder, and logs nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 class Resources(HTMLParser):
     """The addresses that a browser fetches to show a page."""
 
@@ -132,24 +142,44 @@ class Resources(HTMLParser):
             self.found.append(address)
 
 
-@pytest.mark.timeout(180)
-def test_the_site_builds_without_a_warning_and_asks_nobody_for_anything(tmp_path: Path) -> None:
-    # No name is resolved, and no proxy reached: a build that asks somebody fails.
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built once: strictly, and with every proxy where nobody listens."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
     offline = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_MKDOCS_2_WARNING": "1"}
-    ended = command(sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site", env=offline)
+    ended = command(sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder, env=offline)
     assert ended.status == 0, ended.text
-    pages = list((tmp_path / "site").rglob("*.html"))
+    return folder
+
+
+def test_the_pages_of_the_site_name_no_resource_of_somebody_else(site: Path) -> None:
+    pages = [page for page in site.rglob("*.html") if not page.is_relative_to(site / "source")]
     assert len(pages) > 30
     for page in pages:
-        if page.is_relative_to(tmp_path / "site" / "source"):
-            continue
         resources = Resources()
         resources.feed(page.read_text())
         assert resources.found, page
         assert not [each for each in resources.found if re.match(r"(\w+:)?//", each)], page
-    for sheet in (tmp_path / "site").rglob("*.css"):
+    for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(\s*[\"']?(https?:)?//|@import\s+[\"']?(https?:)?//", sheet.read_text()), sheet
-    assert "epoch" in (tmp_path / "site/search/search_index.json").read_text()
+
+
+def test_the_site_is_searched_in_a_browser_and_asks_nobody_else(site: Path) -> None:
+    served = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(site)))
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    own = f"http://127.0.0.1:{served.server_port}/"
+    asked: list[str] = []
+    try:
+        with chromium() as browser:
+            page = browser.new_page()
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto(f"{own}performance.html")
+            page.goto(f"{own}index.html?q=override_optimizer")
+            page.locator(".md-search-result__link[href*='resume.html']").first.wait_for(timeout=60_000)
+    finally:
+        served.shutdown()
+        served.server_close()
+    assert not [url for url in asked if not url.startswith((own, "data:", "blob:"))]
 
 
 @pytest.mark.parametrize(

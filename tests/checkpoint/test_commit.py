@@ -39,6 +39,13 @@ def test_a_record_is_read_back_as_it_was_written(storage: str) -> None:
     }
 
 
+def test_what_a_later_version_adds_to_a_record_is_not_looked_at(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    record = commit(run, 12, 0.5)
+    run.write_json(RunDir.record(12), {**(run.read_json(RunDir.record(12)) or {}), "added": {"later": 1}})
+    assert newest(run) == record
+
+
 def test_a_checkpoint_without_its_record_does_not_exist(storage: str) -> None:
     run = RunDir(storage)
     run.write(RunDir.checkpoint(5), b"12345")

@@ -21,6 +21,7 @@ FIT = ("fit", "--config", DIGITS)
         ((*FIT, "--trainer.strategy=fsdp"), "trainer.strategy='fsdp'"),
         ((*FIT, "--trainer.strategy=deepspeed_stage_2"), "save many"),
         ((*FIT, "--ckpt_path=last"), "fit resumes by itself"),
+        ((*FIT, "--ckpt_path=best"), "fit resumes by itself"),
         ((*FIT, "--seed_everything=-1"), "seed_everything=-1 must be >= 0 and < 2**32"),
         ((*FIT, "--seed_everything=4294967296"), "seed_everything=4294967296 must be >= 0"),
         ((*FIT, "--seed_everything=1.5"), "seed_everything='1.5'"),

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -120,6 +121,16 @@ def default_text(default: object) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
+def readable(kind: str) -> str:
+    """Return a type's text without its brackets: `Optional[int]` is `int or null`."""
+    if found := re.fullmatch(r"(Optional|Union|Literal)\[(.*)\]", kind):
+        inner = re.split(r", (?![^\[]*\])", found[2])
+        if found[1] == "Literal":
+            return ", ".join(each.strip("'") for each in inner)
+        return " or ".join(readable(each) for each in [*inner, *(["null"] if found[1] == "Optional" else [])])
+    return " or ".join(readable(each) for each in kind.split(" | ")) if " | " in kind else kind
+
+
 def _is_told(action: argparse.Action) -> bool:
     hidden = action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
     return not hidden and not action.dest.endswith(".help") and type(action).__name__ != "_ActionConfigLoad"
@@ -130,7 +141,7 @@ def _flag(action: argparse.Action) -> Flag:
 
     hint = getattr(action, "_typehint", None)
     if hint is not None:
-        kind = type_to_str(hint)
+        kind = readable(type_to_str(hint))
     elif action.choices is not None:
         kind = ", ".join(map(str, action.choices))
     elif action.nargs == 0:
