@@ -1,8 +1,8 @@
 """Files of Parquet and Arrow (its file and its stream, which Feather is too) as chunks of rows, read one by one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from pipeline.errors import StorageAway, UserError, in_one_line
@@ -62,7 +62,7 @@ class ArrowFile:
     def _open(self, columns: Sequence[str] | None) -> Any:
         if self.parquet:
             parquet = load_library("pyarrow.parquet", "parquet", "pipeline.formats.Table")
-            return parquet.ParquetFile(self._source, page_checksum_verification=True, pre_buffer=True)
+            return parquet.ParquetFile(self._source, page_checksum_verification=True, pre_buffer=self._mapped == (0, 0))
         ipc = load_library("pyarrow.ipc", "parquet", "pipeline.formats.Table")
         self._source.seek(0)
         if self._stream:
@@ -95,7 +95,7 @@ class ArrowFile:
             UserError: It is damaged.
             StorageAway: The storage does not answer.
         """
-        with self._judged(self._place(chunk)):
+        with self._judged(partial(self._place, chunk)):
             if self.parquet:
                 table = self._reader.read_row_group(chunk, columns=list(columns), use_threads=False)
                 table.validate()
@@ -150,7 +150,7 @@ class ArrowFile:
         return f"row group {chunk} at byte {offset} ({rows}) is damaged"
 
     @contextmanager
-    def _judged(self, problem: str) -> Iterator[None]:
+    def _judged(self, problem: str | Callable[[], str]) -> Iterator[None]:
         try:
             yield
         except (StorageAway, UserError):
@@ -160,7 +160,7 @@ class ArrowFile:
                 raise_for_user(error, f"{self.what}: {self.url} cannot be read", "")
             if not isinstance(error, (self._pa.ArrowException, OSError, ValueError, EOFError)):
                 raise
-            said = in_one_line(error)
+            said, problem = in_one_line(error), problem if isinstance(problem, str) else problem()
             raise UserError(
                 f"{self.what}: {self.url}: {problem} ({said}). Write the file again, or leave it out"
             ) from error

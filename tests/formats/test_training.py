@@ -72,3 +72,27 @@ def test_every_format_resumes_bit_for_bit_and_is_evaluated(
         receipt = json.loads((tmp_path / f"{name} resumed/evaluation/receipt.json").read_text())
         assert receipt["samples_scored"] == receipt["samples_expected"] == SAMPLES[name]
         assert (receipt["duplicates"], receipt["missing"]) == (0, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_ends_a_fit_with_one_message(workers: int, tmp_path: Path, app: Callable[..., Ended]) -> None:
+    url = formats.write_images(str(tmp_path / "images"))
+    victim = next((tmp_path / "images/3").iterdir())
+    victim.write_bytes(victim.read_bytes()[:70])
+    config = tmp_path / "images.yaml"
+    config.write_text(MODEL + BLOCKS["Images"].replace("s3://bucket/images/train", url).replace("s3://bucket", url))
+    more = ("--data.test=null", f"--data.num_workers={workers}")
+    ended = app("fit", "--config", config, "--run_dir", tmp_path / "run", *more)
+    assert ended.status == 2, ended.text
+    assert f"3/{victim.name} (70 bytes) is no whole picture" in ended.err
+    assert "Traceback" not in ended.text
+
+
+def test_a_misspelt_column_ends_a_fit_with_its_neighbour(tmp_path: Path, app: Callable[..., Ended]) -> None:
+    url = formats.write_table(str(tmp_path / "table"))
+    config = tmp_path / "table.yaml"
+    config.write_text(MODEL + BLOCKS["Tables"].replace("s3://bucket/table/train", url).replace("[pixels", "[pixel"))
+    ended = app("fit", "--config", config, "--run_dir", tmp_path / "run", "--data.test=null")
+    assert ended.status == 2, ended.text
+    assert "part-0.parquet has no column 'pixel' (it has pixels, label, name); did you mean 'pixels'?" in ended.err
+    assert "Traceback" not in ended.text
