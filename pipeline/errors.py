@@ -24,8 +24,16 @@ class UserError(Exception):
     """
 
     def __init__(self, *problems: str) -> None:
+        problems = tuple(line for problem in problems for line in _said(problem))
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+def _said(problem: str) -> list[str]:
+    """Return the problems in a text. torch hands an exception of a loader worker on as the text of its traceback."""
+    if not problem.startswith("Caught UserError in "):
+        return [problem]
+    return problem.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip().splitlines()
 
 
 class Preempted(Exception):
@@ -34,6 +42,10 @@ class Preempted(Exception):
 
 class StorageAway(Exception):
     """The storage has not answered for some time. As far as is known there is nothing that the user must change."""
+
+    def __init__(self, problem: str = "") -> None:
+        # As above, of a loader worker.
+        super().__init__(problem.rpartition(f"{StorageAway.__module__}.{StorageAway.__name__}: ")[2].strip())
 
 
 class LeaseLost(Exception):

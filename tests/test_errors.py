@@ -43,3 +43,16 @@ def test_a_crash_is_a_failure_and_a_preemption_is_none() -> None:
 def test_a_name_that_is_near_is_suggested() -> None:
     assert did_you_mean("max_epoch", ["max_epochs", "min_epochs"]) == "; did you mean 'max_epochs'?"
     assert did_you_mean("x", ["max_epochs"]) == ""
+
+
+@pytest.mark.parametrize("kind", [UserError, StorageAway])
+def test_what_a_loader_worker_raised_is_told_without_its_traceback(kind: type[Exception]) -> None:
+    from torch._utils import ExceptionWrapper
+
+    try:
+        raise kind("rows.parquet: row group 3 is damaged") from ValueError("snappy")
+    except kind as error:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0", exc_info=(kind, error, error.__traceback__))
+    with pytest.raises(kind) as raised:
+        wrapped.reraise()
+    assert str(raised.value) == "rows.parquet: row group 3 is damaged"

@@ -14,6 +14,7 @@ LAYERS = (
     ("process",),
     ("data", "run", "agent"),
     ("cache",),
+    ("formats",),
     ("checkpoint",),
     ("training",),
     ("config",),

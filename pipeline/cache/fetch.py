@@ -139,7 +139,7 @@ class _CachedFile:
                 raise FileNotFoundError(f"{self.url} does not exist") from error
             reason, failure = storage_error(error), error
         else:
-            version = _version(info)
+            version = version_of(info)
             if not version or version.startswith("size="):
                 log.warning(
                     "%s: its host reports neither tag nor time: changes may be missed; sha256 pins it", self.url
@@ -181,7 +181,7 @@ class _CachedFile:
                     time.sleep(_PAUSE * 4**attempt)
                     info = _ask(fs, path)
                 self._download(fs, path, info, wanted)
-                return _version(info)
+                return version_of(info)
             except (UserError, ValueError, FileNotFoundError, PermissionError):
                 raise
             except Exception as error:  # noqa: BLE001 - every storage has errors of its own
@@ -191,7 +191,7 @@ class _CachedFile:
         raise OSError(f"{self.url} was not fetched whole in {_TRIES} tries: {storage_error(failure)}") from failure
 
     def _download(self, fs: Any, path: str, info: dict[str, Any], wanted: str) -> None:
-        version, size = _version(info), _size(info)
+        version, size = version_of(info), _size(info)
         stem = self.folder.path / f"{self.key}-{hashlib.sha256(version.encode()).hexdigest()[:16]}"
 
         def fill(file: BinaryIO) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class _CachedFile:
             file.truncate(length)
             if size is not None and source_bytes != size:
                 raise _short(source_bytes, size)
-            if _version(_ask(fs, path)) != version:
+            if version_of(_ask(fs, path)) != version:
                 raise ConnectionError("it was changed while it was fetched")
             if wanted:
                 _verify(self.url, source_digest, wanted)
@@ -269,7 +269,7 @@ def _short(came: int, size: int) -> ConnectionError:
     return ConnectionError(f"{came} bytes came, the storage says {size}")
 
 
-def _version(info: dict[str, Any]) -> str:
+def version_of(info: dict[str, Any]) -> str:
     """Return what changes with the content: the storage's tag or else its times, and the length."""
     tags = [f"{name}={info[name]}" for name in _TAGS if info.get(name)][:1]
     found = tags or [f"{name}={info[name]}" for name in _TIMES if info.get(name)]

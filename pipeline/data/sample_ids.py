@@ -132,7 +132,10 @@ class _IdentifiedCollate:
 
     def __call__(self, samples: Any) -> IdentifiedBatch:
         if isinstance(samples, IdentifiedBatch):
-            return self._collated(samples, samples.batch) if isinstance(samples.batch, list) else samples
+            # A whole batch needs no collating, but a function of the user's takes samples.
+            apart = self.own is not default_collate and not isinstance(samples.batch, list)
+            items = rows(samples.batch) if apart else samples.batch
+            return self._collated(samples, items) if isinstance(items, list) else samples
         if isinstance(samples, Sample):  # a loader with batch_size=None: one sample is one batch
             return IdentifiedBatch.of([samples], self.collate(samples.item))
         return self._collated(IdentifiedBatch.of(samples, None), [sample.item for sample in samples])

@@ -97,7 +97,7 @@ class SeededDataset(Dataset[Any]):
 
 
 class SeededCollate:
-    """Collates a list of samples; a whole batch is one already.
+    """Collates a list of samples; a whole batch is one already, and is taken apart for a function of the user's.
 
     Random numbers that a function of the user's draws depend on (seed, epoch, first index of the batch): the global
     generators are seeded for each batch and put back afterwards, as they are for a sample. Without that a batch would
@@ -117,7 +117,9 @@ class SeededCollate:
     def __call__(self, fetched: Any) -> Any:
         """The batch that was fetched."""
         if not isinstance(fetched, list):
-            return fetched
+            if self.collate is default_collate:
+                return fetched
+            fetched = rows(fetched)
         try:
             if self.seeded is None or self.collate is default_collate:
                 return self.collate(fetched)
