@@ -187,7 +187,9 @@ def _causes(found: list[BadLoss]) -> str:
 
 
 def _are_finite(gradients: list[Tensor]) -> bool:
-    """Return whether all numbers are finite: by the greatest of them, for a sum of their squares may overflow."""
+    """Return whether all numbers are finite. A norm is: that settles it, and costs least; else its squares overflow."""
     dense = [each.coalesce().values() if each.is_sparse else each for each in gradients]
     dense = [each for each in dense if each.numel()]
-    return not dense or bool(torch.isfinite(torch.nn.utils.get_total_norm(dense, norm_type=float("inf"))))
+    if not dense or bool(torch.isfinite(torch.nn.utils.get_total_norm(dense))):
+        return True
+    return all(bool(torch.isfinite(each).all()) for each in dense)

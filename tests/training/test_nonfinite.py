@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.run.run_dir import RunDir
-from pipeline.training.nonfinite import BadLoss
+from pipeline.training.nonfinite import BadLoss, _are_finite
 from tests.support.commands import Ended, assert_one_message, torchrun
 from tests.support.runs import App, attempt
 
@@ -152,6 +153,15 @@ def test_a_long_batch_is_named_in_short() -> None:
     assert text.startswith("the loss of rank 3 is inf (batch 7 of epoch 0, samples 0, 1, 2, ")
     assert text.endswith(", 19 and 44 more)")
     assert str(BadLoss(0, "nan", 1, 2, None)) == "the loss of rank 0 is nan (batch 2 of epoch 1)"
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_gradients_that_are_large_are_finite_and_one_number_that_is_not_is_found(wrong: float) -> None:
+    large: list[Tensor] = [torch.full((3,), 1e30), torch.zeros(0), torch.ones(2, dtype=torch.float64)]
+    assert _are_finite(large), "though the sum of their squares is not"
+    assert not _are_finite([*large, torch.tensor([0.0, wrong])])
+    assert not _are_finite([torch.sparse_coo_tensor(torch.tensor([[1]]), torch.tensor([wrong]), (4,))])
+    assert _are_finite([])
 
 
 def ranks(folder: Path, name: str, lines: list[list[str]]) -> Ended:
