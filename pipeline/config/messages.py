@@ -8,6 +8,7 @@ import argparse
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,7 @@ _REWORDED = (
         r"Expected a dot import path string: (\S+)",
         r"\1 is no class that is known by its name alone; give its import path",
     ),
+    (r"Unexpected import path format: (\S+)", r"\1 is no import path: write it with dots, as package.module.Class"),
     (r"Import path .*does not correspond to a subclass of (\w+)", r"it is no subclass of \1"),
 )
 
@@ -47,7 +49,7 @@ def parse_problem(error: argparse.ArgumentError, parser: LightningArgumentParser
         subcommand: Its name, or "".
     """
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    text = _type_problem(lines) if "Parser key" in str(error) else " ".join(lines)
+    text = _type_problem(lines, error) if "Parser key" in str(error) else " ".join(lines)
     misspelt = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", text)
     if misspelt:
         text += did_you_mean(misspelt[1], _allowed_names(parser, text))
@@ -55,7 +57,7 @@ def parse_problem(error: argparse.ArgumentError, parser: LightningArgumentParser
     return f"{text} ({command} shows what is allowed)"
 
 
-def _type_problem(lines: list[str]) -> str:
+def _type_problem(lines: list[str], error: BaseException) -> str:
     """Return `key=value for class: reasons` for a value that does not fit its key's type."""
     text = "\n".join(lines)
     keys = re.findall(r'Parser key "([^"]+)"', text)
@@ -72,7 +74,10 @@ def _type_problem(lines: list[str]) -> str:
     )
     classes = re.findall(r"Problem with given class_path '([^']+)'", text)
     where = f" for {classes[-1]}" if classes and classes[-1] not in value else ""
-    if hint := import_hint(classes[-1]) if classes else "":
+    # A value that is of another type than a class is never imported to find out.
+    tried = values and (values[0].partition(".")[0] in sys.modules or "does not correspond to a subclass" in text)
+    paths = [*_imported(error), *classes[-1:], *(values[:1] if tried else ())]
+    if hint := next(filter(None, map(import_hint, paths)), ""):
         reasons = [hint]
     if unknown := re.search(r"(\w+) is no class that is known", ",".join(reasons)):
         reasons.append(did_you_mean(unknown[1], _names_alone()).removeprefix("; "))
@@ -81,6 +86,12 @@ def _type_problem(lines: list[str]) -> str:
         reasons = [hint]
     reasons = [reason for reason in dict.fromkeys(reasons) if reason]
     return f"{'.'.join(keys)}{value}{where}: {', '.join(reasons) or 'not accepted'}"
+
+
+def _imported(error: BaseException) -> list[str]:
+    """Return the path that the parser was importing when an error came up, if it was."""
+    frames = [frame for each in chain(error) for frame, _ in traceback.walk_tb(each.__traceback__)]
+    return [str(each.f_locals["name"]) for each in frames if each.f_code.co_name == "import_object"][-1:]
 
 
 def _names_alone() -> set[str]:

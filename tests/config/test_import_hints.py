@@ -49,6 +49,15 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("own_broken.Thing", "own_broken.Thing imports 'surely_not_installed', which is not installed here ("),
         ("own_half.Thing", "'own_half' is {modules}/own_half.py, which defines no Thing ("),
         ("own_package.networks.Clasifier", "defines no Clasifier; did you mean 'own_package.networks.Classifier'?"),
+        (
+            "own_package.divides.Net",
+            "own_package.divides fails: ZeroDivisionError: division by zero ({modules}/own_package/",
+        ),
+        (
+            "own_package.networks",
+            "own_package.networks is a module: name a class in it, such as own_package.networks.C",
+        ),
+        ("own_package.networks:Classifier", "is no import path: write it with dots, as package.module.Class"),
         ("pipeline.my_models.Thing", "the module 'pipeline' is this program's own, from "),
         ("components.parts.Thing", "the module 'components' is this program's own, from "),
     ],
