@@ -17,7 +17,7 @@ TRAINER = {
     "max_time": "End after this time, as `DD:HH:MM:SS` or `{hours: 8}`.",
     "limit_train_batches": "So many batches an epoch (int), or this share of them (float).",
     "limit_val_batches": "The same for each validation; 0 leaves it out.",
-    "limit_test_batches": "The same for a test, which a test with a receipt refuses: it would leave samples out.",
+    "limit_test_batches": "The same for a test, with `--unproven true`: the receipt says that samples are left out.",
     "limit_predict_batches": "The same for predictions.",
     "overfit_batches": "Train on so many of the same batches again and again, to see whether the model can learn them "
     "(one process).",
