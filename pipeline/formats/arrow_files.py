@@ -99,8 +99,7 @@ class ArrowFile:
             if self.parquet:
                 table = self._reader.read_row_group(chunk, columns=list(columns), use_threads=False)
                 table.validate()
-                arrays = {name: table.column(name).combine_chunks() for name in columns}
-                return {name: _one(each) for name, each in arrays.items()}, table.nbytes
+                return {name: _one(table.column(name)) for name in columns}, table.nbytes
             source = self._batches if self._batches is not None else self._narrow(columns)
             batch = source[chunk] if isinstance(source, list) else source.get_batch(chunk)
             found = {name: batch.column(name) for name in columns}
@@ -168,7 +167,9 @@ class ArrowFile:
 
 def _one(column: Any) -> Any:
     """Return a column as one array, without a dictionary."""
-    found = column.chunk(0) if hasattr(column, "num_chunks") else column
+    found = column
+    if hasattr(column, "num_chunks"):
+        found = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return found.dictionary_decode() if hasattr(found, "dictionary") else found
 
 

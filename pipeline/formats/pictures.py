@@ -58,7 +58,8 @@ class PictureDecoder:
             with Image.open(io.BytesIO(data)) as opened:
                 if self.size is not None:
                     opened.draft(self.mode, self.size[::-1])  # a JPEG of twice the size and more is decoded smaller
-                ImageOps.exif_transpose(opened, in_place=True)
+                if opened.format != "JPEG" or {"exif", "xmp"} & opened.info.keys():  # a JPEG's stand in its header
+                    ImageOps.exif_transpose(opened, in_place=True)
                 upright: Any = opened
                 wide = upright.mode.startswith("I;16") and self.mode == "L"
                 picture = _of_16_bits(upright) if wide else upright.convert(self.mode)
