@@ -10,20 +10,27 @@ second one waits for the first.
 """
 
 import argparse
-import inspect
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from torchx.runner import Runner, get_runner
 from torchx.schedulers.ids import make_unique
 from torchx.specs import AppDef, BindMount, parse_mounts
 
-from components.compat import file_linter, types
+from components.command_line import (
+    LaunchParser,
+    add_parameters,
+    add_scheduler_options,
+    parameters_of,
+    raise_at_signals,
+    split_app_args,
+)
+from components.compat import types
 from components.driver import IMAGE as DRIVER_IMAGE
 from components.driver import driver, options_of
 from components.evaluate import evaluate
@@ -98,23 +105,20 @@ def _run_stages(
     app_args = parameters.pop("app_args")
     facts: dict[str, Any] = {"command": "launch", "run_dir": parameters["run_dir"]}
     stages = [
-        train(*app_args, **_for(train, parameters)),
+        train(*app_args, **parameters_of(train, parameters)),
         # The flags after -- are training's: the evaluation reads model and data from the configuration of the run.
-        evaluate(**_for(evaluate, {**parameters, "gpu": min(parameters["gpu"], 1)})),
+        evaluate(**parameters_of(evaluate, {**parameters, "gpu": min(parameters["gpu"], 1)})),
     ]
     with get_runner() as runner:
-        target = _target(options, runner)
-        _check_submitter(target, parameters)
+        target = target_of(options, runner)
+        check_submitter(target, parameters)
         if target.cfg.get("kind") == "jobset":
             # One object, whose second role starts when the first one is complete.
             stages = [_as_jobset_app(*stages)]
         if options.detach:
             _detach(target, stages, parameters, arguments, options)
             return DONE, {}, ""
-        # TorchX's local schedulers have just installed handlers that raise an exception of their own.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, signal.default_int_handler)
+        raise_at_signals(signal.default_int_handler)
         for stage in stages:
             try:
                 status, how = run_stage(stage, target, parameters["run_dir"])
@@ -127,11 +131,11 @@ def _run_stages(
             if status != DONE:
                 echo(f"{stage.name}: {how}", sys.stderr)
                 return status, facts, f"{stage.name}: {how}"
-    _show(_host_path(parameters["run_dir"], parameters["mounts"]))
+    show_result(host_path(parameters["run_dir"], parameters["mounts"]))
     return DONE, facts, "trained and evaluated"
 
 
-def _check_submitter(target: LaunchTarget, parameters: dict[str, Any]) -> None:
+def check_submitter(target: LaunchTarget, parameters: dict[str, Any]) -> None:
     """Raise a UserError for what this machine lacks, or for what does not survive the containers of the stages."""
     if target.scheduler.startswith("local"):
         # On this machine the stages run in this Python.
@@ -145,12 +149,12 @@ def _check_submitter(target: LaunchTarget, parameters: dict[str, Any]) -> None:
         raise UserError(f"config={parameters['config']!r} does not exist here; the stages run in {os.getcwd()}")
 
 
-def _target(options: argparse.Namespace, runner: Runner) -> LaunchTarget:
+def target_of(options: argparse.Namespace, runner: Runner) -> LaunchTarget:
     """Return where the stages run."""
     if options.scheduler not in runner.scheduler_backends():
         known = ", ".join(sorted(runner.scheduler_backends()))
         raise UserError(f"scheduler={options.scheduler!r} must be one of {known}")
-    cfg, problems = _run_options(runner, options, "scheduler_args")
+    cfg, problems = run_options(runner, options, "scheduler_args")
     allowed = [name for name, _ in runner.scheduler_run_opts(options.scheduler)]
     if options.workspace and "://" not in options.workspace and not os.path.isdir(options.workspace):
         problems.append(f"workspace={options.workspace!r} is no folder here: images would be patched with nothing")
@@ -163,7 +167,7 @@ def _target(options: argparse.Namespace, runner: Runner) -> LaunchTarget:
     return LaunchTarget(runner, options.scheduler, cfg, options.workspace, name, options.on_signal == "cancel")
 
 
-def _run_options(runner: Runner, options: argparse.Namespace, flag: str) -> tuple[dict[str, Any], list[str]]:
+def run_options(runner: Runner, options: argparse.Namespace, flag: str) -> tuple[dict[str, Any], list[str]]:
     """Return the run options that a flag of the command line holds, and what is wrong with their names."""
     # TorchX takes the flags of another program, such as sbatch's, for options of its own.
     text = re.sub(r"(--[\w-]+)=", r"\1 ", getattr(options, flag))
@@ -208,7 +212,7 @@ def _detach(
             target.runner.dryrun(stage, target.scheduler, cfg_of(stage, target))
         own = {name: parameters[name] for name in ("env", "secrets", "retries")}
         app = driver(arguments, target.name, image=options.driver_image, **own)
-        given, problems = _run_options(target.runner, options, "driver_args")
+        given, problems = run_options(target.runner, options, "driver_args")
         if problems:
             raise UserError(*problems)
         cfg = {**options_of(target.cfg, given), "app_id": target.name}
@@ -227,7 +231,7 @@ def _require_persistent_run_dir(run_dir: str, mounts: Sequence[str] | None) -> N
         )
 
 
-def _host_path(run_dir: str, mounts: Sequence[str] | None) -> str:
+def host_path(run_dir: str, mounts: Sequence[str] | None) -> str:
     """Return where this machine has a run directory that the containers have below a mount."""
     for mount in parse_mounts(list(mounts or ())):
         if isinstance(mount, BindMount) and f"{run_dir}/".startswith(f"{mount.dst_path.rstrip('/')}/"):
@@ -235,7 +239,7 @@ def _host_path(run_dir: str, mounts: Sequence[str] | None) -> str:
     return run_dir
 
 
-def _show(run_dir: str) -> None:
+def show_result(run_dir: str) -> None:
     """Print the result of the run, read from its run directory."""
     run = RunDir(run_dir)
     try:
@@ -255,95 +259,42 @@ def _show(run_dir: str) -> None:
     else:
         echo(f"test samples scored  {receipt['samples_scored']} of {receipt['samples_expected']}, once each")
     echo(f"run directory  {run}")
-    _report(run)
+    show_report(run.label)
 
 
-def _report(run: RunDir) -> None:
-    """Write the page on the run, where this machine has what it needs; the run is done, whatever becomes of it."""
+def show_report(url: str) -> None:
+    """Write the page on a run, or a folder of them, where this machine has what it needs; the runs are done anyway."""
     try:
         from pipeline.commands.report.command import write_report  # noqa: PLC0415 - its packages are optional
 
-        echo(f"report  {write_report([run.label])}")
+        echo(f"report  {write_report([url])}")
     except ImportError as error:
         echo(f"no report: it needs a package that is not installed here ({error}): {_INSTALL}", sys.stderr)
     except UserError as error:
         echo(f"no report: {error}", sys.stderr)
     except Exception as error:  # noqa: BLE001 - the stages succeeded
-        echo(f"no report: {storage_error(error)}; python -m pipeline report --run_dir {run} tries again", sys.stderr)
+        echo(f"no report: {storage_error(error)}; python -m pipeline report --run_dir {url} tries again", sys.stderr)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Split the command line into the driver's own options and the parameters of the components."""
-    parser = _Parser(
+    parser = LaunchParser(
         prog="python -m components.launch",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_scheduler_options(parser)
     add = parser.add_argument
-    add("-s", "--scheduler", default="local_cwd", help="TorchX scheduler (default: local_cwd)")
-    add("--scheduler_args", default="", help="its run options, as a=1,b=2", metavar="A=1,B=2")
-    add("--workspace", default="", help="a folder of code that the image is patched with, such as .")
     add("--detach", action="store_true", help="submit what runs the stages, and exit (slurm, kubernetes_job)")
     add("--name", default="", help="name of this pipeline, by which it finds its stages again (slurm, kubernetes_job)")
     add("--driver_image", default=DRIVER_IMAGE, help=f"image of the driver (default: {DRIVER_IMAGE})")
     add("--driver_args", default="", help="its own run options, where they differ from its stages'", metavar="A=1,B=2")
     add(FLAG, default="", help=f"whom to tell once how it has ended: a webhook or a command (default: {VARIABLE})")
-    choices = ("cancel", "leave")
-    add("--on_signal", default="cancel", choices=choices, help="what a signal does to the stage (default: cancel)")
-    names = _add_parameters(parser)
-    at = list(arguments).index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_args(arguments[:at])
-    return options, {"app_args": list(arguments[at + 1 :]), **{name: getattr(options, name) for name in names}}
-
-
-def _for(component: Callable[..., AppDef], parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the parameters that a component has."""
-    return {name: value for name, value in parameters.items() if name in inspect.signature(component).parameters}
-
-
-def _add_parameters(parser: argparse.ArgumentParser) -> list[str]:
-    """Make the components' parameters options of the driver: signature and docstring are the command line."""
-    parameters: dict[str, inspect.Parameter] = {}
-    descriptions: dict[str, str] = {}
-    for component in (evaluate, train):
-        parameters.update(inspect.signature(component).parameters)
-        descriptions.update(file_linter.get_fn_docstring(component)[1])
-    del parameters["app_args"]
-    for name, parameter in parameters.items():
-        required = parameter.default is parameter.empty
-        default = "" if required or parameter.default in (None, "", False) else f" (default: {parameter.default})"
-        parser.add_argument(
-            f"--{name}",
-            type=_decoder(parameter.annotation),
-            required=required,
-            default=None if required else parameter.default,
-            help=descriptions[name] + default,
-        )
-    return list(parameters)
-
-
-def _decoder(annotation: Any) -> Callable[[str], Any]:
-    kind = types.decode_optional(annotation)
-    name = getattr(kind, "__name__", str(kind))
-
-    def decode(text: str) -> Any:
-        try:
-            if kind is bool:
-                return {"true": True, "false": False}[text.lower()]
-            return kind(text) if types.is_primitive(kind) else types.decode_from_string(text, kind)
-        except KeyError:
-            raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
-        except (ValueError, TypeError) as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from error
-
-    decode.__name__ = name
-    return decode
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help; the app's own flags go after --)")
+    names = add_parameters(parser)
+    own, app_args = split_app_args(arguments)
+    options = parser.parse_args(own)
+    return options, {"app_args": app_args, **{name: getattr(options, name) for name in names}}
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ class LaunchTarget:
         workspace: A folder that images are patched with; empty for none.
         name: The name of the pipeline, by which its stages are found again; empty to submit new ones.
         cancels: Whether an interrupt of this process cancels the stage that it waits for.
+        label: What stands before each line about a stage and of its log.
+        interrupt: Set by another thread, it does to the stage what an interrupt of this process would.
+        said: Called with each line of its log.
     """
 
     runner: Runner
@@ -53,6 +56,9 @@ class LaunchTarget:
     workspace: str = ""
     name: str = ""
     cancels: bool = True
+    label: str = ""
+    interrupt: threading.Event = field(default_factory=threading.Event)
+    said: Callable[[str], object] = len
 
 
 def run_stage(app: AppDef, target: LaunchTarget, run_dir: str) -> tuple[int, str]:
@@ -99,7 +105,7 @@ def submit(app: AppDef, target: LaunchTarget) -> AppHandle:
     handle = target.runner.run(app, target.scheduler, cfg_of(app, target), workspace=target.workspace or None)
     if target.scheduler != "local_cwd":
         on_slurm = target.scheduler == "slurm" and target.cfg.get("container", "none") == "none"
-        echo(f"{app.name}: {handle}" + ("" if on_slurm else f", image {app.roles[0].image}"), sys.stderr)
+        echo(f"{target.label}{app.name}: {handle}" + ("" if on_slurm else f", image {app.roles[0].image}"), sys.stderr)
     return handle
 
 
@@ -150,23 +156,24 @@ def _submitted(app: AppDef, target: LaunchTarget) -> AppHandle:
 
 def _wait(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus | None:
     """Follow a stage to its end, showing its log; None if the scheduler no longer knows it."""
-    runner = target.runner
+    tails = [
+        threading.Thread(target=_tail, args=(target, handle, role.name, replica), daemon=True)
+        for role in app.roles
+        for replica in range(role.num_replicas)
+    ]
+    local, last_lines = target.scheduler.startswith("local"), 10.0
     try:
-        tails = [
-            threading.Thread(target=_tail, args=(runner, handle, role.name, replica), daemon=True)
-            for role in app.roles
-            for replica in range(role.num_replicas)
-        ]
         for tail in tails:
             tail.start()
-        ended = _await_end(handle, app, target)
-        for tail in tails:
-            tail.join(timeout=10)
+        return _await_end(handle, app, target)
     except BaseException as error:
-        if target.scheduler.startswith("local") or (target.cancels and isinstance(error, KeyboardInterrupt)):
-            runner.cancel(handle)
+        last_lines = 2.0 if local else 0.0
+        if local or (target.cancels and isinstance(error, KeyboardInterrupt)):
+            target.runner.cancel(handle)
         raise
-    return ended
+    finally:
+        for tail in filter(threading.Thread.is_alive, tails):
+            tail.join(last_lines)
 
 
 def _await_end(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatus | None:
@@ -176,7 +183,8 @@ def _await_end(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatu
     # Kubernetes: what was preempted is started again at once, instead of after the cluster's delay.
     renew: Callable[[str], str] = getattr(scheduler, "renew", lambda _: "")
     while True:
-        time.sleep(_LOCAL_POLL if local else _POLL)
+        if target.interrupt.wait(_LOCAL_POLL if local else _POLL):
+            raise KeyboardInterrupt
         try:
             described = target.runner.status(handle)
             done = renew(name)
@@ -187,7 +195,7 @@ def _await_end(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatu
             if time.monotonic() - answered > _UNANSWERED:
                 raise
             if shown != (shown := f"its status cannot be read now: {storage_error(error)}"):
-                echo(f"{app.name}: {shown}", sys.stderr)
+                echo(f"{target.label}{app.name}: {shown}", sys.stderr)
             continue
         answered = time.monotonic()
         if described is None or is_terminal(described.state):
@@ -195,7 +203,7 @@ def _await_end(handle: AppHandle, app: AppDef, target: LaunchTarget) -> AppStatu
         # Why it is pending or restarting.
         for text in filter(None, (described.msg.replace(NONE, ""), done)):
             if shown != (shown := text):
-                echo(f"{app.name}: {text}", sys.stderr)
+                echo(f"{target.label}{app.name}: {text}", sys.stderr)
 
 
 def status_from_scheduler(ended: AppStatus) -> int | None:
@@ -221,12 +229,13 @@ def _status_from_attempt(stage: str, run_dir: str, launched: datetime) -> int | 
     return status if fresh and isinstance(status, int) else None
 
 
-def _tail(runner: Runner, handle: AppHandle, role: str, replica: int) -> None:
+def _tail(target: LaunchTarget, handle: AppHandle, role: str, replica: int) -> None:
     """Print the log of one replica as it grows."""
-    prefix = prefix_of(role, replica)
+    prefix = target.label + prefix_of(role, replica)
     try:
-        for line in runner.log_lines(handle, role, replica, should_tail=True):
+        for line in target.runner.log_lines(handle, role, replica, should_tail=True):
             echo(prefix + line.rstrip("\n"))
+            target.said(line)
     except Exception as error:  # noqa: BLE001 - a lost log does not fail the run
         echo(f"{prefix}(log unavailable: {storage_error(error)})", sys.stderr)
 

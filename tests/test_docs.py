@@ -44,6 +44,8 @@ NOT_RUN = {
     "python -m tests.benchmarks": "takes long; tests/test_benchmarks.py runs every subject in a moment",
     "torchx tracker list": "asks for what a run has left; tests/run/test_lineage.py runs it",
     "mkdir -p runs": "nothing of this program",
+    "for lr in": "tests/components/sweep/test_command.py runs it",
+    "python hydra_fit.py": "tests/components/sweep/test_command.py runs it, without Hydra",
 }
 """How the commands begin that are neither run nor read by a parser here, and why."""
 COMMANDS = {page.name: documented(page) for page in PAGES}

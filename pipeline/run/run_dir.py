@@ -42,6 +42,8 @@ PREDICTIONS, REPORT = "predictions", "report.html"
 LOGS = "logs"
 LEASE = "lease.json"
 NEWEST = "run.json"
+SWEEP = "sweep.json"
+"""Beside `trials` and a lease of its own in the folder of a sweep, in which the run directories of its trials lie."""
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 

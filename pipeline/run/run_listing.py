@@ -2,7 +2,7 @@
 
 A run directory is a folder that holds an attempt's record, a checkpoint's file, `lease.json` or `fit.yaml` under the
 names that `pipeline.run.run_dir` gives them. It may lie at any depth, also within another run. Links to folders are
-not followed.
+not followed. The folder of a sweep, which has a lease too, is none.
 """
 
 import logging
@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import StorageAway, UserError
 from pipeline.run.retry import patiently
-from pipeline.run.run_dir import ATTEMPTS, CHECKPOINTS, LEASE, NEWEST, RunDir, parse_json, run_dir_problem
+from pipeline.run.run_dir import ATTEMPTS, CHECKPOINTS, LEASE, NEWEST, SWEEP, RunDir, parse_json, run_dir_problem
 from pipeline.run.s3_listing import S3Folder
 from pipeline.run.storage_errors import is_away, raise_for_user, storage_error
 
@@ -266,7 +266,9 @@ def _read(path: str) -> bytes | Exception:
 def _by_run(files: Mapping[str, StoredFile]) -> dict[str, dict[str, StoredFile]]:
     """Return the files of each run by their names in it; the run "" is the URL itself. Others belong to none."""
     names = (name for name in files if name.endswith(_ENDS))
-    roots = {match[1] or "" for match in map(_MARKER.fullmatch, names) if match}
+    marked = [(match[1] or "", match[0]) for match in map(_MARKER.fullmatch, names) if match]
+    sweeps = {name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == SWEEP}
+    roots = {root for root, name in marked if root not in sweeps or name.rpartition("/")[2] != LEASE}
     found: dict[str, dict[str, StoredFile]] = {root: {} for root in roots}
     run_of: dict[str, str | None] = {root: root for root in roots}
 
@@ -305,9 +307,10 @@ def _with_leases(
         yield root, {NEWEST: record} | ({LEASE: leases[root]} if root in leases else {})
 
 
-def _may_be_run(folders: Iterable[str], files: Iterable[str]) -> bool:
+def _may_be_run(folders: Iterable[str], files: Collection[str]) -> bool:
     """Return whether a folder looks like a run itself, by what lies directly in it."""
-    return not {*folders, *files}.isdisjoint((ATTEMPTS, CHECKPOINTS, LEASE, NEWEST, RunDir.config("fit")))
+    marks = {ATTEMPTS, CHECKPOINTS, NEWEST, RunDir.config("fit"), *([] if SWEEP in files else [LEASE])}
+    return not marks.isdisjoint((*folders, *files))
 
 
 def _below(base: str, name: str) -> str:

@@ -37,6 +37,12 @@ def test_a_run_is_what_holds_a_file_that_a_run_leaves(storage: str, name: str, i
     assert roots(storage) == ["x"] * is_run
 
 
+def test_the_folder_of_a_sweep_is_no_run_for_its_lease_but_a_run_may_hold_a_sweep_json(storage: str) -> None:
+    for name in ("s/lease.json", "s/sweep.json", "s/0001/fit.yaml", "run/sweep.json", "run/attempts/0001.json"):
+        RunDir(storage).write(name, b"1")
+    assert roots(storage) == ["run", "s/0001"]
+
+
 def test_every_file_belongs_to_the_innermost_run(storage: str) -> None:
     base = RunDir(storage)
     for name in ("fit.yaml", "logs/a", "x/fit.yaml", "x/logs/deep/b", "x/y/z/lease.json", "x/y/z/c", "x-y"):

@@ -84,6 +84,7 @@ def _check_launch(words: Sequence[str]) -> None:
     from torchx.runner import get_runner
 
     from components import launch
+    from components.command_line import parameters_of
     from components.evaluate import evaluate
     from components.train import train
 
@@ -91,14 +92,24 @@ def _check_launch(words: Sequence[str]) -> None:
     app_args = parameters.pop("app_args")
     with get_runner() as runner:
         assert options.scheduler in runner.scheduler_backends()
-        cfg, problems = launch._run_options(runner, options, "scheduler_args")
+        cfg, problems = launch.run_options(runner, options, "scheduler_args")
         assert not problems, problems
         for stage in (
-            train(*app_args, **launch._for(train, parameters)),
-            evaluate(**launch._for(evaluate, {**parameters, "gpu": min(parameters["gpu"], 1)})),
+            train(*app_args, **parameters_of(train, parameters)),
+            evaluate(**parameters_of(evaluate, {**parameters, "gpu": min(parameters["gpu"], 1)})),
         ):
             runner.dryrun(stage, options.scheduler, cfg)
     _check_subcommand(["fit", *app_args])
+
+
+def _check_sweep(words: Sequence[str]) -> None:
+    from components.command_line import split_app_args
+    from components.sweep import command
+
+    own, app_args = split_app_args(words)
+    options, _ = command._parse(own)
+    space = command._space(options, app_args)
+    _check_subcommand(["fit", *app_args, *(f"--{key}={value}" for key, value in space.extremes())])
 
 
 def _check_torchx(words: Sequence[str]) -> None:
@@ -133,7 +144,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "python -m pipeline": _check_subcommand,
     "python -m components.launch": _check_launch,
     "python -m components.jobs": _check_program("components.jobs"),
-    "python -m components.sweep": _check_program("components.sweep"),
+    "python -m components.sweep": _check_sweep,
     "torchx run": _check_torchx,
     "make": _check_make,
 }

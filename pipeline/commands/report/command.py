@@ -1,4 +1,7 @@
-"""`python -m pipeline report --run_dir <url> [more urls]`: writes `<run_dir>/report.html`."""
+"""`python -m pipeline report --run_dir <url> [more urls]`: writes `<run_dir>/report.html`.
+
+`python -m pipeline report <folder>` compares the runs beneath a folder, such as those of a sweep.
+"""
 
 import argparse
 import os
@@ -14,17 +17,20 @@ from pipeline.commands.report.sections import run_section
 from pipeline.errors import DONE, StorageAway, UserError
 from pipeline.run import storage
 from pipeline.run.run_dir import REPORT, RunDir
+from pipeline.run.run_listing import RunTree
 from pipeline.run.storage_errors import raise_for_user
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `report`."""
+    parser.add_argument("url", nargs="*", default=[], help="The same as --run_dir.")
     parser.add_argument(
         "--run_dir",
-        required=True,
         nargs="+",
+        default=[],
         metavar="URL",
-        help="The run directory, a path or any fsspec URL; several are compared, on the page of the first one.",
+        help="The run directory, a path or any fsspec URL, or a folder of runs, such as a sweep's; several runs are "
+        "compared, on the page of the first URL.",
     )
     parser.add_argument(
         "--output",
@@ -40,7 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: A run cannot be read, the page cannot be written, or what it needs is not installed.
         StorageAway: The storage does not answer.
     """
-    print(write_report(arguments.run_dir, arguments.output))  # noqa: T201 - the output of the command
+    urls = [*arguments.url, *arguments.run_dir]
+    if not urls:
+        raise UserError("report: the following arguments are required: --run_dir, of a run or a folder of runs")
+    print(write_report(urls, arguments.output))  # noqa: T201 - the output of the command
     return DONE
 
 
@@ -48,8 +57,8 @@ def write_report(urls: Sequence[str], output: str = "") -> str:
     """Write the page on some runs.
 
     Args:
-        urls: Of the run directories.
-        output: Where to; empty for the first run's own folder.
+        urls: Of run directories, or of folders with runs in them.
+        output: Where to; empty for the folder of the first URL.
 
     Returns:
         The URL of the page.
@@ -58,15 +67,16 @@ def write_report(urls: Sequence[str], output: str = "") -> str:
         UserError: See `run`.
         StorageAway: The storage does not answer.
     """
-    runs = [_existing_run(url) for url in dict.fromkeys(urls)]
-    page = make_report(runs).encode("utf-8", "replace")
-    target = output or runs[0].url_of(REPORT)
+    runs = {run.url: run for url in urls for run in _existing_runs(url)}
+    page = make_report(list(runs.values())).encode("utf-8", "replace")
+    first = RunDir(urls[0])
+    target = output or first.url_of(REPORT)
     fs, path = storage.open_filesystem(target, f"output={target!r}")
     try:
         storage.write(fs, os.path.abspath(path) if storage.is_local(fs) else path, page)
     except Exception as error:  # noqa: BLE001 - every storage has errors of its own
         raise_for_user(error, f"{target} cannot be written", "Name another place by --output")
-    return target if output else f"{runs[0].label}/{REPORT}"
+    return target if output else f"{first.label}/{REPORT}"
 
 
 def make_report(runs: Sequence[RunDir]) -> str:
@@ -80,11 +90,18 @@ def make_report(runs: Sequence[RunDir]) -> str:
     return render([run_section(facts, summary) for facts, summary in found], compared(found))
 
 
-def _existing_run(url: str) -> RunDir:
+def _existing_runs(url: str) -> list[RunDir]:
+    """Return a run, or those beneath a folder in the order of their names."""
     run = readable_run(url)
-    if not run.attempts() and run.read(RunDir.config("fit")) is None and not run.steps()["json"]:
+    if run.attempts() or run.read(RunDir.config("fit")) is not None or run.steps()["json"]:
+        return [run]
+    try:
+        found = [RunDir(listing.label) for listing in RunTree(run.label).listings()]
+    except UserError:  # there is nothing
+        found = []
+    if not found:
         raise UserError(f"run_dir={run.label!r} holds no run: train first, or name the right directory")
-    return run
+    return found
 
 
 def _summary(run: RunDir) -> RunSummary | None:

@@ -22,7 +22,7 @@ class RunComparison:
 
     Attributes:
         results: A row for each run: how it stands, and what was measured.
-        config: A row for each flag in which they differ.
+        config: A row for each flag in which they differ; where there are more runs than such flags, one for each run.
         curves: Of the names under which at least two of them have logged.
     """
 
@@ -42,8 +42,11 @@ def compared(runs: Sequence[tuple[RunFacts, RunSummary | None]]) -> RunCompariso
     labels = distinct_labels([facts.run.label for facts, _ in runs])
     configs = [flatten(facts.config) if facts.config else {} for facts, _ in runs]
     rows = [(key, *(_value(config, key) for config in configs)) for key in differing_keys(configs)]
-    every = range(len(labels) + 1)
-    config = PageTable(("flag", *labels), rows, every, "Flags in which the runs differ") if rows else None
+    header: tuple[str, ...] = ("flag", *labels)
+    if len(runs) > len(rows):
+        header, *rows = zip(("run", *labels), *rows, strict=True)
+    every = range(len(header))
+    config = PageTable(header, rows, every, "Flags in which the runs differ") if len(header) > 1 and rows else None
     curves = compared_figures([(label, facts.scalars.curves) for label, (facts, _) in zip(labels, runs, strict=True)])
     return RunComparison(_results(labels, runs), config, curves)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.launch import _report
+from components.launch import show_report
 from pipeline.commands.report.command import write_report
 from pipeline.run.run_dir import REPORT, RunDir
 from tests.support.commands import QUICK, Ended, assert_one_message, without
@@ -81,21 +81,36 @@ def test_it_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
     assert (tmp_path / REPORT).exists()
 
 
+def test_a_folder_of_runs_is_compared_on_a_page_of_its_own(app: App, storage: str) -> None:
+    for number in range(1, 5):
+        reported(f"{storage}/{number:04d}", learning_rate=0.1 * number)
+    RunDir(storage).write_json("sweep.json", {})
+    RunDir(storage).write_json("lease.json", {})
+    for how in (("report", storage), ("report", "--run_dir", storage)):
+        ended = app(*how)
+        assert ended.status == 0, ended.text
+        assert ended.out.strip() == f"{RunDir(storage).label}/{REPORT}"
+    page = (RunDir(storage).read(REPORT) or b"").decode()
+    assert all(f"{number:04d}" in page for number in range(1, 5))
+    assert page.count("Flags in which they differ") == 1
+    assert_one_message(app("report"), "--run_dir, of a run or a folder of runs")
+
+
 def test_a_report_never_fails_a_launch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = reported(str(tmp_path))
-    _report(run)
+    show_report(run.label)
     assert capsys.readouterr().out == f"report  {tmp_path}/{REPORT}\n"
     (tmp_path / REPORT).unlink()
     (tmp_path / REPORT).mkdir()
     (tmp_path / REPORT / "in the way").touch()
-    _report(run)
+    show_report(run.label)
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("no report: ")
     monkeypatch.setattr("pipeline.commands.report.command.read_facts", lambda run: 1 / 0)
-    _report(run)
+    show_report(run.label)
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
@@ -106,7 +121,7 @@ def test_where_its_packages_are_not_installed_a_launch_says_how_to_get_them(tmp_
             (package, "torch", "lightning"),
             "import io, contextlib, components.launch as launch; from pipeline.run.run_dir import RunDir\n"
             "said = io.StringIO()\n"
-            f"with contextlib.redirect_stderr(said): launch._report(RunDir({run.label!r}))\n"
+            f"with contextlib.redirect_stderr(said): launch.show_report({run.label!r})\n"
             "assert \"pip install 'torchx-lightning-pipeline[report]'\" in said.getvalue(), said.getvalue()\n"
             "assert said.getvalue().count(chr(10)) == 1",
         )

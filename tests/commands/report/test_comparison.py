@@ -30,6 +30,16 @@ def test_runs_are_compared_by_results_flags_and_curves(tmp_path: Path) -> None:
     assert [trace["name"] for trace in loss.traces] == ["one", "two"]
 
 
+def test_where_there_are_more_runs_than_flags_each_run_has_a_row(tmp_path: Path) -> None:
+    rates = {"one": 0.1, "two": 0.3, "three": 0.5}
+    runs = [reported(str(tmp_path / name), learning_rate=rate) for name, rate in rates.items()]
+    found = compared([(read_facts(run), None) for run in runs])
+    assert found is not None
+    assert found.config is not None
+    assert found.config.header == ("run", "model.learning_rate")
+    assert found.config.rows == [(name, str(rate)) for name, rate in rates.items()]
+
+
 def test_runs_of_one_configuration_differ_in_nothing(tmp_path: Path) -> None:
     runs = [reported(str(tmp_path / name)) for name in ("one", "two")]
     found = compared([(read_facts(run), None) for run in runs])
