@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
-from pipeline.config import messages, saved_config
+from pipeline.config import early_preparation, messages, saved_config
 from pipeline.config.flags import INSPECTING, ONLY_FIT, WEIGHTS, add_flags
 from pipeline.config.hyperparameters import remembered
 from pipeline.data.datamodule import DataModule
@@ -166,6 +166,16 @@ class CommandLine(LightningCLI):
             self._resolved = saved_config.resolve(dumped, self.given_checkpoint, str(self.subcommand))
         return self._resolved
 
+    def prepare_datasets(self) -> None:
+        """Have datasets download what their constructors need, once a node.
+
+        Raises:
+            UserError: One refused its arguments.
+            StorageAway: One reads from a storage that does not answer.
+        """
+        with messages.constructor_problems():
+            early_preparation.prepare(self.asked.get("data"))
+
     def build(self, plugins: list[Any], logger: Callable[[], Any]) -> None:
         """Build data, model and trainer.
 
@@ -178,16 +188,19 @@ class CommandLine(LightningCLI):
             StorageAway: A constructor reads from a storage that does not answer.
         """
         self._plugins, self._logger = plugins, logger
+        if self.subcommand in INSPECTING:  # one process
+            self.prepare_datasets()
         self.parser.add_instantiator(_with_words, object)
         with messages.constructor_problems():
             _patiently_built(super().instantiate_classes)
 
     def build_data(self) -> Any:
-        """Build only the data; return None where there are none.
+        """Build only the data, in the one process that there is; return None where there are none.
 
         Raises:
             UserError: A constructor refused its arguments.
         """
+        self.prepare_datasets()
         with messages.constructor_problems():
             only_data = dict_to_namespace({"data": self.asked.data})
             return _patiently_built(lambda: self._parser(str(self.subcommand)).instantiate_classes(only_data)).data
