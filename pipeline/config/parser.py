@@ -160,9 +160,9 @@ class CommandLine(LightningCLI):
     def resolved(self) -> dict[str, Any]:
         """Return the configuration with every default, without what belongs to the launcher and the place."""
         if self._resolved is None:
-            dumped = self.parser.dump(
-                _with_absolute_paths(self.config), skip_none=False, skip_validation=True
-            )  # parsing has validated it
+            # Parsing has validated it. But objects by name would be taken for the arguments of one object without that.
+            known = not _names_objects(self.config)
+            dumped = self.parser.dump(_with_absolute_paths(self.config), skip_none=False, skip_validation=known)
             self._resolved = saved_config.resolve(dumped, self.given_checkpoint, str(self.subcommand))
         return self._resolved
 
@@ -263,6 +263,17 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _names_objects(value: Any) -> bool:
+    """Return whether a configuration has a mapping of names to objects."""
+    if isinstance(value, list):
+        return any(map(_names_objects, value))
+    if not isinstance(value, (Namespace, dict)):
+        return False
+    each = list(vars(value).values() if isinstance(value, Namespace) else value.values())
+    named = isinstance(value, dict) and any(isinstance(one, Namespace) and "class_path" in one for one in each)
+    return named or any(map(_names_objects, each))
 
 
 def _with_absolute_paths(value: Any) -> Any:

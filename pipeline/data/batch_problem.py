@@ -46,7 +46,7 @@ class _Nothing:
 def _of_field(field: str, values: Sequence[Any], names: Sequence[str]) -> str | None:
     unfit = [type(value) for value in values if value is not _Nothing and not isinstance(value, _TAKEN)]
     if len(unfit) == len(values) and len(set(unfit)) == 1:
-        return f"{field} is a {_name(unfit[0])} in all samples"
+        return f"{field} is {_name(unfit[0])} in all samples"
     kinds = [_kind(value) for value in values]
     (usual, _), *others = Counter(kinds).most_common()
     if not others:
@@ -62,12 +62,13 @@ def _kind(value: Any) -> str:
     if value is _Nothing:
         return "lacks it"
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        kind = "tensor" if isinstance(value, torch.Tensor) else "array"
-        return f"has a {kind} of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        kind = "a tensor" if isinstance(value, torch.Tensor) else "an array"
+        return f"has {kind} of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, (bool, int, float, np.generic)):
         return "has a number"
-    return f"has {'nothing (None)' if value is None else f'a {_name(type(value))}'}"
+    return f"has {'nothing (None)' if value is None else _name(type(value))}"
 
 
 def _name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"a{'n' * (name[0].lower() in 'aeiou')} {name}"

@@ -5,6 +5,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 
 from pipeline.errors import UserError
 
@@ -31,9 +32,9 @@ def read_numbers(url: str, name: str) -> npt.NDArray[Any]:
         raise UserError(f"{name}={url!r} must be a .npy file, as numpy.save writes it")
     try:
         with fsspec.open(url, "rb") as file:
-            return np.asarray(np.load(file, allow_pickle=False))
+            return np.asarray(npy.read_array(file, allow_pickle=False))
     except _DAMAGED as error:
-        raise UserError(f"{name}={url!r} is no array of numbers that numpy.load reads: {error}") from error
+        raise UserError(f"{name}={url!r} is no file that numpy.save has written: {error}") from error
     except ImportError as error:
         raise UserError(
             f"{name}={url!r}: {error}. s3:// needs the extra: pip install 'torchx-lightning-pipeline[s3]'"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 
 from pipeline.run.run_dir import RunDir
 
@@ -41,7 +42,7 @@ def read(run: RunDir, digest: str) -> npt.NDArray[Any]:
     if data is None:
         raise ValueError(f"{name} is missing")
     try:
-        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+        return np.asarray(npy.read_array(io.BytesIO(data), allow_pickle=False))
     except (ValueError, EOFError, SyntaxError) as error:
         raise ValueError(f"{name} is damaged: {error}") from error
 

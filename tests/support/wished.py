@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tests.support.models import Regression
+from tests.support.models import Regression, die
 
 SIZE = 101
 
@@ -112,8 +112,8 @@ class Ragged(Uneven):
 class Small(Regression):
     """A network of which a step shows each exchange of samples; dies as by kill -9 where it is told to."""
 
-    def __init__(self, die_at: int | None = None) -> None:
-        super().__init__(dropout=0.3)
+    def __init__(self, learning_rate: float = 0.05, die_at: int | None = None) -> None:
+        super().__init__(learning_rate, dropout=0.3)
         self.die_at = die_at
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -121,8 +121,4 @@ class Small(Regression):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.global_step == self.die_at and self.global_rank == 0:
-            from tests.support.models import die
-
             die(self.trainer)
-
-
