@@ -223,7 +223,7 @@ def order_of(facts: Mapping[str, Any], values: npt.NDArray[Any]) -> Order:
         if digest(values) != facts["values"]:
             raise ValueError("the numbers are not those that it was drawn from")
         return kinds[facts["kind"]]()
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"not an order: {dict(facts)!r}") from error
 
 

@@ -41,11 +41,11 @@ def values_of(dataset: Any, source: str | Sequence[float], key: str) -> npt.NDAr
         else:
             found = read_numbers(source, key) if is_file(source) else _column(dataset, source)
     except _Missing as error:
-        lacking = error.args[0]
+        lacking, said = error.args
         names = _names(lacking, len(lacking))
         raise UserError(
             f"{name}: {type(lacking).__name__} has no attribute or method {source!r} with a value for each sample"
-            f"{did_you_mean(str(source), names)}. Give the dataset one, name one of "
+            f"{said}{did_you_mean(str(source), names)}. Give the dataset one, name one of "
             f"{', '.join(names) or 'its own (it has none)'}, or a .npy file"
         ) from None
     except ValueError as error:  # rows of different lengths
@@ -86,12 +86,17 @@ def class_names(dataset: Any) -> list[str]:
 
 
 def _column(dataset: Any, name: str) -> npt.NDArray[Any]:
-    own = getattr(dataset, name, None)
+    own, said = getattr(dataset, name, None), ""
     if own is not None:
         return _array(own() if callable(own) else own)
     parts = within(dataset)
+    if not parts and hasattr(type(dataset), name):  # a property that says why it has none
+        try:
+            getattr(dataset, name)
+        except AttributeError as error:
+            said = f" ({error})"
     if not parts:
-        raise _Missing(dataset)
+        raise _Missing(dataset, said)
     if isinstance(dataset, Subset):
         return _column(parts[0], name)[np.asarray(dataset.indices, np.int64)]
     return np.concatenate([_column(each, name) for each in parts])
