@@ -201,8 +201,9 @@ class DataModule(pl.LightningDataModule):
         """
         size = self.epoch_size
         if not 0 <= position <= size:
+            each = "" if self.train_order is None else " an epoch"
             raise UserError(
-                f"data.train has {size} samples{' an epoch' * (self.train_order is not None)}, but the checkpoint stands at position {position} of epoch "
+                f"data.train has {size} samples{each}, but the checkpoint stands at position {position} of epoch "
                 f"{epoch}: it is another dataset. Give the one that the run was started with, or start a new run"
             )
         self._stands_at = (epoch, position)
