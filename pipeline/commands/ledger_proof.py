@@ -50,7 +50,7 @@ class LedgerProof:
 
 
 def judge(
-    records: Sequence[Any], record: CommitRecord, label: str, values: Values, most: int | None = None
+    records: Sequence[Any], record: CommitRecord, label: str, most: int | None = None, values: Values | None = None
 ) -> LedgerProof:
     """Judge a ledger.
 
@@ -61,8 +61,8 @@ def judge(
         records: The ledger, as a checkpoint holds it.
         record: The commit record of that checkpoint.
         label: What to call the run.
-        values: Reads what an order by weights, lengths or classes was drawn from.
         most: Samples that are computed at most, for who has little time.
+        values: Reads what an order by weights, lengths or classes was drawn from; None: nothing does.
 
     Raises:
         UserError: It is damaged, or it has more samples than that.
@@ -117,10 +117,10 @@ class _Orders:
     """Computes what epochs should have used.
 
     Args:
-        values: Reads what an order by weights, lengths or classes was drawn from.
+        values: Reads what an order by weights, lengths or classes was drawn from; None: nothing does.
     """
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self, values: Values | None) -> None:
         self._values = values
         self._known: dict[str, Order] = {}
 
@@ -140,6 +140,8 @@ class _Orders:
 
     def _order(self, facts: Mapping[str, Any]) -> Order:
         key = json.dumps(dict(facts), sort_keys=True, default=str)
+        if self._values is None:
+            raise ValueError("what its order was drawn from is not known")
         if key not in self._known:
             self._known = {key: order_of(facts, self._values(facts["values"]))}  # only one: it may be large
         return self._known[key]

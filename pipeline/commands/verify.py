@@ -107,7 +107,7 @@ def _judge(run: RunDir, record: CommitRecord) -> Verification:
     Raises:
         UserError: There is none to judge.
     """
-    proof = judge(_ledger(run, record), record, run.label, partial(order_values.read, run))
+    proof = judge(_ledger(run, record), record, run.label, values=partial(order_values.read, run))
     lines = [f"ledger of {run} at step {record.step} (the newest good checkpoint)", ""]
     lines += [*table([COLUMNS, *proof.rows], ("proof", "closed by")), "", *proof.notes]
     lines += [*(f"FAILED: {problem}" for problem in proof.problems), *filter(None, [proof.conclusion])]

@@ -152,7 +152,7 @@ def _proof(run: RunDir, checkpoints: list[CommitRecord], missing: list[str]) -> 
         if state is None or state.ledger is None:
             missing.append("the newest checkpoint holds no ledger: training samples are not accounted for")
             return None
-        return judge(state.ledger, newest, run.label, partial(order_values.read, run), _JUDGED)
+        return judge(state.ledger, newest, run.label, _JUDGED, partial(order_values.read, run))
     except (UserError, TypeError, ValueError, OverflowError) as error:
         missing.append(f"what the ledger proves: {storage_error(error)}")
         return None

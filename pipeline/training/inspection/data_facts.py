@@ -73,4 +73,4 @@ def _look_at_split(found: DataFacts, source: Any, split: str, asked: DataQuestio
     if not _is_ours(source, split):
         found.sets += of_loaders(split, getattr(source, f"{split}_dataloader")(), asked)
     else:
-        found.sets += [of_data_module(source, split, name, asked) for name in source.sets(split)]
+        found.sets += [of_data_module(source, split, asked, name) for name in source.sets(split)]

@@ -100,15 +100,16 @@ def class_path(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def of_data_module(data: DataModule, split: str, name: str, asked: DataQuestion) -> SetFacts:
+def of_data_module(data: DataModule, split: str, asked: DataQuestion, name: str | None = None) -> SetFacts:
     """Return what a set of this project's DataModule is, with the order of its real samplers.
 
     Args:
         data: Has the set.
         split: `train`, say.
-        name: Of the set among those of the split.
         asked: What is asked of it.
+        name: Of the set among several of the split; None: it is the only one.
     """
+    name = name or split
     dataset: Any = data.sets(split)[name]
     facts = SetFacts(name, class_path(dataset), len(dataset), source=dataset)
     facts.world_size = 1 if split == "test" else asked.world_size
