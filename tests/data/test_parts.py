@@ -218,10 +218,11 @@ def test_a_configuration_names_them_nested_and_each_validation_set_is_scored_onc
         "4 classes",
         "samples of smaller ones are",
     ):
-        assert words in shown.out
+        assert words in " ".join(shown.out.split())
     again = app("fit", "--config", tmp_path / "parts.yaml", "--run_dir", tmp_path / "run", "--trainer.max_epochs=3",
                 "--data.val.clean.init_args.first=29")  # fmt: skip
     assert again.status == 2, again.text
+    assert "val_data is clean" in again.err
 
 
 def test_a_batch_that_does_not_fit_together_names_its_samples(app: App, tmp_path: Path) -> None:
