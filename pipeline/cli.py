@@ -14,7 +14,7 @@ from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.checkpoint.foreign import fetch
 from pipeline.checkpoint.load import fetch_verified
 from pipeline.checkpoint.weight_files import require_checkpoint
-from pipeline.config import compatibility, messages, mistakes, resume_point, run_loggers, saved_config
+from pipeline.config import compatibility, early_preparation, mistakes, resume_point, run_loggers, saved_config
 from pipeline.config.flags import INSPECTING
 from pipeline.config.memory_state import MemoryState, RunMemory
 from pipeline.config.parser import CommandLine
@@ -212,7 +212,7 @@ def _attach_session(start: _Start) -> None:
     asked, trainer, data = command.asked, command.trainer, command.datamodule
     facts: dict[str, Any] = {}
     if isinstance(data, DataModule):
-        _prepare(data, trainer, topology)
+        early_preparation.set_up(data, trainer, topology)
     known = topology.world_size, asked.seed_everything, asked.trainer.accumulate_grad_batches
     topology.together("facts", lambda: facts.update(compatibility.facts(*known, data, asked.trainer)))
     resume_point.require_same_data(facts, topology)
@@ -258,23 +258,6 @@ def _attach_session(start: _Start) -> None:
         callbacks.insert(kept_last[0] if kept_last else len(callbacks), guard)
     callbacks.insert(0, SessionHooks(session, watches=asked.on_nan == CONTINUE))
     command.progress.saver, command.progress.attempt = session.saver, writer.attempt or None
-
-
-def _prepare(data: DataModule, trainer: Any, topology: Topology) -> None:
-    """Let data download and split what they must before their samples are compared, one process a node first."""
-    data.trainer = trainer
-    prepares = topology.local_rank == 0 if data.prepare_data_per_node else topology.rank == 0
-
-    def prepare() -> None:
-        with messages.constructor_problems():
-            data.prepare_early(prepares)
-
-    def set_up() -> None:
-        with messages.constructor_problems():
-            data.set_up_early()
-
-    topology.together("data prepared", prepare)
-    topology.together("data set up", set_up)
 
 
 def _fit(start: _Start) -> None:
@@ -339,8 +322,7 @@ def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
         arguments["return_predictions"] = False  # nobody would take them: they are written
     if point.url is None:
         compat.load_no_checkpoint(command.trainer)
-    if isinstance(command.datamodule, DataModule) and (names := command.datamodule.val_names):
-        loader_compat.name_validation_sets(command.trainer, names)
+    loader_compat.name_validation_sets(command.trainer, getattr(command.datamodule, "val_names", []))
     try:
         with refusals_explained(command.trainer), mirrored(command.trainer):
             getattr(command.trainer, str(command.subcommand))(**arguments)

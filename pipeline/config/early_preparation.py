@@ -1,4 +1,7 @@
-"""What datasets must download before any of them is built: their static or class methods `prepare_data`."""
+"""What data must download and split before they are looked at, one process of each node first.
+
+Static or class methods `prepare_data` of datasets come before any dataset is built, others of that name after it.
+"""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -6,6 +9,10 @@ from importlib import import_module
 from typing import Any
 
 from jsonargparse import Namespace
+
+from pipeline.config import messages
+from pipeline.data.datamodule import DataModule
+from pipeline.process.topology import Topology
 
 
 def prepare(data: Any) -> None:
@@ -31,6 +38,28 @@ def prepare(data: Any) -> None:
         if (class_path, given) not in done:
             done.append((class_path, given))
             function(**given)
+
+
+def set_up(data: DataModule, trainer: Any, topology: Topology) -> None:
+    """Let data that are built download and split what they must before their samples are compared.
+
+    Raises:
+        UserError: They refused what they were given.
+        StorageAway: They read from a storage that does not answer.
+    """
+    data.trainer = trainer
+    prepares = topology.local_rank == 0 if data.prepare_data_per_node else topology.rank == 0
+
+    def prepare_built() -> None:
+        with messages.constructor_problems():
+            data.prepare_early(prepares)
+
+    def split() -> None:
+        with messages.constructor_problems():
+            data.set_up_early()
+
+    topology.together("data prepared", prepare_built)
+    topology.together("data set up", split)
 
 
 def _classes(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -18,6 +18,7 @@ from pipeline.data.parts import fetch_batch, fetches_batches, is_deterministic, 
 from pipeline.data.permutation import mix
 from pipeline.data.sample_seeding import SampleSeeding, fetch_samples, seeded
 from pipeline.data.sampler import Indices
+from pipeline.data.whole_batch import rows
 from pipeline.errors import UserError
 
 

@@ -86,8 +86,8 @@ class _Suffix(NamedTuple):
 
 
 def name_validation_sets(trainer: pl.Trainer, names: Sequence[str]) -> None:
-    """Have what is logged of several validation sets carry their names, `val_loss/<name>`."""
-    for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop):
+    """Have what is logged of several validation sets carry their names, `val_loss/<name>`, if they have any."""
+    for loop in () if not names else (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop):
         loop._results.DATALOADER_SUFFIX = _Suffix(names)  # type: ignore[assignment]
 
 
