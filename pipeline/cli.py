@@ -14,7 +14,7 @@ from pipeline.checkpoint.cleanup import remove_leftovers
 from pipeline.checkpoint.foreign import fetch
 from pipeline.checkpoint.load import fetch_verified
 from pipeline.checkpoint.weight_files import require_checkpoint
-from pipeline.config import compatibility, messages, mistakes, resume_point, run_loggers, saved_config
+from pipeline.config import compatibility, early_preparation, mistakes, resume_point, run_loggers, saved_config
 from pipeline.config.flags import INSPECTING
 from pipeline.config.memory_state import MemoryState, RunMemory
 from pipeline.config.parser import CommandLine
@@ -29,12 +29,14 @@ from pipeline.process.log_format import chosen
 from pipeline.process.patience import Patience, given_away_limit, patience
 from pipeline.process.preemption import Preemption
 from pipeline.process.topology import Topology
+from pipeline.run import order_values
 from pipeline.run.attempts import AttemptLog
 from pipeline.run.run_dir import PREDICTIONS, RunDir, next_run_dir
 from pipeline.training import compat, epoch_loop
 from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
+from pipeline.training.loaders import loader_compat
 from pipeline.training.logs import console, step_profile
 from pipeline.training.logs.mirror import mirrored
 from pipeline.training.monitored_metric import refusals_explained
@@ -136,6 +138,7 @@ def _run_model(command: CommandLine, topology: Topology, writer: AttemptLog, pre
         topology.together("checkpoint", lambda: fetch(url, f"ckpt_path={url!r}"))
     plugins = [RunIO(run, point.record, point.ckpt_path if point.memory else None)]
     logger = run_loggers.prepare(command, run, point, topology)
+    topology.together("datasets", lambda: command.prepare_datasets() if topology.local_rank == 0 else None)
     topology.together("instantiated", lambda: command.build(plugins, logger))
     preemption.check()
     require_batchnorm_device(command.asked, command.trainer, command.model)
@@ -209,10 +212,12 @@ def _attach_session(start: _Start) -> None:
     asked, trainer, data = command.asked, command.trainer, command.datamodule
     facts: dict[str, Any] = {}
     if isinstance(data, DataModule):
-        _prepare(data, trainer, topology)
+        early_preparation.set_up(data, trainer, topology)
     known = topology.world_size, asked.seed_everything, asked.trainer.accumulate_grad_batches
     topology.together("facts", lambda: facts.update(compatibility.facts(*known, data, asked.trainer)))
     resume_point.require_same_data(facts, topology)
+    if run is not None and isinstance(data, DataModule) and (order := data.train_order) is not None:
+        topology.agree("order", lambda: order_values.keep(run, order.facts["values"], order.values))
     restart_epoch = topology.agree(
         "compatibility",
         lambda: compatibility.check_resume(point.run_state(command.weights_only), facts, asked.allow_mismatch),
@@ -253,23 +258,6 @@ def _attach_session(start: _Start) -> None:
         callbacks.insert(kept_last[0] if kept_last else len(callbacks), guard)
     callbacks.insert(0, SessionHooks(session, watches=asked.on_nan == CONTINUE))
     command.progress.saver, command.progress.attempt = session.saver, writer.attempt or None
-
-
-def _prepare(data: DataModule, trainer: Any, topology: Topology) -> None:
-    """Let data download and split what they must before their samples are compared, one process a node first."""
-    data.trainer = trainer
-    prepares = topology.local_rank == 0 if data.prepare_data_per_node else topology.rank == 0
-
-    def prepare() -> None:
-        with messages.constructor_problems():
-            data.prepare_early(prepares)
-
-    def set_up() -> None:
-        with messages.constructor_problems():
-            data.set_up_early()
-
-    topology.together("data prepared", prepare)
-    topology.together("data set up", set_up)
 
 
 def _fit(start: _Start) -> None:
@@ -334,6 +322,7 @@ def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
         arguments["return_predictions"] = False  # nobody would take them: they are written
     if point.url is None:
         compat.load_no_checkpoint(command.trainer)
+    loader_compat.name_validation_sets(command.trainer, getattr(command.datamodule, "val_names", []))
     try:
         with refusals_explained(command.trainer), mirrored(command.trainer):
             getattr(command.trainer, str(command.subcommand))(**arguments)

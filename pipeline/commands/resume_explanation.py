@@ -90,13 +90,13 @@ def explain(run: RunDir, begin: ResumePoint, changed: list[str], data: Any, conf
     epoch, position = (0, 0) if own is None else (own.epoch, own.position)
     if not isinstance(data, DataModule) or position is None:
         return "\n".join([*lines, _line("position", f"epoch {epoch}; its position in the data is not known")])
-    size = len(data.datasets["train"])  # type: ignore[arg-type]
+    size = data.epoch_size
     lines.append(_line("position", f"epoch {epoch}, {position} of its samples are used"))
     if order_changed(found) and position:
         lines.append(_line("", f"restarts epoch {epoch} from its beginning: its order has changed ({size} samples)"))
         position = 0
     elif position > size:
-        return "\n".join([*lines, _line("", f"IMPOSSIBLE: the training set has only {size}")])
+        return "\n".join([*lines, _line("", f"IMPOSSIBLE: an epoch has only {size}")])
     return "\n".join([*lines, *_next_samples(data, now, epoch, position)])
 
 

@@ -3,6 +3,7 @@
 import argparse
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.checkpoint.commit import UNCOMMITTED, CommitRecord, Corrupt, examined
@@ -10,6 +11,7 @@ from pipeline.commands.command_parser import add_run_dir, readable_run
 from pipeline.commands.ledger_proof import COLUMNS, judge
 from pipeline.commands.table import table
 from pipeline.errors import CRASH, DONE, UserError
+from pipeline.run import order_values
 from pipeline.run.goodput_report import GoodputReport
 from pipeline.run.run_dir import RunDir
 
@@ -105,7 +107,7 @@ def _judge(run: RunDir, record: CommitRecord) -> Verification:
     Raises:
         UserError: There is none to judge.
     """
-    proof = judge(_ledger(run, record), record, run.label)
+    proof = judge(_ledger(run, record), record, run.label, values=partial(order_values.read, run))
     lines = [f"ledger of {run} at step {record.step} (the newest good checkpoint)", ""]
     lines += [*table([COLUMNS, *proof.rows], ("proof", "closed by")), "", *proof.notes]
     lines += [*(f"FAILED: {problem}" for problem in proof.problems), *filter(None, [proof.conclusion])]

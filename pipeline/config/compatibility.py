@@ -21,12 +21,14 @@ log = logging.getLogger(__name__)
 STOPS_RESUME = {
     "train_data": "another training set: the current epoch would continue in an order that is not its own",
     "val_data": "another validation set: its metrics cannot be compared with the earlier ones",
+    "train_order": "other weights, lengths or classes, or another use of them: the current epoch would continue in an "
+    "order that is not its own",
     "seed": "another seed_everything: new random numbers where the saved ones do not apply, as at another world size",
     "data_seed": "another data.seed: the current epoch would continue in another order",
 }
 """The mismatches that stop a resume, each with its consequence; the names are what --allow_mismatch takes."""
 
-_CHANGES_ORDER = ("train_data", "data_seed")
+_CHANGES_ORDER = ("train_data", "train_order", "data_seed")
 """With these, the samples that are left of the current epoch are not known any more."""
 
 _NUMERICS = {
@@ -79,6 +81,9 @@ def facts(world_size: int, seed: Any, accumulate: int, data: Any, trainer: Mappi
             known["global_batch_size"] = known["batch_size"] * world_size * accumulate
             known["data_seed"] = data.seed
             known |= {f"{split}_data": value for split, value in data.fingerprints().items()}
+            if (order := data.train_order) is not None:
+                settings = [f"{name}={value}" for name, value in order.facts.items() if name not in ("kind", "values")]
+                known["train_order"] = " ".join([order.kind, *settings, order.facts["values"]])
         except OSError as error:
             advice = (
                 "Name files that are there; what must be downloaded first belongs into the dataset's prepare_data()"

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
-from pipeline.config import messages, saved_config
+from pipeline.config import early_preparation, messages, saved_config
 from pipeline.config.flags import INSPECTING, ONLY_FIT, WEIGHTS, add_flags
 from pipeline.config.hyperparameters import remembered
 from pipeline.data.datamodule import DataModule
@@ -160,11 +160,21 @@ class CommandLine(LightningCLI):
     def resolved(self) -> dict[str, Any]:
         """Return the configuration with every default, without what belongs to the launcher and the place."""
         if self._resolved is None:
-            dumped = self.parser.dump(
-                _with_absolute_paths(self.config), skip_none=False, skip_validation=True
-            )  # parsing has validated it
+            # Parsing has validated it. But objects by name would be taken for the arguments of one object without that.
+            known = not _names_objects(self.config)
+            dumped = self.parser.dump(_with_absolute_paths(self.config), skip_none=False, skip_validation=known)
             self._resolved = saved_config.resolve(dumped, self.given_checkpoint, str(self.subcommand))
         return self._resolved
+
+    def prepare_datasets(self) -> None:
+        """Have datasets download what their constructors need, once a node.
+
+        Raises:
+            UserError: One refused its arguments.
+            StorageAway: One reads from a storage that does not answer.
+        """
+        with messages.constructor_problems():
+            early_preparation.prepare(self.asked.get("data"))
 
     def build(self, plugins: list[Any], logger: Callable[[], Any]) -> None:
         """Build data, model and trainer.
@@ -178,16 +188,19 @@ class CommandLine(LightningCLI):
             StorageAway: A constructor reads from a storage that does not answer.
         """
         self._plugins, self._logger = plugins, logger
+        if self.subcommand in INSPECTING:  # one process
+            self.prepare_datasets()
         self.parser.add_instantiator(_with_words, object)
         with messages.constructor_problems():
             _patiently_built(super().instantiate_classes)
 
     def build_data(self) -> Any:
-        """Build only the data; return None where there are none.
+        """Build only the data, in the one process that there is; return None where there are none.
 
         Raises:
             UserError: A constructor refused its arguments.
         """
+        self.prepare_datasets()
         with messages.constructor_problems():
             only_data = dict_to_namespace({"data": self.asked.data})
             return _patiently_built(lambda: self._parser(str(self.subcommand)).instantiate_classes(only_data)).data
@@ -250,6 +263,17 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _names_objects(value: Any) -> bool:
+    """Return whether a configuration has a mapping of names to objects."""
+    if isinstance(value, list):
+        return any(map(_names_objects, value))
+    if not isinstance(value, (Namespace, dict)):
+        return False
+    each = list(vars(value).values() if isinstance(value, Namespace) else value.values())
+    named = isinstance(value, dict) and any(isinstance(one, Namespace) and "class_path" in one for one in each)
+    return named or any(map(_names_objects, each))
 
 
 def _with_absolute_paths(value: Any) -> Any:

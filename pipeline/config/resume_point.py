@@ -334,7 +334,7 @@ def require_same_data(facts: dict[str, Any], topology: Topology) -> None:
     Raises:
         UserError: Some have other data than rank 0.
     """
-    names = [name for name in facts if name.endswith("_data")]
+    names = [name for name in facts if name.endswith("_data") or name == "train_order"]
     seen: list[Any] = topology.gather("data", [topology.node, socket.gethostname(), [facts[name] for name in names]])
     problems = []
     for at, name in enumerate(names):

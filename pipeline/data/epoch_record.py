@@ -3,13 +3,14 @@
 What a checkpoint holds of its epochs is judged here, during training and afterwards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.data.orders import Entries, LengthOrder
 from pipeline.data.permutation import Permutation, mix
 
 MISMATCH = "mismatch"
@@ -49,7 +50,7 @@ class EpochRecord:
     Attributes:
         epoch: Counted from 0.
         seed: Draws the epoch's order.
-        samples: Size of the training set.
+        samples: Entries of the epoch's order: the size of the training set, unless `order` says otherwise.
         position: Samples of the epoch's order that all ranks together should have used.
         padded: Samples used once more, so that they went evenly over the ranks.
         dropped: Samples left out, so that the rest went evenly.
@@ -57,6 +58,7 @@ class EpochRecord:
         withheld: What was not, since the collate function left it out, or returned None as a batch, which Lightning
             skips.
         unproven: What went into batches of which it cannot be told which samples they hold.
+        order: The facts of an order by weights, lengths or classes, see `pipeline.data.orders`; None: the permutation.
         closed: What ended the epoch: `complete`, `limit_train_batches`, `skipped` (the model returned -1), `max_steps`,
             `stopped` (by a callback), `mismatch`, `loader` (it ended too early: never right); None while it is open.
     """
@@ -71,20 +73,34 @@ class EpochRecord:
     closed: str | None = None
     withheld: Tally = Tally()
     unproven: Tally = Tally()
+    order: Mapping[str, Any] | None = None
 
     @property
     def given(self) -> Tally:
         """All that the loader has given, whatever became of it."""
         return self.consumed + self.withheld + self.unproven
 
-    def expected(self, rank: int = 0, world_size: int = 1) -> Tally:
+    @property
+    def is_whole(self) -> bool:
+        """Whether it should have used each sample exactly once, so that the order is not asked to know which."""
+        return self._repeats_none and self.position == self.samples and not self.padded
+
+    @property
+    def _repeats_none(self) -> bool:
+        return self.order is None or self.order["kind"] == LengthOrder.kind
+
+    def expected(self, rank: int = 0, world_size: int = 1, entries: Entries | None = None) -> Tally:
         """Return what should have been used, from the order alone.
 
         Args:
             rank: Computes only this share of it; the shares of all ranks add up to the whole.
             world_size: Shares.
+            entries: The epoch's order, where that is no permutation.
         """
-        return _sum(self._entries(self.position, rank, world_size)) + _sum(self._entries(self.padded, rank, world_size))
+        assert self.order is None or self.is_whole or entries is not None
+        return sum(
+            (_sum(self._entries(stop, rank, world_size, entries)) for stop in (self.position, self.padded)), Tally()
+        )
 
     def problem(self, expected: Tally) -> str | None:
         """Return what is wrong between `expected` and `consumed`, in words; None if nothing is."""
@@ -106,19 +122,23 @@ class EpochRecord:
             f"padded) and used {self.consumed.count}: {cause}"
         )
 
-    def _entries(self, stop: int, rank: int, world_size: int) -> Iterator[npt.NDArray[np.int64]]:
+    def _entries(self, stop: int, rank: int, world_size: int, order: Entries | None) -> Iterator[npt.NDArray[np.int64]]:
         """Yield the share of the order's first `stop` entries, in blocks."""
-        # All samples are all samples in any order: then the permutation is not asked, and its own faults would show.
-        permutation = None if stop == self.samples else Permutation(self.samples, self.seed, self.epoch)
+        # All samples are all samples in any order: then it is not asked, and its own faults would show.
+        every = stop == self.samples and self._repeats_none
+        if order is None and not every:
+            order = Permutation(self.samples, self.seed, self.epoch)
         for start in range(rank * _BLOCK, stop, world_size * _BLOCK):
             positions = np.arange(start, min(start + _BLOCK, stop), dtype=np.int64)
-            yield positions if permutation is None else permutation(positions % self.samples)
+            yield positions if order is None or every else order(positions % self.samples)
 
     def as_dict(self) -> dict[str, Any]:
         """Return numbers, strings and a list, for a checkpoint."""
         tallies = {"consumed": self.consumed, "withheld": self.withheld, "unproven": self.unproven}
         # Not `asdict`, which takes ten times as long to copy what needs no copy; a save has a record of each epoch.
-        return {**vars(self), **{name: [tally.count, f"{tally.hash:016x}"] for name, tally in tallies.items()}}
+        told = {name: value for name, value in vars(self).items() if name != "order"}
+        told |= {} if self.order is None else {"order": dict(self.order)}
+        return {**told, **{name: [tally.count, f"{tally.hash:016x}"] for name, tally in tallies.items()}}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> "EpochRecord":
@@ -135,9 +155,13 @@ class EpochRecord:
             unproven = _tally(value.get("unproven", (0, "0")))
             closed = None if value["closed"] is None else str(value["closed"])
             closed = _OLD_NAMES.get(closed or "", closed)
-            record = EpochRecord(epoch, seed, samples, position, padded, dropped, consumed, closed, withheld, unproven)
-            counts = (record.padded, record.consumed.count, record.withheld.count, record.unproven.count)
-            if not 0 <= record.position <= record.samples <= 2**62 or min(counts) < 0:
+            order = value.get("order")
+            if order is not None and not all(isinstance(order[name], str) for name in ("kind", "values")):
+                raise ValueError("not an order")
+            counts = (epoch, seed, samples, position, padded, dropped)
+            record = EpochRecord(*counts, consumed, closed, withheld, unproven, order)
+            sums = (record.padded, record.consumed.count, record.withheld.count, record.unproven.count)
+            if not 0 <= record.position <= record.samples <= 2**62 or min(sums) < 0:
                 raise ValueError("numbers out of range")
             return record
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:

@@ -197,7 +197,8 @@ class Ledger:
         elif self._accumulating:
             over -= len(self._accumulating)  # accumulated and thrown away
         record = self._record(trainer, len(self.data.batches) if whole else over, reason)
-        (expected,) = self._all(trainer, record.expected(trainer.global_rank, trainer.world_size))
+        entries = self.data.batches.sampler.of_epoch() if record.order is not None else None
+        (expected,) = self._all(trainer, record.expected(trainer.global_rank, trainer.world_size, entries))
         problem = record.problem(expected)
         if problem:
             raise ProofFailed(problem)
@@ -224,6 +225,7 @@ class Ledger:
             withheld=self._before.withheld + withheld,
             unproven=self._before.unproven + unproven,
             closed=reason,
+            order=None if sampler.order is None else sampler.order.facts,
         )
 
     def _use(self) -> None:

@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from pipeline.data.batch_rows import described, given, holds, rows_of_parts
 from pipeline.data.content_digest import digest, fed, row_digests
+from pipeline.data.parts import own_fingerprint
 from pipeline.data.permutation import Permutation
 from pipeline.data.sample_seeding import fetch_samples
-from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader, rows
+from pipeline.data.seeded import SeededCollate, SeededDataset, SeededLoader
+from pipeline.data.whole_batch import rows
 from pipeline.errors import ProofFailed
 
 _FINGERPRINTED = 64
@@ -235,9 +237,9 @@ def fingerprint(dataset: Any) -> tuple[str, str]:
         a canonical form, see `pipeline.data.content_digest`; `length` without any sample, where
         they are others each time, for the dataset draws from a generator of its own.
     """
-    own = getattr(dataset, "fingerprint", None)
+    own = own_fingerprint(dataset)
     if own is not None:
-        return "own", str(own() if callable(own) else own)
+        return "own", own
     size = len(dataset)
     name = f"{type(dataset).__module__}.{type(dataset).__qualname__} {size};"
     chosen = Permutation(size, 0, 0)(np.arange(min(size, _FINGERPRINTED))).tolist() if size else []

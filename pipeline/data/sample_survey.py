@@ -6,7 +6,8 @@ from itertools import islice
 from typing import Any
 
 from pipeline.data.sample_fields import SampleFields, spread
-from pipeline.data.seeded import SeededDataset, rows
+from pipeline.data.seeded import SeededDataset
+from pipeline.data.whole_batch import rows
 
 _GIVES_UP = 8
 """Samples that could not be read, after which no other one is tried."""

@@ -1,7 +1,9 @@
 """Which rank sees which sample when: a pure function of (seed, epoch, position, world size).
 
-The order of an epoch is a seeded permutation that is computed, entry by entry, and never stored: an epoch starts at any
-position at once, whatever the size of the dataset. Rank r of W takes the entries position+r, position+r+W, ... Batches
+The order of an epoch is a seeded permutation, or one of `pipeline.data.orders`, that is computed, entry by entry, and
+never stored: an epoch starts at any position at once, whatever the size of the dataset.
+
+Rank r of W takes the entries position+r, position+r+W, ... Batches
 that the ranks take side by side are therefore consecutive pieces of one global order, and what all ranks have consumed
 is always a prefix of it. Its length, the position, means the same at any world size.
 """
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
+from pipeline.data.orders import Entries, Order
 from pipeline.data.permutation import Permutation
 
 Tail = Literal["pad", "drop", "keep"]
@@ -35,9 +38,10 @@ class PositionedSampler(DistributedSampler[Any]):
             first of the epoch, `drop` leaves them out, `keep` gives the first ranks one more than the others.
         epoch: The epoch to stand in.
         position: Samples of that epoch that all ranks together have consumed already.
+        order: What an epoch visits in the place of each sample once; None: a permutation.
 
     Raises:
-        ValueError: A rank outside the world, a position outside the dataset, or another tail.
+        ValueError: A rank outside the world, a position outside the epoch, or another tail.
     """
 
     def __init__(
@@ -50,16 +54,19 @@ class PositionedSampler(DistributedSampler[Any]):
         tail: Tail = "pad",
         epoch: int = 0,
         position: int = 0,
+        order: Order | None = None,
     ) -> None:
         if num_replicas < 1:
             raise ValueError(f"num_replicas={num_replicas} must be >= 1")
         if tail not in get_args(Tail):
             raise ValueError(f"tail={tail!r} must be one of {', '.join(map(repr, get_args(Tail)))}")
-        if not 0 <= position <= len(dataset):
-            raise ValueError(f"position={position} must be 0 to {len(dataset)}, the length of the dataset")
+        size = len(dataset) if order is None else order.entries
+        if not 0 <= position <= size:
+            raise ValueError(f"position={position} must be 0 to {size}, the length of the epoch")
         as_dataset: Dataset[Any] = dataset  # type: ignore[assignment]
         super().__init__(as_dataset, num_replicas, rank, shuffle=shuffle, seed=seed, drop_last=tail == "drop")
-        self.size = len(dataset)
+        self.size = size
+        self.order = order
         self.tail = tail
         self.epoch = epoch
         self.position = position
@@ -85,21 +92,37 @@ class PositionedSampler(DistributedSampler[Any]):
         """Return the samples that are repeated when an epoch resumes at a position, over all ranks."""
         return -(self.size - position) % self.num_replicas if self.tail == "pad" else 0
 
+    @property
+    def repeats(self) -> bool:
+        """Whether an epoch may visit a sample more than once by its order, and not only to fill its tail."""
+        return self.order is not None and self.order.repeats
+
+    def of_epoch(self) -> Entries | None:
+        """Return the order of the epoch; None: that of the dataset."""
+        if self.order is not None:
+            return self.order.of_epoch(self.seed, self.epoch)
+        return Permutation(self.size, self.seed, self.epoch) if self.shuffle else None
+
     def blocks(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the indices of this rank from the position on, some thousands at a time."""
+        """Yield the indices of this rank from the position on, some thousands at a time.
+
+        Yields:
+            (1, n) int64; (2, n) with the entries of the order below them, where it `repeats`.
+        """
         position, count = self.position, self.count(self.position)
-        permutation = Permutation(self.size, self.seed, self.epoch) if self.shuffle and count else None
+        order = self.of_epoch() if count else None
         for start in range(0, count, _BLOCK):
             steps = np.arange(start, min(start + _BLOCK, count), dtype=np.int64)
             entries = position + self.rank + steps * self.num_replicas
             # Only padding goes beyond the end: it takes the epoch's first entries once more.
             if entries[-1] >= self.size:
                 entries %= self.size
-            yield entries if permutation is None else permutation(entries)
+            indices = entries if order is None else order(entries)
+            yield np.stack([indices, entries]) if self.repeats else indices[np.newaxis]
 
     def __iter__(self) -> Iterator[int]:
         for block in self.blocks():
-            yield from block.tolist()
+            yield from block[0].tolist()
 
 
 class Indices(list[int]):
@@ -108,26 +131,28 @@ class Indices(list[int]):
     numpy takes them as the array that they came from, without a look at each number: `np.asarray(indices)`.
 
     Args:
-        array: (n,) int64.
+        array: (1, n) int64, or (2, n) with the entries of the epoch's order where that repeats samples: each time
+            that a sample is visited, it is to draw other random numbers.
         epoch: Counted from 0.
     """
 
     def __init__(self, array: npt.NDArray[np.int64], epoch: int) -> None:
-        super().__init__(array.tolist())
+        super().__init__(array[0].tolist())
         self.epoch = epoch
+        self.entries = array[1] if len(array) > 1 else None
         self._array = array
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         # Always a copy: a caller that changes it must not change what others will read.
-        return np.array(self._array, dtype)
+        return np.array(self._array[0], dtype)
 
     def __reduce__(self) -> Any:
         # As bytes: numpy's own way to pickle an array would take longer than all else that a worker is told.
-        return _indices, (self._array.tobytes(), self.epoch)
+        return _indices, (self._array.tobytes(), self.epoch, len(self._array))
 
 
-def _indices(data: bytes, epoch: int) -> Indices:
-    return Indices(np.frombuffer(data, np.int64), epoch)
+def _indices(data: bytes, epoch: int, rows: int) -> Indices:
+    return Indices(np.frombuffer(data, np.int64).reshape(rows, -1), epoch)
 
 
 class Batches(Sampler[list[int]]):
@@ -192,14 +217,14 @@ class Batches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         epoch, size = self.sampler.epoch, self.batch_size
         left = self.count(self.sampler.position)
-        held = np.empty(0, np.int64)
+        held = np.empty((1 + self.sampler.repeats, 0), np.int64)
         for block in self.sampler.blocks():
-            held = np.concatenate([held, block])
+            held = np.concatenate([held, block], axis=1)
             # The last one waits for the end: it holds what is left, less than a batch, or one sample more with `keep`.
-            full = max(0, min(left - 1, len(held) // size))
+            full = max(0, min(left - 1, held.shape[1] // size))
             for start in range(0, full * size, size):
-                yield Indices(held[start : start + size], epoch)
-            held = held[full * size :]
+                yield Indices(held[:, start : start + size], epoch)
+            held = held[:, full * size :]
             left -= full
         if left:
-            yield Indices(held if self.sampler.tail == "keep" else held[:size], epoch)
+            yield Indices(held if self.sampler.tail == "keep" else held[:, :size], epoch)

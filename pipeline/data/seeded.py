@@ -5,19 +5,20 @@ the loader worker or the number of either, so that a resumed or resized run sees
 draws (masking of words) gets the same ones for a batch.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from pipeline.data.batch_problem import misfits
+from pipeline.data.parts import fetch_batch, fetches_batches, is_deterministic, listed
 from pipeline.data.permutation import mix
 from pipeline.data.sample_seeding import SampleSeeding, fetch_samples, seeded
 from pipeline.data.sampler import Indices
+from pipeline.data.whole_batch import rows
 from pipeline.errors import UserError
 
 
@@ -33,7 +34,8 @@ class SeededDataset(Dataset[Any]):
        that nobody sees; a dataset that says `deterministic = False` has all of it.
 
     `__getitems__` returns a list of samples, as torch has it, or a whole batch: a tensor, or a tuple or mapping of
-    tensors and arrays with `len(indices)` rows each, which is not collated any more.
+    tensors and arrays with `len(indices)` rows each, which is not collated any more. A part of a dataset, or several as
+    one (`pipeline.data.parts`), are fetched as what they consist of.
 
     Args:
         dataset: Map-style.
@@ -43,12 +45,10 @@ class SeededDataset(Dataset[Any]):
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        said = getattr(dataset, "deterministic", None)
+        said = is_deterministic(dataset)
         self.deterministic = bool(said)
         self._seeding = SampleSeeding(dataset, always=said is not None)
-        fetch = getattr(dataset, "__getitems__", None)
-        self.takes_seeds = callable(fetch) and "seeds" in inspect.signature(fetch).parameters
-        self.whole = self.takes_seeds or (callable(fetch) and self.deterministic)
+        self.whole = fetches_batches(dataset)
         self.fetched: list[int] = []
         """The indices of the batch that was fetched last in this process."""
 
@@ -70,30 +70,17 @@ class SeededDataset(Dataset[Any]):
         self.fetched = indices
         if not self.whole:
             return self._one_by_one(indices)
-        given = indices if isinstance(indices, Indices) else list(indices)
-        seeds = [sample_seeds(self.seed, _epoch(indices), indices)] if self.takes_seeds else []
-        try:
-            fetched: Any = self.dataset.__getitems__(given, *seeds)
-        except Exception as error:
-            error.add_note(f"raised by {type(self.dataset).__name__}.__getitems__({_listed(indices)})")
-            raise
-        count = rows_of(fetched)
-        if count != len(indices):
-            raise ValueError(
-                f"{type(self.dataset).__name__}.__getitems__ returned {count} samples for {len(indices)} indices: "
-                "which of them are missing or double cannot be told"
-            )
-        return fetched
+        return fetch_batch(self.dataset, indices, lambda: _seeds(self.seed, indices))
 
     def batch_seed(self) -> int:
         """A seed for the batch that was fetched last in this process: a function of seed, epoch and first index."""
         # Mixed once more: the collate function must not draw the numbers of the first sample again.
-        return int(mix(sample_seeds(self.seed, _epoch(self.fetched), self.fetched[:1]))[0])
+        return int(mix(_seeds(self.seed, self.fetched)[:1])[0])
 
     def _one_by_one(self, indices: list[int]) -> list[Any]:
         if self.deterministic:
             return fetch_samples(self.dataset, indices)
-        return self._seeding.fetch(indices, lambda: sample_seeds(self.seed, _epoch(indices), indices).tolist())
+        return self._seeding.fetch(indices, lambda: _seeds(self.seed, indices).tolist())
 
 
 class SeededCollate:
@@ -126,8 +113,12 @@ class SeededCollate:
             with seeded(self.seeded.batch_seed()):
                 return self.collate(fetched)
         except Exception as error:
-            if self.seeded is not None:
-                error.add_note(f"raised while the samples {_listed(self.seeded.fetched)} were collated")
+            indices = None if self.seeded is None else self.seeded.fetched
+            # torch's function refuses what does not fit together; what one of the user's raises is a fault in it.
+            if self.collate is default_collate and (problem := misfits(fetched, indices)) is not None:
+                raise UserError(problem) from error
+            if indices is not None:
+                error.add_note(f"raised while the samples {listed(indices)} were collated")
             raise
 
 
@@ -145,10 +136,6 @@ class SeededLoader(DataLoader[Any]):
         assert self.batch_sampler is not None
         for indices in self.batch_sampler:
             yield self.collate_fn(dataset.__getitems__(indices))
-
-
-def _listed(indices: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, indices[:64]))}{', ...' if len(indices) > 64 else ''}]"
 
 
 def refuse_unsized(name: str, dataset: Any) -> str | None:
@@ -170,58 +157,15 @@ def sample_seeds(seed: int, epoch: int, indices: Sequence[int]) -> npt.NDArray[n
     return mix(np.asarray(indices, np.int64).astype(np.uint64) + _start(seed, epoch))
 
 
+def _seeds(seed: int, indices: list[int]) -> npt.NDArray[np.uint64]:
+    """One seed for each sample of a batch; where an epoch's order repeats samples, another one each time."""
+    if not isinstance(indices, Indices):
+        return sample_seeds(seed, 0, indices)
+    seeds = sample_seeds(seed, indices.epoch, indices)
+    return seeds if indices.entries is None else mix(seeds + indices.entries.astype(np.uint64))
+
+
 @lru_cache(maxsize=16)
 def _start(seed: int, epoch: int) -> np.uint64:
     start: np.uint64 = mix(mix(np.array([seed % 2**64], np.uint64)) + np.uint64(epoch))[0]
     return start
-
-
-def rows_of(fetched: Any) -> int:
-    """Samples in a list of them or in a whole batch.
-
-    Raises:
-        UserError: It is neither.
-    """
-    counts = {_length(part) for part in _parts(fetched)}
-    count = counts.pop() if len(counts) == 1 else None
-    if count is None:
-        raise UserError(
-            f"__getitems__ returned {_described(fetched)}, which is no batch: it must be a list of samples, a tensor, "
-            "or a tuple or mapping of tensors, arrays and lists with one row for each index"
-        )
-    return count
-
-
-def rows(fetched: Any) -> list[Any]:
-    """The samples of a whole batch, each as `__getitem__` would give it."""
-    if isinstance(fetched, Mapping):
-        return [dict(zip(fetched, values, strict=True)) for values in zip(*fetched.values(), strict=True)]
-    if isinstance(fetched, tuple):
-        return list(zip(*fetched, strict=True))
-    return list(fetched)
-
-
-def _parts(fetched: Any) -> list[Any]:
-    if isinstance(fetched, tuple):
-        return list(fetched)
-    return list(fetched.values()) if isinstance(fetched, Mapping) else [fetched]
-
-
-def _length(part: Any) -> int | None:
-    """Rows of a part of a batch, None if it cannot have any."""
-    if isinstance(part, (torch.Tensor, np.ndarray)):
-        return part.shape[0] if part.ndim else None
-    return len(part) if isinstance(part, list) else None
-
-
-def _described(fetched: Any) -> str:
-    kind = f"a {type(fetched).__name__}"
-    if not isinstance(fetched, (tuple, Mapping)):
-        return kind
-    parts = [(type(part).__name__, _length(part)) for part in _parts(fetched)]
-    named = [name if count is None else f"{name} with {count} rows" for name, count in parts]
-    return f"{kind} of {', '.join(named[:8]) or 'nothing'}"
-
-
-def _epoch(indices: list[int]) -> int:
-    return indices.epoch if isinstance(indices, Indices) else 0

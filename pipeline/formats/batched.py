@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.data.sample_seeding import seeded
-from pipeline.data.seeded import rows
+from pipeline.data.whole_batch import rows
 from pipeline.errors import UserError, did_you_mean
 
 Rows = npt.NDArray[np.int64]

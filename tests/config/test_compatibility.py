@@ -56,7 +56,7 @@ def test_a_name_that_stops_no_resume_is_refused(app: App, run: Path) -> None:
     ended = fit(app, run, 12, "--allow_mismatch=world_size")
     assert ended.status == 2
     assert "allow_mismatch='world_size'" in ended.err
-    assert "train_data, val_data, seed, data_seed" in ended.err
+    assert "train_data, val_data, train_order, seed, data_seed" in ended.err
 
 
 def test_a_harmless_mismatch_is_named_and_training_resumes(app: App, run: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline.data.content_digest import digest, row_digests
-from pipeline.data.seeded import rows
+from pipeline.data.whole_batch import rows
 from tests.support.commands import ROOT
 from tests.support.models import Mixed
 

@@ -222,7 +222,7 @@ def test_the_length_is_the_whole_epochs_at_any_position(given: dict[str, Any]) -
         assert len(here) == len(start) == len(list(start))
         assert len(here.sampler) == len(start.sampler) == len(list(start.sampler))
         assert len(list(here.sampler)) == here.sampler.count(given["position"])
-        assert [index for block in here.sampler.blocks() for index in block.tolist()] == list(here.sampler)
+        assert [index for block in here.sampler.blocks() for index in block[0].tolist()] == list(here.sampler)
 
 
 def test_large_epochs_go_in_blocks_without_a_seam() -> None:

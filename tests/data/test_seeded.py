@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, get_worker_info
 
 from pipeline.data.sampler import Batches, PositionedSampler
-from pipeline.data.seeded import SeededCollate, SeededDataset, refuse_unsized, rows, rows_of
+from pipeline.data.seeded import SeededCollate, SeededDataset, refuse_unsized
+from pipeline.data.whole_batch import rows, rows_of
 from pipeline.errors import UserError
 from tests.support.models import _Stream
 from tests.support.samples import SIZE, Drawn, fetched

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import yaml
@@ -13,6 +14,7 @@ from pipeline.commands.report.profile_table import RankProfile, read_profiles
 from pipeline.commands.report.score_table import SamplePictures, ScoreDistribution, read_pictures, read_scores
 from pipeline.commands.report.telemetry_windows import TelemetryWindows, telemetry_windows
 from pipeline.errors import StorageAway, UserError
+from pipeline.run import order_values
 from pipeline.run.event_files import LoggedScalars, read_scalars
 from pipeline.run.goodput_report import GoodputReport
 from pipeline.run.run_dir import RECEIPT, RunDir
@@ -150,7 +152,7 @@ def _proof(run: RunDir, checkpoints: list[CommitRecord], missing: list[str]) -> 
         if state is None or state.ledger is None:
             missing.append("the newest checkpoint holds no ledger: training samples are not accounted for")
             return None
-        return judge(state.ledger, newest, run.label, _JUDGED)
+        return judge(state.ledger, newest, run.label, _JUDGED, partial(order_values.read, run))
     except (UserError, TypeError, ValueError, OverflowError) as error:
         missing.append(f"what the ledger proves: {storage_error(error)}")
         return None

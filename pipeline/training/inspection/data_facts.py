@@ -72,5 +72,5 @@ def _is_ours(source: Any, split: str) -> bool:
 def _look_at_split(found: DataFacts, source: Any, split: str, asked: DataQuestion) -> None:
     if not _is_ours(source, split):
         found.sets += of_loaders(split, getattr(source, f"{split}_dataloader")(), asked)
-    elif source.datasets[split] is not None:
-        found.sets.append(of_data_module(source, split, asked))
+    else:
+        found.sets += [of_data_module(source, split, asked, name) for name in source.sets(split)]

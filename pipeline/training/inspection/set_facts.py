@@ -100,14 +100,22 @@ def class_path(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def of_data_module(data: DataModule, split: str, asked: DataQuestion) -> SetFacts:
-    """Return what a set of this project's DataModule is, with the order of its real samplers."""
-    dataset: Any = data.datasets[split]
-    facts = SetFacts(split, class_path(dataset), len(dataset), source=dataset)
+def of_data_module(data: DataModule, split: str, asked: DataQuestion, name: str | None = None) -> SetFacts:
+    """Return what a set of this project's DataModule is, with the order of its real samplers.
+
+    Args:
+        data: Has the set.
+        split: `train`, say.
+        asked: What is asked of it.
+        name: Of the set among several of the split; None: it is the only one.
+    """
+    name = name or split
+    dataset: Any = data.sets(split)[name]
+    facts = SetFacts(name, class_path(dataset), len(dataset), source=dataset)
     facts.world_size = 1 if split == "test" else asked.world_size
     facts.survey = survey(dataset, asked.count, asked.shown, data.seed)
     if not facts.samples:
-        facts.problems.append(f"data.{split}={type(dataset).__name__} is empty: it has no samples")
+        facts.problems.append(f"data.{name}={type(dataset).__name__} is empty: it has no samples")
         return facts
     try:
         own = data.check(facts.world_size, asked.accumulate)
@@ -138,13 +146,15 @@ def _add_order(facts: SetFacts, data: DataModule, split: str, asked: DataQuestio
 
     first = batches(0, 0)
     facts.batches = len(first)
-    facts.order.append(
-        f"Shuffled: a permutation drawn from data.seed={data.seed} and the epoch."
-        if split == "train"
-        else "In order; no sample is repeated or left out."
-    )
     if split == "train":
-        facts.order.append(_tail_of(first, facts.samples, world_size))
+        drawn = f"drawn from data.seed={data.seed} and the epoch."
+        order = data.train_order
+        facts.order.append(
+            f"Shuffled: a permutation {drawn}" if order is None else f"{order.describe()} All of it is {drawn}"
+        )
+        facts.order.append(_tail_of(first, first.sampler.size, world_size))
+    else:
+        facts.order.append("In order; no sample is repeated or left out.")
     for epoch in _EPOCHS if split == "train" else _EPOCHS[:1]:
         for rank in range(min(world_size, _RANKS)):
             shown = [list(each) for each in islice(batches(epoch, rank), _BATCHES)]

@@ -1,13 +1,15 @@
-"""Every private member of Lightning's around training loaders that this project builds on, and why; see `compat`."""
+"""Every private member of Lightning's around loaders that this project builds on, and why; see `compat`."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.trainer.connectors import data_connector
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle, _ModeIterator
@@ -25,6 +27,9 @@ MEMBERS = (
     Member(CombinedLoader, "_iterator", None, "counts the batches of an epoch"),
     Member(_ModeIterator, "_idx", None, "is the number of the next batch"),
     Member(_MaxSizeCycle, "_consumed", None, "tells which loaders have begun again"),
+    Member(_EvaluationLoop, "_results", None, "has what is logged of each of several validation sets"),
+    Member(_ResultCollection, "_forked_name", ("result_metric", "on_step"), "appends DATALOADER_SUFFIX to its name"),
+    Member(_ResultCollection, "DATALOADER_SUFFIX", None, "is what several validation sets are told apart by"),
 )
 
 
@@ -69,6 +74,21 @@ class SharedWorkers:
     @_iterator.setter
     def _iterator(self, value: Any) -> None:
         self.loader._iterator = value
+
+
+class _Suffix(NamedTuple):
+    """What follows the name of a metric, in the place of Lightning's `/dataloader_idx_{}`."""
+
+    names: Sequence[str]
+
+    def format(self, index: int) -> str:
+        return f"/{self.names[index]}"
+
+
+def name_validation_sets(trainer: pl.Trainer, names: Sequence[str]) -> None:
+    """Have what is logged of several validation sets carry their names, `val_loss/<name>`, if they have any."""
+    for loop in () if not names else (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop):
+        loop._results.DATALOADER_SUFFIX = _Suffix(names)  # type: ignore[assignment]
 
 
 def batches_ahead(trainer: pl.Trainer, most: bool = False) -> int:
