@@ -47,10 +47,10 @@ def contents(wheel: Path) -> dict[str, bytes]:
 def test_the_wheel_holds_every_file_of_the_packages(built: Path) -> None:
     packed = contents(wheel_in(built))
     for package in ("pipeline", "components", "k8s"):
-        for path in (ROOT / package).rglob("*"):
+        for path in (built.parent / package).rglob("*"):
             if path.is_dir() or "_cache" in str(path) or path.name == "ruff.toml":
                 continue
-            assert packed[str(path.relative_to(ROOT))] == path.read_bytes()
+            assert packed[str(path.relative_to(built.parent))] == path.read_bytes()
     assert not [name for name in packed if "cache" in name and "/cache/" not in name]
     entry_points = next(text for name, text in packed.items() if name.endswith("entry_points.txt")).decode()
     for line in ("local_docker = components.local_docker:create_scheduler", "_train = components.train"):

@@ -1,4 +1,4 @@
-"""What needs no model: runs, report, verify, prune, probe, explain_resume, tensorboard, preflight, drill.
+"""What needs no model: new, runs, report, verify, prune, probe, explain_resume, tensorboard, preflight, drill.
 
 What looks at a model or data is in inspection/.
 

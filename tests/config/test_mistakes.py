@@ -190,6 +190,12 @@ def test_a_package_that_a_callback_needs_is_named(monkeypatch: pytest.MonkeyPatc
         trainer.fit(Regression(), Own())
 
 
+def test_a_package_that_an_extra_brings_is_named_with_the_command_that_installs_it() -> None:
+    words = r"No module named 'pyarrow.parquet': pip install 'torchx-lightning-pipeline\[parquet\]'"
+    with pytest.raises(UserError, match=words), reported():
+        raise ModuleNotFoundError("No module named 'pyarrow.parquet'", name="pyarrow.parquet")
+
+
 class Fails(Rows):
     def __init__(self, error: str) -> None:
         super().__init__()
