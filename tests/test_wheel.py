@@ -18,6 +18,7 @@ from tests.support.commands import ROOT, Ended, command
 pytestmark = pytest.mark.slow
 Run = Callable[..., Ended]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+LEFTOVER = re.compile(r"/(__pycache__|\.\w+_cache)/")
 LEFT = (".git", ".venv", "runs", "build", "dist", "wheels", "*.egg-info", "__pycache__", ".hypothesis")
 
 
@@ -48,10 +49,10 @@ def test_the_wheel_holds_every_file_of_the_packages(built: Path) -> None:
     packed = contents(wheel_in(built))
     for package in ("pipeline", "components", "k8s"):
         for path in (built.parent / package).rglob("*"):
-            if path.is_dir() or "_cache" in str(path) or path.name == "ruff.toml":
+            if path.is_dir() or LEFTOVER.search(str(path)) or path.name == "ruff.toml":
                 continue
             assert packed[str(path.relative_to(built.parent))] == path.read_bytes()
-    assert not [name for name in packed if "cache" in name and "/cache/" not in name]
+    assert not [name for name in packed if LEFTOVER.search(name)]
     entry_points = next(text for name, text in packed.items() if name.endswith("entry_points.txt")).decode()
     for line in ("local_docker = components.local_docker:create_scheduler", "_train = components.train"):
         assert line in entry_points
