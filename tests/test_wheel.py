@@ -139,6 +139,18 @@ def test_a_new_project_is_trained_evaluated_and_predicts_by_its_own_commands(use
     assert receipt["metrics"]["test_accuracy"] > 0.95, "it learns what it is shown"
     assert list((project / "runs/first/predictions").iterdir())
     assert (project / "runs/first/report.html").exists()
+    ended = user("make", "export", cwd=project)
+    assert ended.status == 0, ended.text
+    assert [path.name for path in (project / "runs/first/exports").glob("*.safetensors")]
+
+
+@pytest.mark.timeout(400)
+def test_a_new_project_compares_learning_rates_in_one_page(user: Run, project: Path) -> None:
+    flags = ("GRID=model.learning_rate=0.03,0.003", "NODES=1", "ARGS=--trainer.max_epochs=1")
+    ended = user("make", "sweep", *flags, cwd=project)
+    assert ended.status == 0, ended.text
+    assert "best val_loss" in ended.out
+    assert (project / "runs/sweep/report.html").exists()
 
 
 @pytest.mark.timeout(400)
