@@ -122,7 +122,7 @@ def test_each_eviction_of_a_run_is_answered_at_once_however_many_there_were(
     monkeypatch: pytest.MonkeyPatch,
     evictions: int,
 ) -> None:
-    monkeypatch.setattr(launch, "_show", lambda _: None)
+    monkeypatch.setattr(launch, "show_result", lambda _: None)
 
     def happens() -> None:
         name = "fox-train-train"

@@ -1,6 +1,7 @@
 """An exported file computes what the model of the checkpoint computes, in each format and from each storage."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -185,7 +186,7 @@ def test_layers_that_are_made_late_are_there(app: App, tmp_path: Path) -> None:
 
 
 def test_the_same_export_works_from_s3_and_to_s3(app: App, s3: str, tmp_path: Path) -> None:
-    url = f"{s3}/export-{tmp_path.name}/run"
+    url = f"{s3}/{tmp_path.name}-{os.getpid()}/run"
     assert app("fit", *ROWS, "--trainer.max_epochs=1", "--run_dir", url).status == 0
     for kind in ("safetensors", "state_dict"):
         ended = export(app, url, kind)
