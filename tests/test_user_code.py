@@ -190,7 +190,10 @@ def test_a_finder_of_learning_rates_is_not_counted(app: App, tmp_path: Path) -> 
     ("more", "words"),
     [
         (("--trainer.val_check_interval=50",), "val_check_interval"),
-        (("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_los"), "not logged by the model; logged are: val_loss"),
+        (
+            ("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_los"),
+            "not logged by the model; logged are: val_loss",
+        ),
         (("--trainer.accumulate_grad_batches=0",), "trainer.accumulate_grad_batches=0"),
     ],
 )
