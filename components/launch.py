@@ -253,7 +253,7 @@ def show_result(run_dir: str) -> None:
     if record.monitor is not None:
         echo(f"final {record.monitor.name}  {record.monitor.value:.6g} (step {record.step})")
     for name, value in receipt["metrics"].items():
-        echo(f"{name}  {value if value is None else format(value, '.6g')}")
+        echo(f"{name}  {'nan' if value is None else format(value, '.6g')}")
     if receipt.get("unproven"):
         echo(f"test samples scored  {receipt['samples_scored']}, not proven: {'; '.join(receipt['unproven'])}")
     else:

@@ -200,7 +200,7 @@ def _shown(folder: SweepFolder, trials: SweepTrials, first: TrialRecord | None) 
         shown = ", ".join(f"{key}={ranking.shown(value)}" for key, value in first.values.items())
         echo(f"best {folder.metric.name}  {first.value:.6g}: {shown}")
         for name, value in metrics_of(folder, first).items():
-            echo(f"{name}  {value if value is None else format(value, '.6g')}")
+            echo(f"{name}  {'nan' if value is None else format(value, '.6g')}")
         echo(f"run directory  {folder.url(first)}")
         show_report(folder.label)
         echo(f"compare  python -m pipeline runs {folder.label} --sort metric")

@@ -51,7 +51,7 @@ TRAINER = {
 OTHERS = {
     "config": "A YAML file with any of these keys, a path or URL; may be repeated, a later one overrides.",
     "print_config": "Print the resolved configuration and stop.",
-    "seed_everything": "The seed of model and samples' order; the same on all ranks.",
+    "seed_everything": "The seed of weights and of what training draws, on all ranks; `data.seed` orders the samples.",
     "model": "Your LightningModule: a class path, or `class_path` and `init_args`.",
     "data": "Your data: `pipeline.data.DataModule`, or a LightningDataModule of your own.",
     "optimizer": "An optimizer by class path, in place of the module's `configure_optimizers`.",

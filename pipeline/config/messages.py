@@ -53,6 +53,9 @@ def parse_problem(error: argparse.ArgumentError, parser: LightningArgumentParser
     misspelt = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", text)
     if misspelt:
         text += did_you_mean(misspelt[1], _allowed_names(parser, text))
+    if owner := re.search(r" for ([\w.]+): Option '", text):
+        allowed = ", ".join(sorted(_allowed_names(parser, text))) or "nothing"
+        return f"{text} ({owner[1].rpartition('.')[2]} takes {allowed})"
     command = f"python -m pipeline {subcommand} --help" if subcommand else "python -m pipeline --help"
     return f"{text} ({command} shows what is allowed)"
 
@@ -108,7 +111,7 @@ def _allowed_names(parser: LightningArgumentParser | None, text: str) -> set[str
     owner = re.search(r" for ([\w.]+): Option", text)
     if owner:
         module, _, name = owner[1].rpartition(".")
-        return set(inspect.signature(getattr(sys.modules[module], name)).parameters)
+        return set(inspect.signature(getattr(sys.modules[module], name)).parameters) - {"args", "kwargs"}
     return set() if parser is None else compat.option_names(parser)
 
 

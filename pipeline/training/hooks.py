@@ -92,6 +92,11 @@ class SessionHooks(pl.Callback):
         """Leave the validation in its middle, if all ranks do."""
         self.session.on_validation_batch(self.session.state.in_validation)
 
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look for a monitored metric that seems to be misspelt, before the first epoch is trained."""
+        if trainer.is_global_zero:
+            self.session.monitored.tried()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Continue with training."""
         self.session.on_validation_end()

@@ -1,11 +1,14 @@
 """The logged metrics that somebody acts on: which checkpoint is best, when to stop, when to lower a learning rate."""
 
+import logging
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from difflib import SequenceMatcher
-from typing import TYPE_CHECKING
+from difflib import SequenceMatcher, get_close_matches
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -17,6 +20,13 @@ from pipeline.training.save_policy import Boundary
 if TYPE_CHECKING:
     from pipeline.training.trainer_state import TrainerState
 
+log = logging.getLogger(__name__)
+
+_SAME = 1e-5
+"""Relative difference of what is one value on all ranks."""
+_SHOWN = 3
+_NEAR = 0.8
+"""How alike two names are of which one looks misspelt, of 1."""
 _REFUSALS = ("conditioned on metric", "could not find the monitored key")
 """What Lightning's own say of a metric that is not there."""
 _SEVERAL_SETS = "/dataloader_idx_"
@@ -48,6 +58,10 @@ class MonitoredMetric:
         """Take note that a validation has ended."""
         self._validated = self._validated_now = True
 
+    def tried(self) -> None:
+        """Look at what the validation before training has logged."""
+        warn_of_a_near_miss(self._name, self._state.metrics())
+
     def missing(self, at: Boundary, saved: int | None) -> str | None:
         """Return what is wrong as soon as it is certain that the model does not log it, on every rank; else None.
 
@@ -67,10 +81,49 @@ class MonitoredMetric:
         waits = within and comes_at_epoch_end(self._state.trainer, str(self._name))
         # Rank 0's value is the one that counts: the model may log it on rank 0 only.
         self._seen = self._state.broadcast(self._name in known)
+        if self._seen:
+            warn_of_parts(self._state.trainer, str(self._name), known.get(str(self._name)))
         if self._seen or waits:
             return None
         kept = "Nothing is saved yet" if saved is None else f"Step {saved} is saved"
         return f"{not_logged('checkpoints.monitor', str(self._name), known)}. {kept}: fix the name and start again"
+
+
+def warn_of_parts(trainer: pl.Trainer, name: str, value: Any) -> None:
+    """Warn where the monitored value is one rank's part of a whole. All ranks must call it.
+
+    Args:
+        trainer: In training.
+        name: Of the metric.
+        value: What it is on this rank; None where this rank does not log it.
+    """
+    if trainer.world_size == 1:
+        return
+    own = torch.tensor(math.nan if value is None else float(value), device=trainer.strategy.root_device)
+    found: list[float] = trainer.strategy.all_gather(own).flatten().tolist()
+    others = [each for each in found[1:] if math.isfinite(each)]
+    if trainer.is_global_zero and not all(math.isclose(found[0], each, rel_tol=_SAME) for each in others):
+        log.warning(
+            "checkpoints.monitor=%r is of rank 0's samples alone: %s there, %s on other ranks. Log it with "
+            "self.log(%r, ..., sync_dist=True) for that of all",
+            *(name, f"{found[0]:.6g}", ", ".join(f"{each:.6g}" for each in others[:_SHOWN]), name),
+        )
+
+
+def warn_of_a_near_miss(name: str | None, known: Collection[str]) -> None:
+    """Warn, before anything is trained, of a metric that looks misspelt beside those of the trial validation.
+
+    Args:
+        name: What is monitored; None: nothing is.
+        known: What that validation has logged.
+    """
+    near = get_close_matches(str(name), known, n=1, cutoff=_NEAR)
+    if name is not None and name not in known and near:
+        log.warning(
+            "checkpoints.monitor=%r: the validation that was tried has logged %r, and not that. If training does not "
+            "log it either, the run ends with status 2",
+            *(name, near[0]),
+        )
 
 
 def not_logged(flag: str, name: str, known: Collection[str]) -> str:

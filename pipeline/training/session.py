@@ -69,7 +69,7 @@ class TrainingSession:
         self.policy = policy or SavePolicy()
         self.saver = saver
         self.telemetry = telemetry or Telemetry(goodput)
-        self._monitored = MonitoredMetric(state, monitor, mode)
+        self.monitored = MonitoredMetric(state, monitor, mode)
         self.memory = memory if saver is not None else None
         self._uncommitted = uncommitted
         self._memory_due = False
@@ -178,7 +178,7 @@ class TrainingSession:
     def on_validation_logged(self, step: int) -> None:
         """All that a validation logs is known by now."""
         self._validated = True
-        self._monitored.validated()
+        self.monitored.validated()
         # A step that is committed already was saved before its validation, which an earlier attempt had left.
         self._value_pending = step == self._committed
 
@@ -297,7 +297,7 @@ class TrainingSession:
             position=run_state.position,
             bytes=0,
             sha256="",
-            monitor=self._monitored.value if self._standing is None else None,  # in a validation it is another step's
+            monitor=self.monitored.value if self._standing is None else None,  # in a validation it is another step's
             world_size=self.state.world_size,
             created=now(),
             reason=reasons,
@@ -306,7 +306,7 @@ class TrainingSession:
 
     def _require_monitor(self, at: Boundary) -> None:
         """Refuse a monitored metric that the model does not log, on every rank, once what is saved is durable."""
-        if self.saver is not None and (missing := self._monitored.missing(at, self._committed)) is not None:
+        if self.saver is not None and (missing := self.monitored.missing(at, self._committed)) is not None:
             self._finish()
             raise UserError(missing)
 
@@ -317,7 +317,7 @@ class TrainingSession:
             return
         self._wait(saver)  # the step may still be under way
         if self.state.is_global_zero:
-            monitor, ended = self._monitored.value, self.state.ended(at)
+            monitor, ended = self.monitored.value, self.state.ended(at)
 
             def change(record: CommitRecord) -> CommitRecord:
                 return replace(

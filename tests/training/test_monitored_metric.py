@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 from pipeline.run.run_dir import RunDir
-from pipeline.training.monitored_metric import MonitoredMetric, not_logged
+from pipeline.training.monitored_metric import MonitoredMetric, not_logged, warn_of_a_near_miss
 from pipeline.training.save_policy import Boundary
-from tests.support.commands import Ended
+from tests.support.commands import Ended, torchrun
 from tests.support.models import Regression
 from tests.support.runs import App, fit
 
@@ -39,7 +40,7 @@ class State:
     def trainer(self) -> Any:
         results = {name: SimpleNamespace(meta=SimpleNamespace(name=name)) for name in self.summed}
         loop = SimpleNamespace(epoch_loop=SimpleNamespace(_results=results))
-        return SimpleNamespace(fit_loop=loop, callbacks=[], lightning_module=pl.LightningModule())
+        return SimpleNamespace(fit_loop=loop, callbacks=[], lightning_module=pl.LightningModule(), world_size=1)
 
 
 def metric(state: State, name: str | None = "val_loss") -> MonitoredMetric:
@@ -93,6 +94,48 @@ def test_a_metric_that_rank_0_alone_logs_is_logged() -> None:
     assert found.missing(OVER, None) is None
     assert metric(State({"val_loss": 1.0}, validates=False)).missing(OVER, None) is None
     assert metric(State(validates=False), None).missing(OVER, None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "said"),
+    [
+        ("val_mse", ["val/mse", "x"], True),
+        ("val_lss", ["val_loss"], True),
+        ("val_loss", ["val_loss"], False),
+        ("train_loss", ["val_loss"], False),
+        ("val_loss", [], False),
+        (None, ["None"], False),
+    ],
+)
+def test_one_that_looks_misspelt_is_warned_of_before_the_first_epoch(
+    caplog: pytest.LogCaptureFixture, name: str | None, known: list[str], said: bool
+) -> None:
+    warn_of_a_near_miss(name, known)
+    assert [f"has logged {known[0]!r}" in each.message for each in caplog.records] == [True] * said
+
+
+def test_the_trial_validation_shows_a_misspelt_one(app: App, tmp_path: Path) -> None:
+    ended = fit(app, str(tmp_path), 1, "--checkpoints.monitor=val_los", "--trainer.num_sanity_val_steps=1")
+    assert ended.status == 2
+    assert ended.err.index("the validation that was tried has logged 'val_loss'") < ended.err.index("is not logged by")
+
+
+class LogsItsPart(Regression):
+    """Logs what each rank has found of its own samples."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("part", float(self.trainer.global_rank), sync_dist=False)
+        self.log("whole", float(self.trainer.global_rank), sync_dist=True)
+
+
+@pytest.mark.parametrize(("name", "said"), [("part", 1), ("whole", 0)])
+def test_a_value_of_rank_0s_samples_alone_is_warned_of_once(tmp_path: Path, name: str, said: int) -> None:
+    model = ("--model=tests.training.test_monitored_metric.LogsItsPart", "--data=pipeline.data.DataModule")
+    rows = ("--data.train=tests.support.models.Rows", "--data.val=tests.support.models.Rows", "--data.batch_size=16")
+    more = (f"--checkpoints.monitor={name}", "--trainer.max_epochs=2", "--run_dir", tmp_path)
+    ended = torchrun(2, "-m", "pipeline", "fit", *model, *rows, *more, timeout=60)
+    assert ended.status == 0, ended.text
+    assert ended.text.count("is of rank 0's samples alone: 0 there, 1 on other ranks") == said
 
 
 class LogsAtEpochEnds(Regression):

@@ -14,6 +14,8 @@ from pipeline.run.flat_config import flatten
 
 _LONGEST = 120
 """Characters of a value that are shown."""
+_IN_LEGEND, _IN_LEGEND_LONGEST = 2, 24
+"""Flags that a legend shows at most, and characters of each."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,28 @@ def compared(runs: Sequence[tuple[RunFacts, RunSummary | None]]) -> RunCompariso
         return None
     labels = distinct_labels([facts.run.label for facts, _ in runs])
     configs = [flatten(facts.config) if facts.config else {} for facts, _ in runs]
-    rows = [(key, *(_value(config, key) for config in configs)) for key in differing_keys(configs)]
+    differing = differing_keys(configs)
+    rows = [(key, *(_value(config, key) for config in configs)) for key in differing]
     header: tuple[str, ...] = ("flag", *labels)
     if len(runs) > len(rows):
         header, *rows = zip(("run", *labels), *rows, strict=True)
     every = range(len(header))
     config = PageTable(header, rows, every, "Flags in which the runs differ") if len(header) > 1 and rows else None
-    curves = compared_figures([(label, facts.scalars.curves) for label, (facts, _) in zip(labels, runs, strict=True)])
+    legends = [_legend(label, config, differing) for label, config in zip(labels, configs, strict=True)]
+    monitors = [each.monitor.name for facts, _ in runs for each in facts.checkpoints if each.monitor is not None]
+    curves = compared_figures(
+        [(legend, facts.scalars.curves) for legend, (facts, _) in zip(legends, runs, strict=True)],
+        max(monitors, key=monitors.count) if monitors else None,
+    )
     return RunComparison(_results(labels, runs), config, curves)
+
+
+def _legend(label: str, config: Mapping[str, Any], differing: Sequence[str]) -> str:
+    """Return the name of a run with the values by which it is known, where these are few."""
+    if not 0 < len(differing) <= _IN_LEGEND:
+        return label
+    values = (f"{key.rpartition('.')[2]}={_value(config, key)[:_IN_LEGEND_LONGEST]}" for key in differing)
+    return f"{label}: {', '.join(values)}"
 
 
 def distinct_labels(labels: Sequence[str]) -> list[str]:
@@ -61,7 +77,7 @@ def distinct_labels(labels: Sequence[str]) -> list[str]:
 
 
 def _results(labels: Sequence[str], runs: Sequence[tuple[RunFacts, RunSummary | None]]) -> PageTable:
-    measured = [_measured(facts) for facts, _ in runs]
+    measured = [_measured(*run) for run in runs]
     names = list(dict.fromkeys(name for each in measured for name in each))
     header = ("run", "state", "steps", "processes", "attempts", "goodput", *names)
     rows = [
@@ -75,10 +91,13 @@ def _results(labels: Sequence[str], runs: Sequence[tuple[RunFacts, RunSummary | 
     return PageTable(header, rows, (0, 1), "The runs and what was measured")
 
 
-def _measured(facts: RunFacts) -> dict[str, Any]:
-    """Return the monitored value of the newest checkpoint that has one, and what the evaluation measured."""
-    monitors = [each.monitor for each in facts.checkpoints if each.monitor is not None]
-    found: dict[str, Any] = {f"{monitors[0].name} (last)": monitors[0].value} if monitors else {}
+def _measured(facts: RunFacts, summary: RunSummary | None) -> dict[str, Any]:
+    """Return the monitored value of the best and of the newest checkpoint, and what the evaluation measured."""
+    best = None if summary is None else summary.best
+    found: dict[str, Any] = {} if best is None else {f"{best.name} (best)": best.value}
+    newest = next((each.monitor for each in facts.checkpoints if each.monitor is not None), None)
+    if newest is not None:
+        found[f"{newest.name} (last)"] = newest.value
     metrics = (facts.receipt or {}).get("metrics")
     return {**found, **{str(name): value for name, value in metrics.items()}} if isinstance(metrics, dict) else found
 

@@ -26,7 +26,7 @@ _POINTS = 300_000
 _FEWEST, _MOST = 200, 2000
 _UNFOLDED = 6
 _FIRST = ("loss", "acc", "error", "score")
-_LAST = re.compile(r"epoch|hp_metric|checkpoint/.*")
+_LAST = re.compile(rf"epoch|hp_metric|checkpoint/.*|{TELEMETRY}.*")
 """What is asked for first is shown first, and what this program and its loggers add comes last."""
 
 
@@ -58,11 +58,14 @@ def prominent(figures: Sequence[ReportFigure]) -> int:
     return min(_UNFOLDED, own or len(figures))
 
 
-def compared_figures(runs: Sequence[tuple[str, Mapping[str, LoggedCurve]]]) -> list[ReportFigure]:
+def compared_figures(
+    runs: Sequence[tuple[str, Mapping[str, LoggedCurve]]], monitor: str | None = None
+) -> list[ReportFigure]:
     """Return a figure for each name under which at least two runs have logged, with a curve of each run.
 
     Args:
         runs: The name and the curves of each.
+        monitor: The name of the value that says which checkpoint is best, whose figure is the first one.
     """
     names = {name: None for _, curves in runs for name in curves}
     shared = [name for name in names if sum(name in curves for _, curves in runs) > 1]
@@ -77,7 +80,7 @@ def compared_figures(runs: Sequence[tuple[str, Mapping[str, LoggedCurve]]]) -> l
             ],
             LineFigureStyle(most=most),
         )
-        for name in _sorted(shared, None)
+        for name in sorted(_sorted(shared, monitor), key=lambda name: name != monitor)
     ]
 
 

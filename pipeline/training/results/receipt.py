@@ -243,7 +243,9 @@ class Evaluation(pl.Callback):
             how += "; ".join(self._reasons)
         else:
             how = f"{receipt['samples_scored']} of {receipt['samples_expected']} test samples scored, once each"
-        return how + "".join(f", {name} {value}" for name, value in receipt["metrics"].items())
+        # JSON has no number for what is not finite: the receipt says null.
+        shown = {name: "nan" if value is None else f"{value:.6g}" for name, value in receipt["metrics"].items()}
+        return how + "".join(f", {name} {value}" for name, value in shown.items())
 
 
 def _each(loader: Any) -> list[Any]:

@@ -19,7 +19,7 @@ def test_runs_are_compared_by_results_flags_and_curves(tmp_path: Path) -> None:
     runs[1].write_json(RECEIPT, receipt(metrics={"test_loss": 0.07, "accuracy": 0.9}))
     found = compared([(read_facts(run), *summarize(run.label)) for run in runs])  # type: ignore[arg-type]
     assert found is not None
-    assert found.results.header[-4:] == ("val_loss (last)", "test_loss", "broken", "accuracy")
+    assert found.results.header[-5:] == ("val_loss (best)", "val_loss (last)", "test_loss", "broken", "accuracy")
     assert [row[0] for row in found.results.rows] == ["one", "two"]
     assert [row[-3:] for row in found.results.rows] == [("0.035898", "-", "-"), ("0.07", "-", "0.9")]
     assert found.config is not None
@@ -27,7 +27,7 @@ def test_runs_are_compared_by_results_flags_and_curves(tmp_path: Path) -> None:
     assert ("model.learning_rate", "0.1", "0.3") in found.config.rows
     assert all(len(cell) <= 121 for row in found.config.rows for cell in row)
     loss = next(each for each in found.curves if each.title == "train_loss")
-    assert [trace["name"] for trace in loss.traces] == ["one", "two"]
+    assert [trace["name"].partition(":")[0] for trace in loss.traces] == ["one", "two"]
 
 
 def test_where_there_are_more_runs_than_flags_each_run_has_a_row(tmp_path: Path) -> None:
@@ -38,6 +38,14 @@ def test_where_there_are_more_runs_than_flags_each_run_has_a_row(tmp_path: Path)
     assert found.config is not None
     assert found.config.header == ("run", "model.learning_rate")
     assert found.config.rows == [(name, str(rate)) for name, rate in rates.items()]
+
+
+def test_the_monitored_value_comes_first_and_curves_are_known_by_what_was_tried(tmp_path: Path) -> None:
+    runs = [reported(str(tmp_path / name), learning_rate=rate) for name, rate in (("one", 0.1), ("two", 0.3))]
+    found = compared([(read_facts(run), *summarize(run.label)) for run in runs])  # type: ignore[arg-type]
+    assert found is not None
+    assert found.curves[0].title == "val_loss"
+    assert [trace["name"] for trace in found.curves[0].traces] == ["one: learning_rate=0.1", "two: learning_rate=0.3"]
 
 
 def test_runs_of_one_configuration_differ_in_nothing(tmp_path: Path) -> None:
