@@ -120,5 +120,5 @@ def test_early_stopping_on_a_metric_of_rank_0_alone_ends_and_says_why(tmp_path: 
     stopping = ("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=mine")
     ended = command(*agent, "--rdzv-endpoint=localhost:0", *LOGS_ON_RANK_0, "--run_dir", tmp_path, *stopping)
     assert ended.status == 2, ended.text
-    assert "Early stopping conditioned on metric `mine` which is not available" in ended.text
-    assert "(rank 1 on " in ended.text
+    assert "EarlyStopping.monitor='mine' is not logged by the model" in ended.text
+    assert "(rank 1 says so; log it on every rank)" in ended.text

@@ -62,7 +62,7 @@ def test_the_wheel_holds_every_file_of_the_packages(built: Path) -> None:
 def test_the_source_distribution_builds_the_same_wheel_again(built: Path, tmp_path: Path) -> None:
     (source,) = built.glob("*.tar.gz")
     with tarfile.open(source) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)  # its filter is newer than Python 3.11.2, and the archive is our own
     (folder,) = tmp_path.iterdir()
     for needed in ("docker/Dockerfile", "docker/build.sh", "Makefile", "constraints-dev.txt", "tests/conftest.py"):
         assert (folder / needed).exists()
