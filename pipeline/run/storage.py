@@ -112,6 +112,28 @@ def place(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     _place(path, fill, os.replace)
 
 
+def put(fs: Any, path: str, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file of any size, whole, in the place of any other; on a local disk it is durable then.
+
+    Args:
+        fs: Of the file.
+        path: In there.
+        fill: Writes the bytes into the open file that it is given.
+    """
+    if is_local(fs):  # a kill in the middle must not cost the file that was there
+        place(Path(path), fill)
+        return
+    file = fs.open(path, "wb")
+    try:
+        fill(file)
+    except BaseException:
+        file.discard()
+        with suppress(AttributeError):  # a closed one is not flushed, which would fail or leave the half
+            file.closed = True
+        raise
+    file.close()
+
+
 def create(fs: Any, path: str, data: bytes) -> bool:
     """Write a small file, whole and durable; return False and leave it alone where there is one of that name.
 

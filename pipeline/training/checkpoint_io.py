@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,15 +47,7 @@ class RunIO(CheckpointIO):
         self._refuse_own(str(path))
         safe = plain(checkpoint)  # before the file is there
         fs, inner = storage.open_filesystem(str(path), f"{path}")
-        if storage.is_local(fs):  # a kill in the middle must not cost the file that was there
-            storage.place(Path(inner), lambda file: torch.save(safe, file))
-            return
-        with fs.open(inner, "wb") as file:
-            try:
-                torch.save(safe, file)
-            except BaseException:
-                file.discard()
-                raise
+        storage.put(fs, inner, lambda file: torch.save(safe, file))
 
     def load_checkpoint(
         self, path: str | Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None

@@ -50,6 +50,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, mon
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_a_file_is_put_whole_or_the_one_that_was_there_stays(storage: str) -> None:
+    fs, path = files.open_filesystem(f"{storage}/put/x", "x")
+    files.put(fs, path, lambda file: file.write(b"first"))
+
+    def fails(file: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.put(fs, path, fails)
+    assert fs.cat_file(path) == b"first"
+    files.put(fs, path, lambda file: file.write(b"second"))
+    assert fs.cat_file(path) == b"second"
+
+
 def test_on_s3_a_file_is_replaced_only_if_its_etag_is_the_same(s3: str, tmp_path: Path) -> None:
     fs, path = files.open_filesystem(f"{s3}/{tmp_path.name}-{os.getpid()}/x", "x")
     assert files.replace(fs, path, b"none", '"00000000000000000000000000000000"') is None

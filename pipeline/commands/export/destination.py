@@ -93,15 +93,7 @@ class Destination:
 
     def _put(self, file: Path) -> None:
         with open(file, "rb") as source:
-            if storage.is_local(self.fs):
-                storage.place(Path(self.path), lambda target: shutil.copyfileobj(source, target, _BLOCK))
-                return
-            with self.fs.open(self.path, "wb", block_size=_BLOCK) as target:
-                try:
-                    shutil.copyfileobj(source, target, _BLOCK)
-                except BaseException:
-                    target.discard()
-                    raise
+            storage.put(self.fs, self.path, lambda target: shutil.copyfileobj(source, target, _BLOCK))
         size = self.fs.info(self.path)["size"]
         if size != file.stat().st_size:
             raise OSError(f"the storage has {size} bytes of {file.stat().st_size}")
