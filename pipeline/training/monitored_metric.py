@@ -8,7 +8,7 @@ from difflib import SequenceMatcher, get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -99,9 +99,9 @@ def warn_of_parts(trainer: pl.Trainer, name: str, value: Any) -> None:
     """
     if trainer.world_size == 1:
         return
-    own = torch.tensor(math.nan if value is None else float(value), device=trainer.strategy.root_device)
-    found: list[float] = trainer.strategy.all_gather(own).flatten().tolist()
-    others = [each for each in found[1:] if math.isfinite(each)]
+    found: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(found, None if value is None else float(value))
+    others = [each for each in found[1:] if each is not None and math.isfinite(each)]
     if trainer.is_global_zero and not all(math.isclose(found[0], each, rel_tol=_SAME) for each in others):
         log.warning(
             "checkpoints.monitor=%r is of rank 0's samples alone: %s there, %s on other ranks. Log it with "
@@ -117,8 +117,9 @@ def warn_of_a_near_miss(name: str | None, known: Collection[str]) -> None:
         name: What is monitored; None: nothing is.
         known: What that validation has logged.
     """
-    near = get_close_matches(str(name), known, n=1, cutoff=_NEAR)
-    if name is not None and name not in known and near:
+    if name is None or name in known:
+        return
+    if near := get_close_matches(name, known, n=1, cutoff=_NEAR):
         log.warning(
             "checkpoints.monitor=%r: the validation that was tried has logged %r, and not that. If training does not "
             "log it either, the run ends with status 2",
