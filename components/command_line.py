@@ -67,7 +67,20 @@ def raise_at_signals(handler: Callable[..., Any]) -> None:
 
 
 class LaunchParser(argparse.ArgumentParser):
-    """Raises a UserError for a mistake, where argparse would print its usage and exit."""
+    """Raises a UserError for a mistake, where argparse would print its usage and exit.
+
+    Args:
+        name: The program, as in `python -m components.<name>`.
+        description: Its module's docstring, shown as it is.
+    """
+
+    def __init__(self, name: str, description: str | None) -> None:
+        super().__init__(
+            prog=f"python -m components.{name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found."""

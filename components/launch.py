@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,13 +39,22 @@ from components.stages import WHOLE, LaunchTarget, cfg_of, echo, run_stage, subm
 from components.train import train
 from pipeline.checkpoint.commit import newest
 from pipeline.config.found_configs import find_config
-from pipeline.errors import DONE, INTERRUPTED, PREEMPTED, USER_MUST_CHANGE, UserError, did_you_mean, in_one_line
+from pipeline.errors import (
+    DONE,
+    INTERRUPTED,
+    PREEMPTED,
+    USER_MUST_CHANGE,
+    UserError,
+    did_you_mean,
+    in_one_line,
+    install_command,
+)
 from pipeline.process.end_facts import tell_of
 from pipeline.process.notification import FLAG, VARIABLE, target_problem
 from pipeline.run.run_dir import RECEIPT, RunDir
 from pipeline.run.storage_errors import storage_error
 
-_INSTALL = "pip install 'torchx-lightning-pipeline[report]' gives it"
+_INSTALL = f"{install_command('report')} gives it"
 _IN_CONTAINERS = ("local_docker", "kubernetes_job", "kubernetes")
 
 
@@ -100,7 +109,7 @@ def _run_stages(
     """Run all stages, or submit what does.
 
     Returns:
-        The exit status; what is known of how they ended, nothing where they go on; and why, in words.
+        The exit status; what is known of how they ended, nothing where they continue; and why, in words.
     """
     app_args = parameters.pop("app_args")
     facts: dict[str, Any] = {"command": "launch", "run_dir": parameters["run_dir"]}
@@ -252,14 +261,19 @@ def show_result(run_dir: str) -> None:
         return
     if record.monitor is not None:
         echo(f"final {record.monitor.name}  {record.monitor.value:.6g} (step {record.step})")
-    for name, value in receipt["metrics"].items():
-        echo(f"{name}  {'nan' if value is None else format(value, '.6g')}")
+    show_metrics(receipt["metrics"])
     if receipt.get("unproven"):
         echo(f"test samples scored  {receipt['samples_scored']}, not proven: {'; '.join(receipt['unproven'])}")
     else:
         echo(f"test samples scored  {receipt['samples_scored']} of {receipt['samples_expected']}, once each")
     echo(f"run directory  {run}")
     show_report(run.label)
+
+
+def show_metrics(metrics: Mapping[str, float | None]) -> None:
+    """Print what an evaluation has measured; JSON has null for what is not finite."""
+    for name, value in metrics.items():
+        echo(f"{name}  {'nan' if value is None else format(value, '.6g')}")
 
 
 def show_report(url: str) -> None:
@@ -278,12 +292,7 @@ def show_report(url: str) -> None:
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Split the command line into the driver's own options and the parameters of the components."""
-    parser = LaunchParser(
-        prog="python -m components.launch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = LaunchParser("launch", __doc__)
     add_scheduler_options(parser)
     add = parser.add_argument
     add("--detach", action="store_true", help="submit what runs the stages, and exit (slurm, kubernetes_job)")

@@ -112,6 +112,11 @@ def chain(error: BaseException) -> list[BaseException]:
     return found
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of this package."""
+    return f"pip install 'torchx-lightning-pipeline[{extra}]'"
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the allowed name closest to a misspelt one, or an empty string."""
     close = get_close_matches(name, list(allowed), n=1, cutoff=0.6)

@@ -150,14 +150,13 @@ def test_a_checkpoint_callback_may_save_weights_alone(app: App, tmp_path: Path) 
     LogsInTraining.load_from_checkpoint(path, width=2)
 
 
+def fit_backboned(app: App, run: Path) -> None:
+    layer = ("--model.backbone=torch.nn.Linear", "--model.backbone.init_args={in_features: 2, out_features: 3}")
+    fit(app, run, Backboned, *layer)
+
+
 def test_a_module_that_is_no_hyperparameter_is_given_when_loading(app: App, tmp_path: Path) -> None:
-    fit(
-        app,
-        tmp_path,
-        Backboned,
-        "--model.backbone=torch.nn.Linear",
-        "--model.backbone.init_args={in_features: 2, out_features: 3}",
-    )
+    fit_backboned(app, tmp_path)
     assert "backbone" not in saved(tmp_path)["hyper_parameters"]
     backbone = nn.Linear(2, 3)
     path = max(tmp_path.glob("checkpoints/*.ckpt"))
@@ -167,13 +166,7 @@ def test_a_module_that_is_no_hyperparameter_is_given_when_loading(app: App, tmp_
 
 
 def test_weights_that_are_left_over_load_where_it_is_not_strict(app: App, tmp_path: Path) -> None:
-    fit(
-        app,
-        tmp_path,
-        Backboned,
-        "--model.backbone=torch.nn.Linear",
-        "--model.backbone.init_args={in_features: 2, out_features: 3}",
-    )
+    fit_backboned(app, tmp_path)
     path = max(tmp_path.glob("checkpoints/*.ckpt"))
     with pytest.raises(RuntimeError, match="backbone"):
         WithoutHyperparameters.load_from_checkpoint(path, width=1)

@@ -31,7 +31,7 @@ from components.command_line import (
     split_app_args,
 )
 from components.evaluate import evaluate
-from components.launch import check_submitter, host_path, show_report, target_of
+from components.launch import check_submitter, host_path, show_metrics, show_report, target_of
 from components.stages import LaunchTarget, echo
 from components.sweep import ranking
 from components.sweep.evaluations import evaluate_trials, metrics_of
@@ -140,8 +140,8 @@ def _sweep(request: _SweepRequest) -> int:
                 tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
             )
         folder = SweepFolder(host_path(parameters["run_dir"], parameters["mounts"]))
-        _open(folder, request, target)
         stack.callback(folder.release)
+        _open(folder, request, target)
         mode = folder.metric.mode
         study = OptunaStudy(space, mode, options.pruner, parallel > 1) if space.optuna else None
         records = folder.records(space.keys)
@@ -178,18 +178,14 @@ def _open(folder: SweepFolder, request: _SweepRequest, target: LaunchTarget) -> 
         found = preview(parameters["config"], first, request.app_args, request.space.extremes(), here)
         metric, flags = chosen_metric(found, options.metric, options.mode)
     folder.take()
-    try:
-        before = folder.asked()  # another process may have been faster
-        if before is not None and (different := differences(before, asked)):
-            raise UserError(
-                f"run_dir={folder.label!r} holds another sweep; give another --run_dir, or ask for the same again",
-                *different,
-            )
-        if before != asked:
-            folder.begin(asked, metric or folder.metric, flags if metric else folder.flags)
-    except BaseException:
-        folder.release()
-        raise
+    before = folder.asked()  # another process may have been faster
+    if before is not None and (different := differences(before, asked)):
+        raise UserError(
+            f"run_dir={folder.label!r} holds another sweep; give another --run_dir, or ask for the same again",
+            *different,
+        )
+    if before != asked:
+        folder.begin(asked, metric or folder.metric, flags if metric else folder.flags)
 
 
 def _shown(folder: SweepFolder, trials: SweepTrials, first: TrialRecord | None) -> int:
@@ -199,8 +195,7 @@ def _shown(folder: SweepFolder, trials: SweepTrials, first: TrialRecord | None) 
     if first is not None:
         shown = ", ".join(f"{key}={ranking.shown(value)}" for key, value in first.values.items())
         echo(f"best {folder.metric.name}  {first.value:.6g}: {shown}")
-        for name, value in metrics_of(folder, first).items():
-            echo(f"{name}  {'nan' if value is None else format(value, '.6g')}")
+        show_metrics(metrics_of(folder, first))
         echo(f"run directory  {folder.url(first)}")
         show_report(folder.label)
         echo(f"compare  python -m pipeline runs {folder.label} --sort metric")
@@ -216,12 +211,7 @@ def _shown(folder: SweepFolder, trials: SweepTrials, first: TrialRecord | None) 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Return the sweep's own options, and the parameters of the components."""
-    parser = LaunchParser(
-        prog="python -m components.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = LaunchParser("sweep", __doc__)
     add = parser.add_argument
     for flag, metavar, text in (
         ("--grid", "KEY=A,B", "values of a key; of several keys, all combinations"),

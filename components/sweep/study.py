@@ -1,6 +1,6 @@
 """Optuna by ask and tell: it proposes values, and says which trials are worse than others halfway.
 
-Its study lives in this process only, and is made anew from the records of the trials when a sweep is continued: there
+Its study lives in this process only, and is rebuilt from the records of the trials when a sweep is continued: there
 is no database, so a sweep's folder may lie on any storage.
 """
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from components.sweep.folder import TrialRecord, TrialState
 from components.sweep.space import SweepSpace, Value, ValueRange
-from pipeline.errors import UserError
+from pipeline.errors import UserError, install_command
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
 PRUNERS = ("none", "median", "hyperband")
-INSTALL = "pip install 'torchx-lightning-pipeline[sweep]'"
 
 
 class OptunaStudy:
@@ -128,7 +127,9 @@ def optuna_here() -> Any:
     try:
         import optuna  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise UserError(f"--optuna needs a package that is not installed here ({error}): {INSTALL}") from error
+        raise UserError(
+            f"--optuna needs a package that is not installed here ({error}): {install_command('sweep')}"
+        ) from error
     return optuna
 
 

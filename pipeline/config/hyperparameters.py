@@ -1,8 +1,8 @@
 """What `save_hyperparameters` keeps of a model or of data that the command line builds.
 
 Lightning's command line adds the key `_instantiator`, by which `load_from_checkpoint` has jsonargparse build the object
-anew, and fails where that is not installed. It is needed only where an argument is more than JSON can say: an object of
-another class, an enum, a path. Everything else the constructor takes as it is.
+again, and fails where that is not installed. It is needed only where an argument is more than JSON can say: an object
+of another class, an enum, a path. Everything else the constructor takes as it is.
 """
 
 import inspect

@@ -14,6 +14,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.errors import install_command
+
 _OURS = ("pipeline", "components", "k8s")
 EXTRAS = {
     **dict.fromkeys(("obstore", "s3fs"), "s3"),
@@ -93,7 +95,7 @@ def nearest(path: str) -> str | None:
 def install_hint(module: str | None) -> str:
     """Return the command that installs a module which an extra of this package brings; empty for any other."""
     extra = EXTRAS.get((module or "").partition(".")[0])
-    return f"pip install 'torchx-lightning-pipeline[{extra}]'" if extra else ""
+    return install_command(extra) if extra else ""
 
 
 def function_hint(path: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, install_command
 
 _DAMAGED = (ValueError, EOFError, SyntaxError, UnicodeDecodeError)
 
@@ -36,6 +36,4 @@ def read_numbers(url: str, name: str) -> npt.NDArray[Any]:
     except _DAMAGED as error:
         raise UserError(f"{name}={url!r} is no file that numpy.save has written: {error}") from error
     except ImportError as error:
-        raise UserError(
-            f"{name}={url!r}: {error}. s3:// needs the extra: pip install 'torchx-lightning-pipeline[s3]'"
-        ) from error
+        raise UserError(f"{name}={url!r}: {error}. s3:// needs the extra: {install_command('s3')}") from error

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from pipeline.data.sample_seeding import seeded
 from pipeline.data.whole_batch import rows
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import UserError, did_you_mean, install_command
 
 Rows = npt.NDArray[np.int64]
 """(n,) int64: the samples that a batch asks for, each within the dataset."""
@@ -91,7 +91,7 @@ def load_library(module: str, extra: str, needed_by: str) -> Any:
         name = module.partition(".")[0]
         raise UserError(
             f"{needed_by} needs {name}, which cannot be imported ({error}): install it where this runs, on every node, "
-            f"pip install 'torchx-lightning-pipeline[{extra}]'"
+            f"{install_command(extra)}"
         ) from error
 
 

@@ -58,7 +58,6 @@ class FileList:
         what: What to call `where` in an error, such as `Table(source=...)`.
         whole: Whether remote files are fetched whole, once a node, where all of them fit into the cache together. Else
             they are read by ranges.
-
         fit: Whether files that do not fit into the cache are read by ranges; else they are an error.
 
     Raises:

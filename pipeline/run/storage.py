@@ -16,7 +16,7 @@ from fsspec.config import conf as fsspec_config
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, install_command
 from pipeline.run import s3_client
 from pipeline.run.storage_errors import http_status
 
@@ -66,7 +66,7 @@ def open_filesystem(url: str, name: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise UserError(
             f"{name}: {error}. It must be a local path or a URL of a protocol that fsspec knows here; s3:// needs the "
-            "extra: pip install 'torchx-lightning-pipeline[s3]'"
+            f"extra: {install_command('s3')}"
         ) from error
     return fs, str(path)
 

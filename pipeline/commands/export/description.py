@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pipeline.run.provenance import DISTRIBUTION
 from pipeline.run.run_dir import SCHEMA
 
 ENDINGS = {"safetensors": "safetensors", "state_dict": "pt", "pt2": "pt2", "onnx": "onnx"}
 """The formats, and how the names of their files end."""
-KEY = "torchx-lightning-pipeline"
+KEY = DISTRIBUTION
 """Under which a format of named texts holds the whole description as JSON."""
-_PACKAGES = ("torch", "lightning", "numpy", "safetensors", "torchx-lightning-pipeline")
+_PACKAGES = ("torch", "lightning", "numpy", "safetensors", DISTRIBUTION)
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from pipeline.commands.export.description import KEY, Description
 from pipeline.commands.export.example_inputs import ExampleInputs, Inputs, copied
 from pipeline.commands.export.trained_module import reason
-from pipeline.errors import UserError
+from pipeline.errors import UserError, install_command
 from pipeline.training.inspection.step_watch import tensors_in
 
 _LARGEST_ONNX = 2**31 - 1
@@ -33,7 +33,7 @@ def require_onnx() -> None:
         UserError: With the command that installs them.
     """
     if absent := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
-        raise UserError(f"format='onnx' needs {', '.join(absent)}: pip install 'torchx-lightning-pipeline[onnx]'")
+        raise UserError(f"format='onnx' needs {', '.join(absent)}: {install_command('onnx')}")
 
 
 def trace(module: nn.Module, inputs: ExampleInputs, dynamic: bool) -> ExportedProgram:

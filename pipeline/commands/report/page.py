@@ -15,10 +15,10 @@ from typing import Any
 from pipeline.commands.report.comparison import RunComparison
 from pipeline.commands.report.figure import ReportFigure
 from pipeline.commands.report.sections import RunSection
-from pipeline.errors import UserError
+from pipeline.errors import UserError, install_command
 from pipeline.run.run_dir import now
 
-INSTALL = "pip install 'torchx-lightning-pipeline[report]'"
+INSTALL = install_command("report")
 """What gives the report its libraries."""
 
 _FOLDER = "pipeline.commands.report"
