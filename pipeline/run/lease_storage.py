@@ -194,9 +194,15 @@ class LeaseObject:
         """Write this process's lease again; return False where it is no longer the run's."""
         if self._version is not None and self._replace(data, self._version):
             return True
-        # A client repeats a request whose answer was lost, and is refused because it succeeded.
-        seen = self.look()
-        return seen is not None and seen.value.get("token") == token and self._replace(data, seen.version)
+        # A client repeats a request whose answer was lost, and is refused because it succeeded: that of the first line,
+        # or the first one here.
+        for _ in range(2):
+            seen = self.look()
+            if seen is None or seen.value.get("token") != token:
+                return False
+            if self._replace(data, seen.version):
+                return True
+        return False
 
     def remove(self, token: str) -> None:
         """Remove this process's lease."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pipeline.errors import LeaseLost, UserError
+from pipeline.run import storage
 from pipeline.run.lease import Lease
 from pipeline.run.lease_storage import LeaseFile
 from pipeline.run.run_dir import LEASE, RunDir
@@ -27,6 +28,24 @@ def test_a_renewal_that_was_stopped_in_its_middle_does_not_write_over_a_newer_le
     second.held()
     with pytest.raises(LeaseLost):
         first.held()
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_renewal_whose_answer_is_lost_is_no_loss_of_the_lease(
+    s3: str, taken: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch, renewed: bool
+) -> None:
+    lease, real, lost = taken(f"{s3}/{uuid.uuid4().hex[:12]}/run"), storage.replace, []
+    if renewed:  # then its version is known
+        lease.held()
+
+    def repeated(*arguments: Any) -> str | None:
+        lost.append(real(*arguments)) if not lost else None
+        return real(*arguments)
+
+    monkeypatch.setattr(storage, "replace", repeated)
+    lease.held()
+    assert lost[0] is not None, "it has succeeded before it was repeated"
+    lease.held()
 
 
 def test_a_store_that_ignores_conditions_is_named_and_compared_first(
