@@ -19,7 +19,7 @@ from tests.support.forkserver import cold
 from tests.support.meeting import Meeting
 from tests.support.processes import blocks_or_catches
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 AGENT = (sys.executable, "-m", "pipeline.agent")
 
 TABLE = """
@@ -103,7 +103,7 @@ class Running:
                 text=True,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 50
         while len(self.pids()) < len(roles):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -118,7 +118,7 @@ class Running:
         path = self.folder / f"signalled-{rank}"
         return len(path.read_text()) if path.exists() else 0
 
-    def ended(self, seconds: float = 20) -> Ended:
+    def ended(self, seconds: float = 50) -> Ended:
         _, err = self.agent.communicate(timeout=seconds)
         return Ended(self.agent.returncode, "", err)
 
@@ -216,18 +216,18 @@ def test_a_second_signal_is_passed_on_too_and_leaves_five_seconds(started: Runni
     began = time.monotonic()
     started.agent.send_signal(signal.SIGTERM)
     assert started.ended().status == 75
-    assert 4 < time.monotonic() - began < 10
+    assert 4 < time.monotonic() - began < 30, "not the 60 seconds that it was given"
     assert started.signalled(0) == 2
 
 
 def test_who_is_signalled_before_it_has_a_handler_is_preempted_and_the_others_are_asked_at_once(
     started: Running,
 ) -> None:
-    started.start("imports", "leaves", "stays", options=("--max-restarts=2", "--shutdown-timeout=20"))
+    started.start("imports", "leaves", "stays", options=("--max-restarts=2", "--shutdown-timeout=40"))
     began = time.monotonic()
     os.kill(started.pid(0), signal.SIGTERM)
     while not (started.signalled(1) and started.signalled(2)):
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 20, "at once, not after the grace of 40 seconds"
         time.sleep(0.02)
     os.kill(started.pid(2), signal.SIGKILL)
     ended = started.ended()

@@ -1,15 +1,16 @@
 """Real containers: `make smoke-docker` has built the image, and runs these; `make test` needs no engine."""
 
 import os
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import docker
 import pytest
-from docker.errors import DockerException
+from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
 from torchx.schedulers.docker_scheduler import LABEL_APP_ID, NETWORK, ensure_network
 
@@ -31,13 +32,28 @@ def engine() -> docker.DockerClient:
 
 @pytest.fixture(autouse=True)
 def _swept(engine: docker.DockerClient) -> Iterator[None]:
-    """No container of a test outlives it."""
+    """No container of a test outlives it; one that the engine does not give up is named."""
     before = {one.id for one in engine.containers.list(all=True)}
     yield
     for one in engine.containers.list(all=True):
-        if one.id not in before:
-            with suppress(DockerException):
-                one.remove(force=True, v=True)
+        if one.id not in before and (refused := _removed(one)):
+            warnings.warn(f"the container {one.name} is left: {refused}", stacklevel=1)
+
+
+def _removed(one: Container, tries: int = 10) -> DockerException | None:
+    """Remove a container; return what the engine says each time, if it does not."""
+    refused = None
+    for _ in range(tries):
+        try:
+            one.remove(force=True, v=True)
+        except NotFound:
+            return None
+        except DockerException as error:
+            refused = error
+            time.sleep(1)
+        else:
+            return None
+    return refused
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The whole pipeline in containers: two train, one evaluates, and some are killed."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -65,8 +66,10 @@ def test_torchx_run_patches_the_image_with_the_working_directory(engine: docker.
         *(*mounted(tmp_path / "runs"), "--", "--trainer.max_epochs=1", QUIET),
     )
     assert ended.status == 0, ended.text
-    (container,) = engine.containers.list(all=True, filters={"label": LABEL_APP_ID})
-    handle = f"local_docker://torchx/{container.labels[LABEL_APP_ID]}"
+    (handle,) = set(re.findall(r"local_docker://torchx/[\w-]+", ended.text))
+    # This run's own: the engine may have containers of other people, and of tests before.
+    label = f"{LABEL_APP_ID}={handle.rpartition('/')[2]}"
+    (container,) = engine.containers.list(all=True, filters={"label": label})
     told = command("torchx", "log", f"{handle}/train/0")
     assert "\ntrain/0 finished: step 40" in f"\n{told.out}", "a line of the log is a line"
     assert "SUCCEEDED" in command("torchx", "status", handle).out
