@@ -32,7 +32,7 @@ from pipeline.process.topology import Topology
 from pipeline.run import order_values
 from pipeline.run.attempts import AttemptLog
 from pipeline.run.run_dir import PREDICTIONS, RunDir, next_run_dir
-from pipeline.training import compat, epoch_loop
+from pipeline.training import compat, epoch_loop, evaluation_loop
 from pipeline.training.checkpoint_io import RunIO
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.hooks import SessionHooks
@@ -322,6 +322,7 @@ def _call_trainer(command: CommandLine, point: ResumePoint) -> None:
         arguments["return_predictions"] = False  # nobody would take them: they are written
     if point.url is None:
         compat.load_no_checkpoint(command.trainer)
+    evaluation_loop.install(command.trainer)
     loader_compat.name_validation_sets(command.trainer, getattr(command.datamodule, "val_names", []))
     try:
         with refusals_explained(command.trainer), mirrored(command.trainer):

@@ -1,4 +1,5 @@
-"""One batch of training: the same calls in the same order as Lightning makes them, without those that nobody asked for.
+"""One batch of training or evaluation: Lightning's calls in Lightning's order, without those that nobody asked for.
 
-It may import what lies below `training/`, and `training/compat.py`. Only the epoch loop uses it.
+It may import what lies below `training/`, and `training/compat.py`. Only the two loops use it: `epoch_loop` and
+`evaluation_loop`.
 """

@@ -12,54 +12,13 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from pipeline.training.compat import TrainingEpochLoop, epoch_is_over, is_accumulating
 from pipeline.training.step import step_compat as compat
+from pipeline.training.step.hook import OF_MODEL, OF_TRAINING, Hook, Transfer, within
 from pipeline.training.step.logged_values import LoggedValues
-
-_OF_BOTH = (
-    *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
-    "on_before_optimizer_step",
-)
-"""Hooks that callbacks and the model have."""
-_OF_MODEL = ("optimizer_step", "optimizer_zero_grad", "backward", "configure_gradient_clipping")
-
-
-class Hook:
-    """One hook of a batch, as callbacks and the model have overridden it.
-
-    Args:
-        name: Of the hook, which `LightningModule.log` asks for.
-        trainer: In its fit.
-    """
-
-    def __init__(self, name: str, trainer: pl.Trainer) -> None:
-        self.name = name
-        self._trainer, self._module = trainer, trainer.lightning_module
-        owners: list[Any] = trainer.callbacks if name in _OF_BOTH else []  # type: ignore[attr-defined]
-        self._callbacks = [method for owner in owners if (method := compat.overridden(owner, name)) is not None]
-        self._method = compat.overridden(self._module, name)
-        self.overridden = self._method is not None
-        """Whether the model does."""
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Call the callbacks' methods, then the model's; return what that returned."""
-        for method in self._callbacks:
-            within(self._module, self.name, method, self._trainer, self._module, *arguments)
-        return None if self._method is None else within(self._module, self.name, self._method, *arguments)
-
-
-def within(module: pl.LightningModule, hook: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function returns that may log values as a hook of the model's."""
-    # Past `nn.Module.__setattr__`, which looks for parameters and costs more than most hooks.
-    attributes = vars(module)
-    before, attributes[compat.CURRENT_HOOK] = attributes[compat.CURRENT_HOOK], hook
-    returned = function(*arguments)
-    attributes[compat.CURRENT_HOOK] = before
-    return returned
 
 
 class LeanStep:
@@ -77,9 +36,8 @@ class LeanStep:
         self.logged = LoggedValues(loop)
         self._loop, self._trainer, self._module = loop, trainer, trainer.lightning_module
         self._callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
-        self._hooks = {name: Hook(name, trainer) for name in (*_OF_BOTH, *_OF_MODEL)}
-        self._moves = compat.moves_batches(trainer)
-        self._device = trainer.strategy.root_device
+        self._hooks = {name: Hook(name, trainer) for name in (*OF_TRAINING, *OF_MODEL)}
+        self._moved = Transfer(trainer)
         self._takes_index = compat.takes_batch_index(self._module)
         self._full_precision = compat.runs_in_full_precision(trainer)
         model = trainer.strategy.model
@@ -140,12 +98,6 @@ class LeanStep:
         self.logged.end_batch()
         progress.increment_completed()
         self.logged.send()
-
-    def _moved(self, batch: Any) -> Any:
-        """Return the batch on its device, having gone through the hooks that move it."""
-        if not self._moves and self._full_precision and _is_on(batch, self._device):
-            return batch
-        return compat.moved(self._trainer, batch)
 
     def _optimize(self, arguments: tuple[Any, ...], index: int) -> dict[str, Any]:
         """Accumulate the gradients of a batch, and make a step of them where it is the last one of a step.
@@ -257,12 +209,3 @@ class LeanStep:
 
         attributes["forward"] = redirected
         return self._wrapper(*arguments)  # type: ignore[misc]
-
-
-def _is_on(batch: Any, device: torch.device) -> bool:
-    """Return whether a batch is a tensor, or a plain collection of tensors, on a device."""
-    if type(batch) is Tensor:
-        return batch.device == device
-    if type(batch) in (list, tuple):
-        return all(_is_on(part, device) for part in batch)
-    return type(batch) is dict and all(_is_on(part, device) for part in batch.values())

@@ -13,11 +13,12 @@ import torchmetrics
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pipeline.training import epoch_loop
 from pipeline.training.step.lean_step import LeanStep
 from pipeline.training.trainer import Trainer
+from tests.support.hook_calls import Numbers, plain
 
 OF_MODEL = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -26,19 +27,6 @@ OF_MODEL = (
     *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
 )
 OF_CALLBACK = (*OF_MODEL[:6], "on_train_epoch_start", "on_train_epoch_end", "on_validation_end")
-
-
-class Numbers(Dataset[Tensor]):
-    """19 rows of 4 numbers."""
-
-    def __init__(self) -> None:
-        self.rows = torch.rand(19, 4, generator=torch.Generator().manual_seed(1))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.rows[index]
 
 
 class Model(pl.LightningModule):
@@ -144,19 +132,6 @@ class Recorder(pl.Callback):
         self.seen.append(("callback", name, situation(trainer, module), plain(more)))
         if name in ("on_train_batch_start", "on_train_batch_end"):
             module.log(f"of_{name}", float(trainer.global_step))
-
-
-def plain(value: Any) -> Any:
-    """What two trainings can be compared by."""
-    if isinstance(value, Tensor):
-        return value.detach().clone().tolist()
-    if isinstance(value, (tuple, list)):
-        return [plain(each) for each in value]
-    if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, (int, float, str, type(None))):
-        return value
-    return "a function" if callable(value) else type(value).__name__
 
 
 def situation(trainer: Any, module: Any) -> Any:

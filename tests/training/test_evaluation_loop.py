@@ -1,0 +1,77 @@
+"""Validation and test in a loop of this project's, which Lightning's trainer runs as its own."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from torch.utils.data import DataLoader
+
+from pipeline.training import evaluation_loop
+from tests.support.hook_calls import Numbers
+
+
+class Adding(pl.LightningModule):
+    """Adds a callback after its second batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[int] = []
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("mean", batch.mean())
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if batch_idx == 1:
+            late = LambdaCallback(on_test_batch_start=lambda _, module, batch, index, *more: self.called.append(index))
+            self.trainer.callbacks.append(late)  # type: ignore[attr-defined]
+
+
+def trainer(**named: Any) -> pl.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    return pl.Trainer(accelerator="cpu", **{**quiet, **named})
+
+
+def test_each_evaluation_loop_is_replaced_and_is_as_it_was_configured() -> None:
+    made = trainer(inference_mode=False)
+    before: Any = made.fit_loop.epoch_loop.val_loop, made.validate_loop, made.test_loop
+    evaluation_loop.install(made)
+    after: Any = made.fit_loop.epoch_loop.val_loop, made.validate_loop, made.test_loop
+    names = ("_trainer_fn", "_stage", "verbose", "inference_mode")
+    for stock, own in zip(before, after, strict=True):
+        assert type(stock) is _EvaluationLoop
+        assert type(own) is evaluation_loop.EvaluationLoop
+        assert [getattr(own, name) for name in names] == [getattr(stock, name) for name in names]
+
+
+def test_a_callback_that_comes_in_during_an_evaluation_is_called() -> None:
+    model, made = Adding(), trainer()
+    evaluation_loop.install(made)
+    (result,) = made.test(model, DataLoader(Numbers(), batch_size=4), verbose=False)
+    assert model.called == [2, 3, 4]
+    assert result["mean"] == pytest.approx(float(Numbers().rows.mean()))
+
+
+def test_an_evaluation_that_fails_leaves_a_trainer_that_evaluates() -> None:
+    class Failing(Adding):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            if self.fails and batch_idx == 3:
+                raise RuntimeError("in the midst of it")
+            super().test_step(batch, batch_idx)
+
+    model, made, loader = Failing(), trainer(), DataLoader(Numbers(), batch_size=4)
+    evaluation_loop.install(made)
+    means = []
+    for model.fails in (False, True, False):
+        try:
+            means.append(made.test(model, loader, verbose=False)[0]["mean"])
+        except RuntimeError:
+            means.append(None)
+    assert means[1] is None
+    assert means[0] == means[2]
