@@ -47,5 +47,7 @@ def install(trainer: pl.Trainer) -> None:
     trainer.validate_loop, trainer.test_loop = _lean(trainer.validate_loop), _lean(trainer.test_loop)
 
 
-def _lean(stock: StockLoop) -> EvaluationLoop:
+def _lean(stock: StockLoop) -> StockLoop:
+    if type(stock) is not StockLoop:
+        return stock  # of the user's own
     return EvaluationLoop(stock.trainer, stock._trainer_fn, stock._stage, stock.verbose, stock.inference_mode)

@@ -50,6 +50,17 @@ def test_each_evaluation_loop_is_replaced_and_is_as_it_was_configured() -> None:
         assert [getattr(own, name) for name in names] == [getattr(stock, name) for name in names]
 
 
+def test_a_loop_of_the_users_own_stays() -> None:
+    class Own(_EvaluationLoop):
+        pass
+
+    made = trainer()
+    stock = made.validate_loop
+    own = made.validate_loop = Own(made, stock._trainer_fn, stock._stage, stock.verbose, stock.inference_mode)
+    evaluation_loop.install(made)
+    assert made.validate_loop is own
+
+
 def test_a_callback_that_comes_in_during_an_evaluation_is_called() -> None:
     model, made = Adding(), trainer()
     evaluation_loop.install(made)
