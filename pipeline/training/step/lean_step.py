@@ -29,11 +29,13 @@ class LeanStep:
 
     Attributes:
         logged: What the batches log.
+        validates: Whether a validation belongs to this epoch, which Lightning looks up for each batch.
     """
 
     def __init__(self, loop: TrainingEpochLoop) -> None:
         trainer = loop.trainer
         self.logged = LoggedValues(loop)
+        self.validates = loop._should_check_val_epoch()
         self._loop, self._trainer, self._module = loop, trainer, trainer.lightning_module
         self._callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
         self._hooks = {name: Hook(name, trainer) for name in (*OF_TRAINING, *OF_MODEL)}
