@@ -1,5 +1,6 @@
 """What trainings and evaluations are compared by, hook for hook."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,3 +32,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, (int, float, str, type(None))):
         return value
     return "a function" if callable(value) else type(value).__name__
+
+
+def assert_same_calls(lean: list[Any], stock: list[Any]) -> None:
+    """The same hooks in the same order, with the same to be known in each; the second of a call is its name."""
+    assert len(lean) == len(stock)
+    for number, (one, other) in enumerate(zip(lean, stock, strict=True)):
+        assert one == other, f"{number}: {one[1]}"
+
+
+def assert_same_tables(lean: Path, stock: Path) -> None:
+    """A CSV logger has written the same, or nothing, into both folders."""
+    tables = [folder / "metrics.csv" for folder in (lean, stock)]
+    assert [path.exists() for path in tables] in ([True] * 2, [False] * 2)
+    if tables[0].exists():
+        assert tables[0].read_text() == tables[1].read_text()

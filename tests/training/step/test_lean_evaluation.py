@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from pipeline.training import epoch_loop, evaluation_loop
 from pipeline.training.step.lean_evaluation import LeanEvaluation
 from pipeline.training.trainer import Trainer
-from tests.support.hook_calls import Numbers, plain
+from tests.support.hook_calls import Numbers, assert_same_calls, assert_same_tables, plain
 
 KINDS = ("validation", "test")
 OF_BOTH = tuple(f"on_{kind}_{when}" for kind in KINDS for when in ("batch_start", "batch_end", "epoch_end", "end"))
@@ -203,15 +203,10 @@ def test_a_lean_evaluation_is_lightnings(case: str, how: str, tmp_path: Path, le
         assert [loop.logged for loop in loops] == [None] * 3, "it ends with the evaluation"
         results.append(result)
         leave()
-    assert len(seen[0]) == len(seen[1])
-    for number, (lean, stock) in enumerate(zip(*seen, strict=True)):
-        assert lean == stock, f"{number}: {lean[1]}"
+    assert_same_calls(*seen)
     assert any(name.endswith("batch_end") for _, name, *_ in seen[0])
     assert results[0] == results[1]
-    tables = [tmp_path / str(which) / "metrics.csv" for which in range(2)]
-    assert [path.exists() for path in tables] in ([True] * 2, [False] * 2)
-    if tables[0].exists():
-        assert tables[0].read_text() == tables[1].read_text()
+    assert_same_tables(tmp_path / "0", tmp_path / "1")
 
 
 def test_lean_evaluations_are_made_where_nobody_measures_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

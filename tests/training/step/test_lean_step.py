@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from pipeline.training import epoch_loop
 from pipeline.training.step.lean_step import LeanStep
 from pipeline.training.trainer import Trainer
-from tests.support.hook_calls import Numbers, plain
+from tests.support.hook_calls import Numbers, assert_same_calls, assert_same_tables, plain
 
 OF_MODEL = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -221,15 +221,10 @@ def test_a_lean_step_is_lightnings(case: str, watch: bool, tmp_path: Path, leave
         assert which or trainer.fit_loop.epoch_loop.logged is None  # it ends with the epoch
         ends.append((plain(model.state_dict()), plain(dict(trainer.callback_metrics)), trainer.global_step))
         leave()
-    assert len(seen[0]) == len(seen[1])
-    for number, (lean, stock) in enumerate(zip(*seen, strict=True)):
-        assert lean == stock, f"{number}: {lean[1]}"
+    assert_same_calls(*seen)
     assert seen[0]
     assert ends[0] == ends[1]
-    tables = [tmp_path / str(which) / "metrics.csv" for which in range(2)]
-    assert [path.exists() for path in tables] in ([True] * 2, [False] * 2)
-    if tables[0].exists():
-        assert tables[0].read_text() == tables[1].read_text()
+    assert_same_tables(tmp_path / "0", tmp_path / "1")
 
 
 def test_lean_steps_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
