@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn, Self
 
@@ -235,7 +236,8 @@ class Preemption:
         status = INTERRUPTED if self._first and self._first[0] == signal.SIGINT else PREEMPTED
         try:
             if not self._stepped:
-                within(_START_LIMIT, self.leaving, "leaving")
+                with suppress(Exception):  # of a storage that is away: this process ends all the same
+                    within(_START_LIMIT, self.leaving, "leaving")
                 self.report_unsaved(status)
             if os.environ.get("RANK", "0") == "0":  # which reports for all
                 bottom_rows.release(2)

@@ -12,11 +12,24 @@ def within(seconds: float, call: Callable[[], _T], name: str) -> _T | None:
 
     Args:
         seconds: The limit.
-        call: Must not raise.
-        name: Of its thread.
+        call: Runs in a thread of its own.
+        name: Of that thread.
+
+    Raises:
+        Exception: What the call raises within the limit.
     """
     returned: list[_T] = []
-    thread = threading.Thread(target=lambda: returned.append(call()), name=name, daemon=True)
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            returned.append(call())
+        except Exception as error:  # noqa: BLE001 - for the thread that waits
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     thread.join(seconds)
+    if raised:
+        raise raised[0]
     return returned[0] if returned else None

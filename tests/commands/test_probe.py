@@ -4,6 +4,7 @@ import os
 import resource
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,9 @@ def test_a_store_that_never_answers_fails_in_time(odd: Any, other_storage: str) 
         return lambda fs: lambda *args, **kwargs: answer.wait(60) and getattr(fs, name)(*args, **kwargs)
 
     odd(**{name: hang(name) for name in ("open", "cat_file", "pipe_file")})
+    began = time.monotonic()
     text, good = probe(other_storage, megabytes=1, limit=0.3)
+    assert time.monotonic() - began < 30, "it does not wait for what wakes up after a minute"
     answer.set()
     assert not good
     assert "no answer within" in text
