@@ -32,7 +32,10 @@ INSIDE = (
     ("trainer_state", "memory_checkpoints"),
     ("monitored_metric",),
     ("session",),
-    ("epoch_loop",),
+    (
+        "epoch_loop",
+        "evaluation_loop",
+    ),
     ("hooks", "checkpoints", "checkpoint_io", "nonfinite"),
 )
 """Of `pipeline/training/`, in the same way."""
