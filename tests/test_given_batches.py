@@ -78,7 +78,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
-def tested(app: App, run: str, *more: str) -> tuple[Ended, dict[str, Any], dict[int, float]]:
+def evaluated(app: App, run: str, *more: str) -> tuple[Ended, dict[str, Any], dict[int, float]]:
     """A test, its receipt, and the scores by index."""
     ended = app("test", "--run_dir", run, *more)
     with Path(run, "evaluation/scores.csv").open() as file:
@@ -90,7 +90,7 @@ def tested(app: App, run: str, *more: str) -> tuple[Ended, dict[str, Any], dict[
 @pytest.mark.parametrize("workers", [0, 2])
 def test_samples_that_a_collate_function_filters_are_missing_in_the_receipt(app: App, run: str, workers: int) -> None:
     more = (*unread("test", 9), collate("without_none"), f"--data.num_workers={workers}")
-    ended, receipt, scores = tested(app, run, *more)
+    ended, receipt, scores = evaluated(app, run, *more)
     assert ended.status == 2
     assert "of 9 test samples 2 were not scored (first: [2, 5])" in ended.err
     assert (receipt["samples_scored"], receipt["missing_indices"]) == (7, [2, 5])
@@ -99,7 +99,7 @@ def test_samples_that_a_collate_function_filters_are_missing_in_the_receipt(app:
 
 @pytest.mark.parametrize("function", ["sorted_in_place", "uncollated"])
 def test_samples_that_change_their_order_are_scored_under_their_own_index(app: App, run: str, function: str) -> None:
-    ended, receipt, scores = tested(app, run, collate(function))
+    ended, receipt, scores = evaluated(app, run, collate(function))
     assert ended.status == 0, ended.err
     assert receipt["samples_scored"] == 9
     assert scores == {index: index for index in range(9)}
@@ -118,7 +118,7 @@ def test_an_evaluation_of_which_the_samples_cannot_be_told_is_refused_or_says_so
     ended = app("test", "--run_dir", run, *more)
     assert ended.status == 2
     assert f"which test samples are scored cannot be told: {reason}. To evaluate all the same" in ended.err
-    ended, receipt, _ = tested(app, run, *more, "--unproven=true")
+    ended, receipt, _ = evaluated(app, run, *more, "--unproven=true")
     assert ended.status == 0, ended.err
     assert receipt["unproven"] == [f"which test samples are scored cannot be told: {reason}"]
     assert receipt["samples_scored"] is receipt["missing"] is None
