@@ -31,11 +31,6 @@ def note(environment: Mapping[str, str] = os.environ, **facts: Any) -> None:
             partial.replace(Path(folder, _FILE))
 
 
-def noted() -> dict[str, Any]:
-    """Return what this process knows."""
-    return dict(_known)
-
-
 def noted_by_workers(folder: str) -> dict[str, Any]:
     """Return what rank 0 has left in the folder of its agent; nothing where it ran on another node, or never began."""
     with suppress(OSError, ValueError):

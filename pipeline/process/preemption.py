@@ -69,11 +69,6 @@ class Preemption:
         """Whether this process has been asked to stop."""
         return self._asked is not None
 
-    @property
-    def stepped(self) -> bool:
-        """Whether this process has come to the end of a batch, after which all ranks stop together."""
-        return self._stepped
-
     def ask(self) -> None:
         """Ask this process to stop, because other ranks have been asked."""
         self._asked = self._asked or time.monotonic()
