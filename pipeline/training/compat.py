@@ -63,7 +63,6 @@ MEMBERS = (
     Member(_TrainingEpochLoop, "on_run_start", ("data_fetcher",), "runs a validation that a preemption cut short"),
     Member(_TrainingEpochLoop, "advance", ("data_fetcher",), "calls the session between two batches"),
     Member(_TrainingEpochLoop, "on_advance_end", ("data_fetcher",), "runs a validation that a preemption cut short"),
-    Member(_TrainingEpochLoop, "_should_check_val_epoch", (), "tells whether a validation belongs to an epoch"),
     Member(_TrainingEpochLoop, "_should_check_val_fx", ("data_fetcher",), "calls the session before a validation"),
     Member(_TrainingEpochLoop, "_broadcast_sigterm_tensor", (), "is turned off: the stop vote costs no step"),
     Member(_TrainingEpochLoop, "_num_ready_batches_reached", (), "tells whether an epoch is over"),

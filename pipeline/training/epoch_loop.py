@@ -82,11 +82,6 @@ class EpochLoop(compat.TrainingEpochLoop):
             progress.is_last_batch = data_fetcher.done or progress.current.ready >= self.trainer.num_training_batches
             self.on_advance_end(data_fetcher)
 
-    def _should_check_val_epoch(self) -> bool:
-        if self._lean is None:
-            return super()._should_check_val_epoch()
-        return self._lean.validates and self.trainer.limit_val_batches > 0
-
     def _should_check_val_fx(self, data_fetcher: Any) -> bool:
         due = self.validation_pending or super()._should_check_val_fx(data_fetcher)
         if due and self.session is not None:
@@ -164,5 +159,6 @@ def install(trainer: pl.Trainer) -> EpochLoop:
     logged_values.install()
     stock = trainer.fit_loop.epoch_loop
     loop = EpochLoop(trainer, stock.min_steps, stock.max_steps)
+    loop.val_loop = stock.val_loop
     trainer.fit_loop.epoch_loop = loop
     return loop

@@ -28,10 +28,14 @@ class EvaluationLoop(StockLoop):
     def _evaluation_step(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         if self._lean is not None and not self._lean.holds:
             self._lean = None
-        if self._lean is None:
-            super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
-        else:
-            self._lean.evaluate(batch, batch_idx, dataloader_idx)
+        try:
+            if self._lean is None:
+                super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
+            else:
+                self._lean.evaluate(batch, batch_idx, dataloader_idx)
+        except BaseException:
+            self._lean = None
+            raise
 
     def on_run_end(self) -> Any:
         """Keep nothing beyond the last batch."""
@@ -39,15 +43,12 @@ class EvaluationLoop(StockLoop):
         return super().on_run_end()
 
 
+EvaluationLoop.__name__ = StockLoop.__name__  # by which Lightning's profilers name what it does
+
+
 def install(trainer: pl.Trainer) -> None:
-    """Have a trainer validate and test without what nobody asked for."""
+    """Have a trainer validate and test without what nobody asked for; a loop of the user's own stays as it is."""
     logged_values.install()
-    epoch_loop: Any = trainer.fit_loop.epoch_loop
-    epoch_loop.val_loop = _lean(epoch_loop.val_loop)
-    trainer.validate_loop, trainer.test_loop = _lean(trainer.validate_loop), _lean(trainer.test_loop)
-
-
-def _lean(stock: StockLoop) -> StockLoop:
-    if type(stock) is not StockLoop:
-        return stock  # of the user's own
-    return EvaluationLoop(stock.trainer, stock._trainer_fn, stock._stage, stock.verbose, stock.inference_mode)
+    for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
+        if type(loop) is StockLoop:
+            loop.__class__ = EvaluationLoop

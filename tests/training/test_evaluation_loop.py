@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from torch.utils.data import DataLoader
 
-from pipeline.training import evaluation_loop
+from pipeline.training import epoch_loop, evaluation_loop
 from tests.support.hook_calls import Numbers
 
 
@@ -38,16 +38,19 @@ def trainer(**named: Any) -> pl.Trainer:
     return pl.Trainer(accelerator="cpu", **{**quiet, **named})
 
 
-def test_each_evaluation_loop_is_replaced_and_is_as_it_was_configured() -> None:
+def loops(made: pl.Trainer) -> list[Any]:
+    return [made.fit_loop.epoch_loop.val_loop, made.validate_loop, made.test_loop]
+
+
+def test_each_evaluation_loop_becomes_lean_and_stays_as_it_was_configured() -> None:
     made = trainer(inference_mode=False)
-    before: Any = made.fit_loop.epoch_loop.val_loop, made.validate_loop, made.test_loop
+    before = loops(made)
+    epoch_loop.install(made)
     evaluation_loop.install(made)
-    after: Any = made.fit_loop.epoch_loop.val_loop, made.validate_loop, made.test_loop
-    names = ("_trainer_fn", "_stage", "verbose", "inference_mode")
-    for stock, own in zip(before, after, strict=True):
-        assert type(stock) is _EvaluationLoop
-        assert type(own) is evaluation_loop.EvaluationLoop
-        assert [getattr(own, name) for name in names] == [getattr(stock, name) for name in names]
+    assert all(own is stock for own, stock in zip(loops(made), before, strict=True))
+    assert {type(own) for own in loops(made)} == {evaluation_loop.EvaluationLoop}
+    assert [own.inference_mode for own in loops(made)] == [False] * 3
+    assert {type(own).__name__ for own in loops(made)} == {"_EvaluationLoop"}, "as profilers name it"
 
 
 def test_a_loop_of_the_users_own_stays() -> None:
@@ -55,10 +58,11 @@ def test_a_loop_of_the_users_own_stays() -> None:
         pass
 
     made = trainer()
-    stock = made.validate_loop
-    own = made.validate_loop = Own(made, stock._trainer_fn, stock._stage, stock.verbose, stock.inference_mode)
+    for loop in loops(made):
+        loop.__class__ = Own
+    epoch_loop.install(made)
     evaluation_loop.install(made)
-    assert made.validate_loop is own
+    assert {type(loop) for loop in loops(made)} == {Own}
 
 
 def test_a_callback_that_comes_in_during_an_evaluation_is_called() -> None:
@@ -84,5 +88,6 @@ def test_an_evaluation_that_fails_leaves_a_trainer_that_evaluates() -> None:
             means.append(made.test(model, loader, verbose=False)[0]["mean"])
         except RuntimeError:
             means.append(None)
+        assert made.test_loop.logged is None  # type: ignore[attr-defined]
     assert means[1] is None
     assert means[0] == means[2]

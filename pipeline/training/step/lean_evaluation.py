@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.training.step import step_compat as compat
-from pipeline.training.step.hook import Hook, Transfer, within
+from pipeline.training.step.hook import Called, Hook, Transfer, within
 from pipeline.training.step.logged_values import LoggedCalls
 
 
@@ -27,8 +27,9 @@ class LeanEvaluation:
         self._step_name = f"{kind}_step"
         self.logged = LoggedCalls(loop, self._step_name)
         self._loop, self._trainer, self._module = loop, trainer, trainer.lightning_module
-        self._callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
-        self._start, self._end = (Hook(f"on_{kind}_batch_{which}", trainer) for which in ("start", "end"))
+        start, end = (f"on_{kind}_batch_{when}" for when in ("start", "end"))
+        self._start, self._end = Hook(start, trainer), Hook(end, trainer)
+        self._called = Called(trainer, (self._step_name, start, end))
         self._step: Callable[..., Any] = getattr(trainer.strategy, self._step_name)
         self._moved = Transfer(trainer)
         self._takes_index = compat.takes_batch_index(self._module, self._step_name)
@@ -42,7 +43,7 @@ class LeanEvaluation:
     @property
     def holds(self) -> bool:
         """Whether what was looked up still is so."""
-        return self._callbacks == self._trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+        return self._called.holds
 
     def evaluate(self, batch: Any, index: int, dataloader_idx: int) -> None:
         """Evaluate a batch.

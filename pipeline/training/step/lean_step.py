@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pipeline.training.compat import TrainingEpochLoop, epoch_is_over, is_accumulating
 from pipeline.training.step import step_compat as compat
-from pipeline.training.step.hook import OF_MODEL, OF_TRAINING, Hook, Transfer, within
+from pipeline.training.step.hook import OF_MODEL, OF_TRAINING, Called, Hook, Transfer, within
 from pipeline.training.step.logged_values import LoggedValues
+from pipeline.training.step.step_compat import TRAINING
 
 
 class LeanStep:
@@ -29,15 +30,13 @@ class LeanStep:
 
     Attributes:
         logged: What the batches log.
-        validates: Whether a validation belongs to this epoch, which Lightning looks up for each batch.
     """
 
     def __init__(self, loop: TrainingEpochLoop) -> None:
         trainer = loop.trainer
         self.logged = LoggedValues(loop)
-        self.validates = loop._should_check_val_epoch()
         self._loop, self._trainer, self._module = loop, trainer, trainer.lightning_module
-        self._callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
+        self._called = Called(trainer, (TRAINING, *OF_TRAINING, *OF_MODEL))
         self._hooks = {name: Hook(name, trainer) for name in (*OF_TRAINING, *OF_MODEL)}
         self._moved = Transfer(trainer)
         self._takes_index = compat.takes_batch_index(self._module)
@@ -58,7 +57,7 @@ class LeanStep:
     @property
     def holds(self) -> bool:
         """Whether what was looked up still is so."""
-        return self._callbacks == self._trainer.callbacks and self._module.automatic_optimization  # type: ignore[attr-defined]
+        return self._called.holds and self._module.automatic_optimization
 
     def advance(self, fetcher: Any) -> None:
         """Train on the next batch.

@@ -6,7 +6,7 @@ read or not. A call that is like the one before needs none of that.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -18,8 +18,16 @@ from pipeline.training.step import step_compat as compat
 
 Loggable = Tensor | Metric | float | int
 """What a step logs."""
-_BATCH_SIZE = 9
-"""Which argument of `log` the batch size is, after name and value, where it is given by position."""
+_LOADER = 8
+"""Which argument of `log` `add_dataloader_idx` is, after name and value; the batch size is the next."""
+
+
+class _Known(NamedTuple):
+    """How a value was logged last: the call without name and value, and Lightning's sum of it."""
+
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+    metric: Any
 
 
 class LoggedCalls:
@@ -32,8 +40,8 @@ class LoggedCalls:
 
     def __init__(self, loop: TrainingEpochLoop | compat.EvaluationLoop, hook: str) -> None:
         self._loop, self._trainer, self._hook = loop, loop.trainer, hook
-        self._known: dict[tuple[str, int | None], tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
-        """By name and loader: how a value was logged last, and Lightning's sum of it."""
+        self._known: dict[tuple[str, int | None], _Known] = {}
+        """By name and loader."""
 
     def add(self, name: str, value: Loggable, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Add a value that was logged in the same way in an earlier batch.
@@ -48,14 +56,17 @@ class LoggedCalls:
             Whether that was so; otherwise it is Lightning's to check and to add.
         """
         results: Any = self._loop._results
-        key = name, results.dataloader_idx
-        if key not in self._known or compat.in_first_batch(self._trainer):
+        known = self._known.get((name, results.dataloader_idx))
+        if known is None or compat.in_first_batch(self._trainer):
             return False
-        *known, metric = self._known[key]
-        if known != [arguments, named]:
+        metric = known.metric
+        # Where one of them is a tensor, to compare it waits for its device.
+        if any(isinstance(each, Tensor) for each in named.values()) or known[:2] != (arguments, named):
             return False
+        if metric.is_tensor == isinstance(value, Metric):
+            return False  # of two kinds, which is refused
         if isinstance(value, Metric):
-            # Lightning moves it to where it is each time, which gives it the default dtype besides (`bf16-true`).
+            # Lightning moves it to where it is, and so gives it the default dtype (`bf16-true`), until it has that.
             if value is not metric.value or value.dtype is not torch.get_default_dtype():
                 return False
         elif isinstance(value, Tensor):
@@ -72,10 +83,14 @@ class LoggedCalls:
     def learn(self, name: str, value: Loggable, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Take note of a call that Lightning has checked."""
         results: Any = self._loop._results
-        key = f"{self._hook}.{name}"
-        metric = results.get(key if results.dataloader_idx is None else f"{key}.{results.dataloader_idx}")
-        if metric is not None and metric.is_tensor != isinstance(value, Metric) and len(arguments) < _BATCH_SIZE:
-            self._known[name, results.dataloader_idx] = arguments, named, metric
+        loader = results.dataloader_idx
+        if len(arguments) > _LOADER:
+            return  # what is given by name is known, and these are not
+        # As `_ResultCollection.log` names them.
+        suffix = "" if loader is None or not named.get("add_dataloader_idx", True) else f".{loader}"
+        metric = results.get(f"{self._hook}.{name}{suffix}")
+        if metric is not None and metric.is_tensor != isinstance(value, Metric):
+            self._known[name, loader] = _Known(arguments, named, metric)
 
 
 class LoggedValues(LoggedCalls):
@@ -114,10 +129,11 @@ def install() -> None:
     @functools.wraps(stock)
     def log(self: pl.LightningModule, name: str, value: Any, *arguments: Any, **named: Any) -> None:
         trainer = self._trainer
-        loop = None if trainer is None else compat.loop_of(trainer, vars(self).get(compat.CURRENT_HOOK))
-        # None where Lightning's own loop takes the steps.
-        logged: LoggedCalls | None = getattr(loop, "logged", None)
-        if logged is None or not isinstance(value, Loggable) or torch.compiler.is_compiling():
+        logged: LoggedCalls | None = None
+        if not torch.compiler.is_compiling() and trainer is not None and isinstance(value, Loggable):
+            # None where Lightning's own loop takes the steps.
+            logged = getattr(compat.loop_of(trainer, vars(self).get(compat.CURRENT_HOOK)), "logged", None)
+        if logged is None:
             stock(self, name, value, *arguments, **named)
         elif not logged.add(name, value, arguments, named):
             stock(self, name, value, *arguments, **named)

@@ -36,16 +36,8 @@ MEMBERS = (
         ("batch", "batch_idx", "dataloader_idx", "dataloader_iter"),
         "evaluates a batch; `LeanEvaluation` does the same",
     ),
-    Member(
-        _EvaluationLoop,
-        "__init__",
-        ("trainer", "trainer_fn", "stage", "verbose", "inference_mode"),
-        "is made anew, as it was configured",
-    ),
     Member(_EvaluationLoop, "on_run_start", (), "looks up who has anything to do in a batch"),
     Member(_EvaluationLoop, "on_run_end", (), "keeps nothing of it"),
-    Member(_EvaluationLoop, "_trainer_fn", None, "is the method of the trainer that runs it"),
-    Member(_EvaluationLoop, "_stage", None, "tells a validation from a test"),
     Member(_EvaluationLoop, "_has_run", None, "tells that there was a batch"),
     Member(_EvaluationLoop, "_seen_batches_per_dataloader", None, "is the step under which values are logged"),
     Member(_EvaluationLoop, "_data_fetcher", None, "has the batches"),
@@ -110,7 +102,10 @@ def is_stock(trainer: pl.Trainer, fetcher: Any) -> bool:
 
 
 def is_plain(trainer: pl.Trainer, fetcher: Any) -> bool:
-    """Return whether batches come one by one, and nobody wants to know how long each hook takes."""
+    """Return whether batches come one by one, and nobody wants to know how long each hook takes.
+
+    An evaluation needs no more: its step is the strategy's own, and `Transfer` looks at precision and strategy itself.
+    """
     profiler = trainer.profiler  # type: ignore[attr-defined]
     return type(profiler) is PassThroughProfiler and not isinstance(fetcher, _DataLoaderIterDataFetcher)
 
@@ -131,18 +126,25 @@ def takes_batch_index(module: pl.LightningModule, step: str = TRAINING) -> bool:
 
 
 def moves_batches(trainer: pl.Trainer) -> bool:
-    """Return whether a model or its data have hooks of their own through which a batch goes."""
+    """Return whether a model, its data or a strategy have a way of their own to the device."""
     selector = trainer._data_connector._datahook_selector
     assert selector is not None
+    if getattr(trainer.strategy.batch_to_device, "__func__", None) is not Strategy.batch_to_device:
+        return True
     hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
     return any(overridden(selector.get_instance(hook), hook) is not None for hook in hooks)
 
 
+_KINDS = (pl.Callback, pl.LightningModule, pl.LightningDataModule)
+_STOCK = {kind: {name: getattr(kind, name) for name in dir(kind)} for kind in _KINDS}
+"""What they consist of before anybody has patched them."""
+
+
 def overridden(owner: Any, hook: str) -> Any:
     """Return a hook of a callback, a model or data, bound to it; None where it is Lightning's own."""
-    kinds = (pl.Callback, pl.LightningModule, pl.LightningDataModule)
-    method, stock = getattr(owner, hook), next(getattr(kind, hook) for kind in kinds if isinstance(owner, kind))
-    return None if getattr(method, "__func__", method) is stock else method
+    method = getattr(owner, hook)
+    stock = next((_STOCK[kind][hook] for kind in _KINDS if isinstance(owner, kind)), None)
+    return None if stock is not None and getattr(method, "__func__", method) is stock else method
 
 
 def loss_and_outputs(output: Any, batches: int) -> tuple[Tensor | None, dict[str, Any]]:
@@ -205,6 +207,7 @@ def count_evaluated_batch(loop: Any, dataloader_idx: int) -> None:
 
 
 def _logs_steps(loop: Any) -> bool:
+    """Return whether there is any value of a batch: Lightning's dictionaries of them are empty otherwise."""
     return any(metric.meta.on_step for metric in loop._results.values())
 
 

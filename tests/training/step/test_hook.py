@@ -6,9 +6,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
-from pipeline.training.step.hook import Hook, Transfer
+from pipeline.training.step.hook import Called, Hook, Transfer
 
 
 class Model(pl.LightningModule):
@@ -65,9 +66,67 @@ def test_hooks_of_the_model_alone_are_not_looked_for_in_callbacks() -> None:
     assert not Hook("optimizer_zero_grad", running(Model(), pl.Callback())).overridden
 
 
-@pytest.mark.parametrize("batch", [torch.ones(2), [torch.ones(2)], {"x": (torch.ones(2), torch.zeros(1))}], ids=type)
-def test_a_batch_that_is_where_it_should_be_is_not_touched(batch: Any) -> None:
+@pytest.mark.parametrize(
+    "batch", [[torch.ones(2)], (torch.ones(2),), {"x": [torch.ones(2)]}], ids=["list", "tuple", "dict"]
+)
+def test_a_batch_that_is_where_it_should_be_is_repacked_and_its_tensors_stay(batch: Any) -> None:
+    made = Transfer(running(Model()))(batch)
+    assert type(made) is type(batch)
+    assert isinstance(batch, tuple) or made is not batch, "a dataset may keep what it hands out"
+    ours, its = (each["x"] if isinstance(each, dict) else each for each in (made, batch))
+    assert ours[0] is its[0]
+
+
+def test_a_tensor_is_handed_on_as_it_is() -> None:
+    batch = torch.ones(2)
     assert Transfer(running(Model()))(batch) is batch
+
+
+class Doubled(SingleDeviceStrategy):
+    def batch_to_device(self, batch: Any, device: Any = None, dataloader_idx: int = 0) -> Any:
+        return batch * 2
+
+
+def test_a_batch_goes_the_way_of_a_strategy_of_the_users_own() -> None:
+    assert Transfer(running(Model(), strategy=Doubled(device="cpu")))(torch.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_a_callback_that_only_looks_like_one_and_a_patched_class_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    class Alike:
+        def on_train_batch_end(self, *_: Any) -> None:
+            called.append("callback")
+
+    trainer = running(Model())
+    trainer.callbacks.append(Alike())  # type: ignore[attr-defined]
+    patched = lambda *_: called.append("class")  # noqa: E731
+    monkeypatch.setattr(pl.LightningModule, "on_train_batch_end", patched)
+    Hook("on_train_batch_end", trainer)(None, None, 0)
+    assert called == ["callback", "class"]
+
+
+class Equal(pl.Callback):
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Equal)
+
+    __hash__ = pl.Callback.__hash__
+
+
+def test_what_was_looked_up_holds_while_callbacks_and_methods_are_the_same() -> None:
+    model = Told()
+    trainer: Any = running(model, Equal())
+    called = Called(trainer, ("on_train_batch_start", "on_train_batch_end"))
+    assert called.holds
+    trainer.callbacks.append(pl.Callback())
+    assert not called.holds
+    trainer.callbacks.pop()
+    assert called.holds
+    trainer.callbacks[-1] = Equal()
+    assert not called.holds, "another one, though it is equal"
+    called = Called(trainer, ("on_train_batch_start", "on_train_batch_end"))
+    model.on_train_batch_end = lambda *_: None  # type: ignore[method-assign]
+    assert not called.holds
 
 
 def test_a_batch_goes_through_the_hooks_of_whoever_has_them_and_the_precision() -> None:

@@ -71,7 +71,9 @@ class Indexed(Model):
     """Of several loaders."""
 
     def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int) -> Any:  # type: ignore[override]
-        self.log("once", batch.mean(), add_dataloader_idx=False) if dataloader_idx == 0 else None
+        if dataloader_idx == 0:  # names that look like those that Lightning makes of a name and a loader
+            self.log("once", batch.mean(), add_dataloader_idx=False)
+            self.log("once.0", 2.0 + batch_idx, add_dataloader_idx=False)
         return self._evaluated(batch, batch_idx, "val")
 
     def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int) -> Any:  # type: ignore[override]
@@ -99,6 +101,38 @@ class InTurn(Model):
         self.log("shown", shown)
         shown.zero_()
         self.log("in_turn", batch.mean(), on_step=batch_idx == 3)
+
+
+class MetricOrNumber(Model):
+    """Logs a metric and its value under one name, which is refused."""
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> Any:
+        self.mean.update(batch)
+        self.log("in_turn", self.mean if batch_idx != 2 else self.mean.compute())
+
+
+class Changing(Model):
+    """Becomes another while it is evaluated."""
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> Any:  # type: ignore[override]
+        self.log("first", batch.mean())
+        if batch_idx == 1:
+            self.on_validation_batch_end = lambda *_: self.log("late", 1.0)  # type: ignore[method-assign]
+            self.validation_step = self.another  # type: ignore[assignment, method-assign]
+
+    def another(self, batch: Tensor) -> Any:
+        self.log("then", batch.sum())
+
+
+class Unpacking(Model):
+    """Changes the batches that its dataset keeps."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        x = batch.pop("x")
+        batch["y"][0] = batch["y"][0] + 1
+        self.log("sum", x.sum() + batch["y"][0].sum())
+
+    test_step = validation_step
 
 
 def situation(trainer: Any, module: Any) -> Any:
@@ -225,8 +259,33 @@ def test_lean_evaluations_are_made_where_nobody_measures_hooks(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("lean", [True, False])
-def test_the_same_name_logged_in_two_ways_is_refused(lean: bool, tmp_path: Path, leave: Callable[[], None]) -> None:
+@pytest.mark.parametrize("kind", [InTurn, MetricOrNumber])
+def test_the_same_name_logged_in_two_ways_is_refused(
+    kind: type[Model], lean: bool, tmp_path: Path, leave: Callable[[], None]
+) -> None:
     if not lean:
         leave()
     with pytest.raises(Exception, match=r"twice in `validation_step` with different arguments"):
-        evaluated(tmp_path, InTurn, "validate", 1, [], watch=False)
+        evaluated(tmp_path, kind, "validate", 1, [], watch=False)
+
+
+def test_a_model_that_becomes_another_is_evaluated_as_that(tmp_path: Path, leave: Callable[[], None]) -> None:
+    results = []
+    for which in range(2):
+        results.append(evaluated(tmp_path / str(which), Changing, "validate", 1, [], watch=False)[0])
+        leave()
+    assert results[0] == results[1]
+    assert results[0][0].keys() == {"first", "late", "then"}
+
+
+def test_what_a_step_does_to_a_batch_is_not_done_to_the_dataset(leave: Callable[[], None]) -> None:
+    results = []
+    for _ in range(2):
+        kept = [{"x": row, "y": [row]} for row in Numbers().rows]
+        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        evaluation_loop.install(trainer)
+        loader = DataLoader(kept, batch_size=None, collate_fn=lambda batch: batch)
+        results.append([trainer.validate(Unpacking(), loader, verbose=False) for _ in range(2)])
+        leave()
+    assert results[0] == results[1]
+    assert results[0][0] == results[0][1]
