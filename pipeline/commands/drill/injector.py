@@ -259,8 +259,15 @@ class FaultInjector:
         job.kill()
         self._until(lambda: job.starts > starts and len(job.workers(fault.node)) > fault.process)
         self._let_pass(fault.delay)
+        rank: list[int] = []
+
+        def found() -> bool:
+            rank[:] = job.workers(fault.node)[fault.process : fault.process + 1]
+            return bool(rank)
+
+        self._until(found)
         ended, asked = len(job.endings), time.monotonic()
-        send(job.workers(fault.node)[fault.process : fault.process + 1], SIGTERM)
+        send(rank, SIGTERM)
         self._until(lambda: len(job.endings) >= ended + job.nodes)
         result.problems += [f"an agent ended with {status}" for _, status in job.endings[ended:] if status != PREEMPTED]
         seconds, started = time.monotonic() - asked, len(self._log.first) > entries

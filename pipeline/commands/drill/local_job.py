@@ -124,7 +124,7 @@ class LocalJob:
         agent = self._agents[node].pid
         with suppress(OSError):
             children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-            return sorted(int(pid) for pid in children if not is_standby(int(pid)))
+            return sorted(pid for pid in map(int, children) if _is_worker(pid, agent))
         return []
 
     def kill(self) -> None:
@@ -182,6 +182,14 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def _is_worker(child: int, agent: int) -> bool:
+    """Return whether a child of an agent is a rank: it runs, is no standby, and not about to become another program."""
+    with suppress(OSError):
+        own, its = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (agent, child))
+        return its != own and is_running(child) and not is_standby(child)
+    return False
 
 
 def _free_port() -> int:

@@ -95,3 +95,34 @@ def test_a_process_that_was_not_waited_for_has_ended_all_the_same() -> None:
     assert process.wait() == 0
     send([process.pid], signal.SIGTERM)
     assert not is_running(process.pid)
+
+
+AGENT = """
+import os, subprocess, sys, time
+if (same := os.fork()) == 0:  # as between fork and exec
+    time.sleep(60)
+    os._exit(0)
+if (ended := os.fork()) == 0:
+    os._exit(0)
+sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+standby = subprocess.Popen([sys.executable, "-X", "standby=7", *sleep[1:]])
+worker = subprocess.Popen(sleep)
+print(worker.pid, same, standby.pid, ended, flush=True)
+time.sleep(60)
+"""
+
+
+def test_of_an_agents_children_those_that_are_ranks_are_workers(launch: Launch, tmp_path: Path) -> None:
+    job = launch("--help")
+    job.kill()
+    with subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        worker, *others = map(int, agent.stdout.readline().split())
+        job._agents = [agent]  # type: ignore[list-item]
+        try:
+            until(lambda: job.workers(0) == [worker])
+            assert len(others) == 3
+        finally:
+            for pid in (worker, *others[:2]):
+                send([pid], signal.SIGKILL)
+            agent.kill()
