@@ -71,9 +71,10 @@ class Mirror:
             final: Also send files that have grown by little.
         """
         self._last = time.monotonic()
-        self._thread = threading.Thread(target=self._send, args=(final,), name="mirror", daemon=True)
-        self._thread.start()
-        return self._thread
+        thread = threading.Thread(target=self._send, args=(final,), name="mirror", daemon=True)
+        thread.start()
+        self._thread = thread  # only now: a saver may wait for it at any moment
+        return thread
 
     def request(self) -> None:
         """Have what has changed until now sent: by the copy that is under way, or by another one."""

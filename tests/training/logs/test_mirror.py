@@ -91,6 +91,21 @@ def test_what_is_asked_for_during_a_copy_is_sent_by_it_and_waiting_has_an_end(
     assert run.read("logs/x") == b"one, two"
 
 
+def test_a_saver_may_wait_while_a_copy_is_being_started(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, real = a_mirror(run), threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        kept.wait(20)  # as a saver's thread does, whenever it commits
+        real(thread)
+
+    Path(kept.folder, "x").write_text("x")
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for _ in range(2):
+        kept.start()
+    kept.wait(20)
+    assert run.read("logs/x") == b"x"
+
+
 def test_what_a_killed_process_left_is_sent_by_the_next(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "x").write_text("left")
