@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline.training.trainer import Trainer
+
 
 class Numbers(Dataset[Tensor]):
     """19 rows of 4 numbers."""
@@ -19,6 +21,12 @@ class Numbers(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.rows[index]
+
+
+def quiet_trainer(**named: Any) -> Trainer:
+    """A trainer on the CPU that shows, logs and saves nothing but what is asked for."""
+    off = ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar")
+    return Trainer(accelerator="cpu", **{**dict.fromkeys(off, False), **named})
 
 
 def plain(value: Any) -> Any:

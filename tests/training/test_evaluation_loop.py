@@ -9,7 +9,7 @@ from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from torch.utils.data import DataLoader
 
 from pipeline.training import epoch_loop, evaluation_loop
-from tests.support.hook_calls import Numbers
+from tests.support.hook_calls import Numbers, quiet_trainer
 
 
 class Adding(pl.LightningModule):
@@ -28,22 +28,12 @@ class Adding(pl.LightningModule):
             self.trainer.callbacks.append(late)  # type: ignore[attr-defined]
 
 
-def trainer(**named: Any) -> pl.Trainer:
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    return pl.Trainer(accelerator="cpu", **{**quiet, **named})
-
-
 def loops(made: pl.Trainer) -> list[Any]:
     return [made.fit_loop.epoch_loop.val_loop, made.validate_loop, made.test_loop]
 
 
 def test_each_evaluation_loop_becomes_lean_and_stays_as_it_was_configured() -> None:
-    made = trainer(inference_mode=False)
+    made = quiet_trainer(inference_mode=False)
     before = loops(made)
     epoch_loop.install(made)
     evaluation_loop.install(made)
@@ -57,7 +47,7 @@ def test_a_loop_of_the_users_own_stays() -> None:
     class Own(_EvaluationLoop):
         pass
 
-    made = trainer()
+    made = quiet_trainer()
     for loop in loops(made):
         loop.__class__ = Own
     epoch_loop.install(made)
@@ -66,7 +56,7 @@ def test_a_loop_of_the_users_own_stays() -> None:
 
 
 def test_a_callback_that_comes_in_during_an_evaluation_is_called() -> None:
-    model, made = Adding(), trainer()
+    model, made = Adding(), quiet_trainer()
     evaluation_loop.install(made)
     (result,) = made.test(model, DataLoader(Numbers(), batch_size=4), verbose=False)
     assert model.called == [2, 3, 4]
@@ -80,7 +70,7 @@ def test_an_evaluation_that_fails_leaves_a_trainer_that_evaluates() -> None:
                 raise RuntimeError("in the midst of it")
             super().test_step(batch, batch_idx)
 
-    model, made, loader = Failing(), trainer(), DataLoader(Numbers(), batch_size=4)
+    model, made, loader = Failing(), quiet_trainer(), DataLoader(Numbers(), batch_size=4)
     evaluation_loop.install(made)
     means = []
     for model.fails in (False, True, False):

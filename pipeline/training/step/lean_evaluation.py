@@ -33,12 +33,12 @@ class LeanEvaluation:
         self._step: Callable[..., Any] = getattr(trainer.strategy, self._step_name)
         self._moved = Transfer(trainer)
         self._takes_index = compat.takes_batch_index(self._module, self._step_name)
-        self._tells_loader = loop._is_sequential and loop.num_dataloaders > 1
+        self._tells_loader = compat.tells_loader(loop)
 
     @staticmethod
     def of(loop: compat.EvaluationLoop) -> "LeanEvaluation | None":
         """Return how to evaluate the batches that a loop has before it; None where that is Lightning's to do."""
-        return LeanEvaluation(loop) if compat.is_plain(loop.trainer, loop._data_fetcher) else None
+        return LeanEvaluation(loop) if compat.is_plain_evaluation(loop) else None
 
     @property
     def holds(self) -> bool:

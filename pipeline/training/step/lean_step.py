@@ -19,7 +19,6 @@ from pipeline.training.compat import TrainingEpochLoop, epoch_is_over, is_accumu
 from pipeline.training.step import step_compat as compat
 from pipeline.training.step.hook import OF_MODEL, OF_TRAINING, Called, Hook, Transfer, within
 from pipeline.training.step.logged_values import LoggedValues
-from pipeline.training.step.step_compat import TRAINING
 
 
 class LeanStep:
@@ -36,7 +35,7 @@ class LeanStep:
         trainer = loop.trainer
         self.logged = LoggedValues(loop)
         self._loop, self._trainer, self._module = loop, trainer, trainer.lightning_module
-        self._called = Called(trainer, (TRAINING, *OF_TRAINING, *OF_MODEL))
+        self._called = Called(trainer, (compat.TRAINING, *OF_TRAINING, *OF_MODEL))
         self._hooks = {name: Hook(name, trainer) for name in (*OF_TRAINING, *OF_MODEL)}
         self._moved = Transfer(trainer)
         self._takes_index = compat.takes_batch_index(self._module)

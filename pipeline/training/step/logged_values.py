@@ -55,7 +55,7 @@ class LoggedCalls:
         Returns:
             Whether that was so; otherwise it is Lightning's to check and to add.
         """
-        results: Any = self._loop._results
+        results = compat.results_of(self._loop)
         known = self._known.get((name, results.dataloader_idx))
         if known is None or compat.in_first_batch(self._trainer):
             return False
@@ -82,7 +82,7 @@ class LoggedCalls:
 
     def learn(self, name: str, value: Loggable, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Take note of a call that Lightning has checked."""
-        results: Any = self._loop._results
+        results = compat.results_of(self._loop)
         loader = results.dataloader_idx
         if len(arguments) > _LOADER:
             return  # what is given by name is known, and these are not

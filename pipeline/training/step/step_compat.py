@@ -101,11 +101,16 @@ def is_stock(trainer: pl.Trainer, fetcher: Any) -> bool:
     )
 
 
-def is_plain(trainer: pl.Trainer, fetcher: Any) -> bool:
-    """Return whether batches come one by one, and nobody wants to know how long each hook takes.
+def is_plain_evaluation(loop: Any) -> bool:
+    """Return whether `LeanEvaluation` does what Lightning's loop would.
 
-    An evaluation needs no more: its step is the strategy's own, and `Transfer` looks at precision and strategy itself.
+    Its step is the strategy's own, and `Transfer` looks at precision and strategy itself.
     """
+    return is_plain(loop.trainer, loop._data_fetcher)
+
+
+def is_plain(trainer: pl.Trainer, fetcher: Any) -> bool:
+    """Return whether batches come one by one, and nobody wants to know how long each hook takes."""
     profiler = trainer.profiler  # type: ignore[attr-defined]
     return type(profiler) is PassThroughProfiler and not isinstance(fetcher, _DataLoaderIterDataFetcher)
 
@@ -181,6 +186,16 @@ def lightning_optimizer(trainer: pl.Trainer) -> Any:
 def begin_batch(trainer: pl.Trainer, batch: Any, dataloader_idx: int | None = None) -> None:
     """Have values logged from here on as those of a batch."""
     trainer._logger_connector.on_batch_start(batch, dataloader_idx)
+
+
+def results_of(loop: Any) -> Any:
+    """Return what is logged in a loop, by key."""
+    return loop._results
+
+
+def tells_loader(loop: Any) -> bool:
+    """Return whether an evaluation goes through several loaders, and its hooks are told which one a batch is of."""
+    return bool(loop._is_sequential and loop.num_dataloaders > 1)
 
 
 def forget_batch(loop: Any) -> None:

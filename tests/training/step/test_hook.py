@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from pipeline.training.step.hook import Called, Hook, Transfer
+from tests.support.hook_calls import quiet_trainer
 
 
 class Model(pl.LightningModule):
@@ -29,15 +30,7 @@ class Doubling(Model):
 
 
 def running(model: pl.LightningModule, *callbacks: pl.Callback, **named: Any) -> pl.Trainer:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **named,
-    )
+    trainer = quiet_trainer(callbacks=list(callbacks), **named)
     trainer.strategy._lightning_module = model
     trainer._data_connector.attach_data(model)
     model.trainer = trainer

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.training import epoch_loop, evaluation_loop
 from pipeline.training.step.lean_evaluation import LeanEvaluation
-from pipeline.training.trainer import Trainer
-from tests.support.hook_calls import Numbers, assert_same_calls, assert_same_tables, plain
+from tests.support.hook_calls import Numbers, assert_same_calls, assert_same_tables, plain, quiet_trainer
 
 KINDS = ("validation", "test")
 OF_BOTH = tuple(f"on_{kind}_{when}" for kind in KINDS for when in ("batch_start", "batch_end", "epoch_end", "end"))
@@ -187,13 +186,9 @@ def evaluated(
     model = kind()
     if watch:
         watched(model, seen)
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         logger=CSVLogger(folder, "", ""),
         callbacks=[Recorder(OF_BOTH, seen)] if watch else [],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
         **{"max_epochs": 2, **named},
     )
     epoch_loop.install(trainer)
@@ -282,7 +277,7 @@ def test_what_a_step_does_to_a_batch_is_not_done_to_the_dataset(leave: Callable[
     results = []
     for _ in range(2):
         kept = [{"x": row, "y": [row]} for row in Numbers().rows]
-        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer = quiet_trainer()
         evaluation_loop.install(trainer)
         loader = DataLoader(kept, batch_size=None, collate_fn=lambda batch: batch)
         results.append([trainer.validate(Unpacking(), loader, verbose=False) for _ in range(2)])

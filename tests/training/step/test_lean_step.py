@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.training import epoch_loop
 from pipeline.training.step.lean_step import LeanStep
-from pipeline.training.trainer import Trainer
-from tests.support.hook_calls import Numbers, assert_same_calls, assert_same_tables, plain
+from tests.support.hook_calls import Numbers, assert_same_calls, assert_same_tables, plain, quiet_trainer
 
 OF_MODEL = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -166,13 +165,9 @@ def fit(
     model = kind()
     if watch:
         watched(model, seen)
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         logger=CSVLogger(folder, "", ""),
         callbacks=[Recorder(OF_CALLBACK if watch else ("on_train_batch_end",), seen), *callbacks],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
         **{"max_epochs": 2, "log_every_n_steps": 2, **named},
     )
     epoch_loop.install(trainer)
